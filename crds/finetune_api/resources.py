@@ -1,0 +1,193 @@
+"""spec.resources and spec.workspace: what the training pods get."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from finetune_api.base import ApiModel, DnsLabel, DnsName, Quantity, cel
+from finetune_api.placement import Affinity, KeyRef, Labels, Toleration
+
+RESERVED_MOUNTS = ("/workspace", "/volumes", "/etc/finetune", "/tmp", "/dev/shm")
+RESERVED_ENV = "FINETUNE_"
+RESERVED_VOLUME = "finetune-"
+
+_ENV_RULES: list[dict[str, str]] = [
+    cel("(has(self.value) ? 1 : 0) + (has(self.secretKeyRef) ? 1 : 0) + (has(self.configMapKeyRef) ? 1 : 0) == 1",
+        "set exactly one of value, secretKeyRef and configMapKeyRef"),
+    cel(f"!self.name.startsWith('{RESERVED_ENV}')", f"names that start with {RESERVED_ENV} belong to the trainer"),
+]
+_VOLUME_RULES: list[dict[str, str]] = [
+    cel("(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.configMap) ? 1 : 0) + (has(self.secret) ? 1 : 0)"
+        " + (has(self.emptyDir) ? 1 : 0) == 1",
+        "set exactly one of persistentVolumeClaim, configMap, secret and emptyDir"),
+    cel(f"!self.name.startsWith('{RESERVED_VOLUME}')",
+        f"names that start with {RESERVED_VOLUME} belong to the operator"),
+]
+_MOUNT_RULES: list[dict[str, str]] = [
+    cel("!" + str(list(RESERVED_MOUNTS)) + ".exists(p, self.mountPath == p || self.mountPath.startsWith(p + '/'))",
+        "must not be at or below " + ", ".join(RESERVED_MOUNTS)),
+]
+
+
+def _exactly_one(section: ApiModel, *names: str) -> None:
+    if sum(getattr(section, name) is not None for name in names) != 1:
+        fields = [type(section).model_fields[name].alias or name for name in names]
+        raise ValueError("set exactly one of " + ", ".join(fields[:-1]) + " and " + fields[-1])
+
+
+class EnvVar(ApiModel):
+    """One environment variable of the training container."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _ENV_RULES})  # type: ignore[dict-item]
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+    """Name of the variable."""
+    value: Annotated[str, StringConstraints(max_length=4096)] | None = None
+    """Its value, in the open. For anything secret use secretKeyRef."""
+    secret_key_ref: KeyRef | None = None
+    """A key of a Secret."""
+    config_map_key_ref: KeyRef | None = None
+    """A key of a ConfigMap."""
+
+    @model_validator(mode="after")
+    def _one_value(self) -> Self:
+        _exactly_one(self, "value", "secret_key_ref", "config_map_key_ref")
+        if self.name.startswith(RESERVED_ENV):
+            raise ValueError(f"{self.name}: names that start with {RESERVED_ENV} belong to the trainer")
+        return self
+
+
+class ClaimVolume(ApiModel):
+    """A PersistentVolumeClaim."""
+
+    claim_name: DnsName
+    """Name of the claim."""
+    read_only: bool = False
+    """Mount it read-only."""
+
+
+class ConfigMapVolume(ApiModel):
+    """A ConfigMap as files."""
+
+    name: DnsName
+    """Name of the ConfigMap."""
+
+
+class SecretVolume(ApiModel):
+    """A Secret as files."""
+
+    secret_name: DnsName
+    """Name of the Secret."""
+
+
+class EmptyDirVolume(ApiModel):
+    """Scratch space that lives as long as the pod."""
+
+    medium: Literal["", "Memory"] = ""
+    """Memory: a tmpfs, counted against the memory limit."""
+    size_limit: Quantity | None = None
+    """Size at which the pod is evicted."""
+
+
+class Volume(ApiModel):
+    """One more volume for the training pods."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _VOLUME_RULES})  # type: ignore[dict-item]
+
+    name: DnsLabel
+    """Name that volumeMounts refer to."""
+    persistent_volume_claim: ClaimVolume | None = None
+    """A claim in the job's namespace."""
+    config_map: ConfigMapVolume | None = None
+    """A ConfigMap in the job's namespace."""
+    secret: SecretVolume | None = None
+    """A Secret in the job's namespace."""
+    empty_dir: EmptyDirVolume | None = None
+    """Scratch space."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        _exactly_one(self, "persistent_volume_claim", "config_map", "secret", "empty_dir")
+        return self
+
+
+class VolumeMount(ApiModel):
+    """Where a volume appears in the training container."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _MOUNT_RULES})  # type: ignore[dict-item]
+
+    name: DnsLabel
+    """Name of one of resources.volumes."""
+    mount_path: Annotated[str, StringConstraints(pattern=r"^/[^:]+$", max_length=512)]
+    """Absolute path, outside the trainer's own folders."""
+    sub_path: Annotated[str, StringConstraints(max_length=512)] | None = None
+    """Folder or file in the volume; unset: its root."""
+    read_only: bool = False
+    """Mount it read-only."""
+
+
+_RULES: list[dict[str, str]] = [
+    cel("!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v,"
+        " v.name == m.name))", "every volumeMount must name one of resources.volumes"),
+]
+
+
+class ResourcesSpec(ApiModel):
+    """What each training pod gets, and where it may run."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _RULES})  # type: ignore[dict-item]
+
+    nodes: int = Field(default=1, ge=1, le=1)
+    """Pods that train together, one a node."""
+    gpus_per_node: int = Field(default=1, ge=0, le=16)
+    """GPUs of each pod, with one process each; 0: train on the CPU."""
+    gpu_resource: Annotated[
+        str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$",
+                               max_length=253)
+    ] = "nvidia.com/gpu"
+    """Resource name by which the cluster counts GPUs."""
+    cpu: Quantity = "4"
+    """CPU request of each pod; it may use more where the node has some to spare."""
+    memory: Quantity = "16Gi"
+    """Memory of each pod, request and limit; /dev/shm counts against it."""
+    shared_memory: Quantity = "1Gi"
+    """Size of /dev/shm, which processes of a pod share."""
+    image: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$", max_length=512)] | None = None
+    """Trainer image; unset: the operator's default for its release."""
+    image_pull_secrets: list[DnsName] | None = Field(default=None, max_length=8)
+    """Secrets for pulling the image, besides those of the installation."""
+    node_selector: Labels | None = None
+    """Labels that the nodes must have."""
+    affinity: Affinity | None = None
+    """Affinity, as in a pod."""
+    tolerations: list[Toleration] | None = Field(default=None, max_length=16)
+    """Taints that the pods tolerate."""
+    priority_class_name: DnsName | None = None
+    """PriorityClass of the pods."""
+    service_account_name: DnsName | None = None
+    """ServiceAccount of the pods (for workload identity). It must exist; unset: finetune-trainer, made by the operator."""
+    termination_grace_period_seconds: int = Field(default=120, ge=20, le=86_400)
+    """Time that a pod has to save its state when it is drained or preempted."""
+    env: list[EnvVar] | None = Field(default=None, max_length=64)
+    """More environment variables."""
+    volumes: list[Volume] | None = Field(default=None, max_length=16)
+    """More volumes."""
+    volume_mounts: list[VolumeMount] | None = Field(default=None, max_length=32)
+    """Where they are mounted."""
+
+    @model_validator(mode="after")
+    def _mounts_have_volumes(self) -> Self:
+        known = {volume.name for volume in self.volumes or []}
+        for mount in self.volume_mounts or []:
+            if mount.name not in known:
+                raise ValueError(f"volumeMount {mount.name!r} names none of resources.volumes: {sorted(known)}")
+        return self
+
+
+class WorkspaceSpec(ApiModel):
+    """The volume on which checkpoints, reports and the artifact are kept."""
+
+    claim_name: DnsLabel
+    """A PersistentVolumeClaim in the job's namespace; it needs room for the checkpoints."""
+
+

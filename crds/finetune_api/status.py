@@ -1,0 +1,273 @@
+"""FineTuneJobStatus: what became of the job.
+
+Two writers, kept apart by server-side apply and by the chart's admission policy: ``progress``, ``checkpoint`` and
+``result`` belong to the trainer of the current attempt, everything else to the operator. Floats are strings, as
+everywhere in Kubernetes status.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import ApiModel, ShortText, Text, Time
+
+TRAINER_FIELDS = ("progress", "checkpoint", "result")
+MAX_ATTEMPTS = 999
+ATTEMPTS_SHOWN = 20
+"""Entries kept in status.attempts; what older ones counted is carried in the newest."""
+
+
+class Phase(StrEnum):
+    """A summary for people, derived from the conditions."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    """What can be said of a job. Succeeded and Failed, once True, stay so."""
+
+    ACCEPTED = "Accepted"
+    PREPARED = "Prepared"
+    QUOTA_RESERVED = "QuotaReserved"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Reason(StrEnum):
+    """Why a condition has its value. Adding one is an API change: tools match on these."""
+
+    ACCEPTED = "Accepted"
+    WAITING_FOR_JOB = "WaitingForJob"
+    INVALID_SPEC = "InvalidSpec"
+    WORKSPACE_NOT_SHAREABLE = "WorkspaceNotShareable"
+    FETCHING = "Fetching"
+    VALIDATING = "Validating"
+    TOKENIZING = "Tokenizing"
+    NO_WORKLOAD = "NoWorkload"
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    STARTING = "Starting"
+    UNSCHEDULABLE = "Unschedulable"
+    PULLING_IMAGE = "PullingImage"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONFIG_MISSING = "ConfigMissing"
+    VOLUME_NOT_MOUNTED = "VolumeNotMounted"
+    PODS_REJECTED = "PodsRejected"
+    PARTLY_SCHEDULED = "PartlyScheduled"
+    NODE_LOST = "NodeLost"
+    RETRY_BACKOFF = "RetryBackoff"
+    ENDING = "Ending"
+    RUNNING = "Running"
+    SUSPENDED_BY_USER = "SuspendedByUser"
+    COMPLETED = "Completed"
+    INVALID_DATA = "InvalidData"
+    NOT_FOUND = "NotFound"
+    ACCESS_DENIED = "AccessDenied"
+    DIVERGED = "Diverged"
+    NO_SPACE = "NoSpace"
+    WORKSPACE_UNUSABLE = "WorkspaceUnusable"
+    WORKSPACE_OCCUPIED = "WorkspaceOccupied"
+    GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    NO_PROGRESS = "NoProgress"
+    START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    DEPENDENCY_FAILED = "DependencyFailed"
+    # How an attempt ended, where that is not yet the end of the job.
+    DISRUPTED = "Disrupted"
+    SUPERSEDED = "Superseded"
+    HUNG = "Hung"
+    SOURCE_UNREACHABLE = "SourceUnreachable"
+    INTERNAL_ERROR = "InternalError"
+    OUT_OF_MEMORY = "OutOfMemory"
+    KILLED = "Killed"
+    JOB_DELETED = "JobDeleted"
+    UNKNOWN = "Unknown"
+
+
+class Condition(ApiModel):
+    """As metav1.Condition."""
+
+    type: ShortText
+    """What is said."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    observed_generation: int | None = None
+    """metadata.generation that it was said of."""
+    last_transition_time: Time
+    """When status last changed."""
+    reason: ShortText
+    """Why, as one word for tools."""
+    message: Annotated[str, StringConstraints(max_length=32_768)]
+    """Why and what to do, for people."""
+
+
+class Artifact(ApiModel):
+    """What the training made."""
+
+    uri: Text
+    """Folder of the artifact, as pvc://claim/path."""
+    kind: Literal["adapter", "model"]
+    """adapter: a LoRA adapter for spec.model. model: a whole model."""
+    digest: ShortText
+    """sha256 over the names and contents of the artifact's files."""
+    size_bytes: int = Field(ge=0)
+    """Sum of the files' sizes."""
+
+
+class Attempt(ApiModel):
+    """One training Job of this FineTuneJob, and how it ended."""
+
+    number: int = Field(ge=1, le=MAX_ATTEMPTS)
+    """From 1."""
+    job: ShortText
+    """Name of its batch/v1 Job."""
+    state: Literal["Starting", "Running", "Ended"]
+    """Where it stands."""
+    start_time: Time
+    """When it was created."""
+    running_time: Time | None = None
+    """When all its pods were first seen running."""
+    end_time: Time | None = None
+    """When its last pod was gone or ended."""
+    reason: ShortText | None = None
+    """How it ended, as one word."""
+    exit_code: int | None = None
+    """Exit code that decided, where there was one."""
+    message: Text | None = None
+    """How it ended, for people."""
+    micro_batch_size: int | None = None
+    """Micro-batch of this attempt where it differs from the spec's."""
+    checkpoint_step: int | None = None
+    """Newest checkpoint known when it ended."""
+    failures: int = 0
+    """Attempts up to this one that counted against backoffLimit."""
+    stalled: int = 0
+    """Attempts in a row, up to this one, that ended without a newer checkpoint."""
+
+
+class Resolved(ApiModel):
+    """What was fixed at acceptance for all attempts, also across an upgrade of the operator."""
+
+    image: Text
+    """Trainer image."""
+    contract: int
+    """Version of the contract between operator and trainer."""
+    digest: ShortText
+    """sha256 of what decides the result: model, datasets, tuning, training."""
+
+
+class Progress(ApiModel):
+    """Where training is. Written by the trainer."""
+
+    attempt: int
+    """Attempt that wrote it."""
+    step: int = Field(ge=0)
+    """Optimizer steps done."""
+    total_steps: int = Field(ge=0)
+    """Optimizer steps in all."""
+    percent: int = Field(ge=0, le=100)
+    """step of totalSteps."""
+    summary: ShortText
+    """The same for people: 12/50 (24%)."""
+    epoch: ShortText | None = None
+    """Passes over the data done."""
+    loss: ShortText | None = None
+    """Last logged training loss."""
+    learning_rate: ShortText | None = None
+    """Last logged learning rate."""
+    tokens_per_second: ShortText | None = None
+    """Tokens trained per second over all GPUs, without padding."""
+    eta_seconds: int | None = None
+    """Estimated time to the end."""
+    eta: ShortText | None = None
+    """The same for people: 5m12s."""
+    last_update_time: Time
+    """When this was written."""
+
+
+class Checkpoint(ApiModel):
+    """The newest checkpoint. Written by the trainer."""
+
+    attempt: int
+    """Attempt that saved it."""
+    step: int = Field(ge=0)
+    """Its optimizer step."""
+    path: Text
+    """Its folder in the workspace."""
+    time: Time
+    """When it was complete."""
+
+
+Metrics = Annotated[dict[ShortText, ShortText], Field(max_length=32)]
+
+
+class Result(ApiModel):
+    """How a run ended, in its own words. Written by the trainer, and its termination message."""
+
+    kind: Literal["train"]
+    """What ran."""
+    attempt: int
+    """Attempt that it was."""
+    exit_code: int = Field(ge=0, le=255)
+    """Exit code of the pod."""
+    reason: ShortText
+    """The same as one word."""
+    message: Text
+    """What happened and what to do."""
+    artifact: Artifact | None = None
+    """What was made, on success."""
+    metrics: Metrics | None = None
+    """Final metrics, on success."""
+
+
+class FineTuneJobStatus(ApiModel):
+    """What became of the job."""
+
+    observed_generation: int | None = None
+    """metadata.generation that the operator has acted on."""
+    phase: Phase | None = None
+    """Summary of the conditions."""
+    reason: ShortText | None = None
+    """Why the job is in this phase, as one word."""
+    message: Text | None = None
+    """Why, and what to do."""
+    conditions: list[Condition] | None = Field(
+        default=None,
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    """What can be said of the job: Accepted, Running, Succeeded, Failed and others."""
+    attempt: int | None = Field(default=None, ge=0, le=MAX_ATTEMPTS)
+    """Number of the current attempt."""
+    attempts: list[Attempt] | None = Field(
+        default=None,
+        max_length=ATTEMPTS_SHOWN,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]},
+    )
+    """The newest attempts, oldest first."""
+    resolved: Resolved | None = None
+    """What was fixed at acceptance."""
+    artifact: Artifact | None = None
+    """What the job made."""
+    metrics: Metrics | None = None
+    """Final metrics."""
+    start_time: Time | None = None
+    """When the first attempt was created."""
+    completion_time: Time | None = None
+    """When the job ended."""
+    progress: Progress | None = None
+    """Where training is."""
+    checkpoint: Checkpoint | None = None
+    """The newest checkpoint."""
+    result: Result | None = None
+    """How the last run ended, in the trainer's words."""

@@ -1,0 +1,73 @@
+"""spec.training and spec.checkpoints: how long, how fast, and how often it is saved."""
+
+from typing import Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from finetune_api.base import ApiModel, cel
+
+_RULES: list[dict[str, str]] = [
+    cel("has(self.epochs) != has(self.maxSteps)", "say how long to train: set exactly one of epochs and maxSteps"),
+    cel("!has(self.microBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
+        "microBatchSize must divide globalBatchSize"),
+]
+
+
+class TrainingSpec(ApiModel):
+    """Hyper-parameters. Set exactly one of epochs and maxSteps."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _RULES})  # type: ignore[dict-item]
+
+    epochs: float | None = Field(default=None, gt=0, le=1000)
+    """Passes over the data; a fraction is allowed."""
+    max_steps: int | None = Field(default=None, ge=1, le=100_000_000)
+    """Optimizer steps, whatever the size of the data."""
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    """Peak learning rate. Unset: 1e-4 for lora, 1e-5 for full."""
+    scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "cosine"
+    """How the learning rate moves after the warm-up; the names are those of transformers."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = Field(default=1.0, ge=0, le=1000)
+    """Gradients are clipped to this norm; 0: no clipping."""
+    global_batch_size: int = Field(default=16, ge=1, le=65_536)
+    """Rows per optimizer step over all GPUs: what the model sees, however many GPUs there are."""
+    micro_batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    """Rows per GPU and forward pass: what has to fit into memory. The rest of the global batch is accumulated.
+    Unset: the largest of 4, 2 and 1 that divides each GPU's share of globalBatchSize."""
+    cutoff_length: int = Field(default=2048, ge=8, le=1_048_576)
+    """Longest row in tokens; what is longer is cut at the end."""
+    precision: Literal["auto", "bf16", "pureBf16", "fp32"] = "auto"
+    """auto: bf16 on GPUs, fp32 on CPUs. bf16 keeps trained weights in fp32, pureBf16 does not."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: much less memory, about a third more time."""
+    log_every_steps: int = Field(default=5, ge=1, le=10_000)
+    """Optimizer steps between two lines of the training log."""
+    seed: int = Field(default=42, ge=0, le=2_147_483_647)
+    """Seed of the data order, of fresh weights and of dropout."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("say how long to train: set exactly one of epochs and maxSteps")
+        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"microBatchSize must divide globalBatchSize; {self.micro_batch_size} does not divide"
+                f" {self.global_batch_size}"
+            )
+        return self
+
+
+class CheckpointsSpec(ApiModel):
+    """When the run is saved. A disrupted or crashed run goes on from the newest checkpoint."""
+
+    every_steps: int | None = Field(default=None, ge=1, le=100_000_000)
+    """Save every so many optimizer steps, besides everyMinutes."""
+    every_minutes: int = Field(default=15, ge=1, le=1440)
+    """Save when so many minutes have passed since the last checkpoint: the most that a crash can cost."""
+    keep: int = Field(default=2, ge=1, le=100)
+    """Checkpoints kept; older ones are deleted. May be changed while the job runs; the next attempt reads it."""
