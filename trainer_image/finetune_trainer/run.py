@@ -1,0 +1,91 @@
+"""One run as its ranks see it: the job, the attempt's facts, the folders, and the two lines to the outside.
+
+`Run` is made by ``worker`` and handed down; nothing below reads environment variables or fixed paths.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_api import source
+from finetune_api.contract import AttemptFacts, ResolvedJob
+from finetune_api.status import Artifact, Checkpoint, Progress
+
+from finetune_trainer.errors import NotFound
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The workspace's layout, the same in a cluster and on a laptop."""
+
+    workspace: Path
+    job: Path
+    """jobs/<name>: everything of this job."""
+    checkpoints: Path
+    """checkpoints/ of the job: one folder per run."""
+    run_checkpoints: Path
+    """checkpoints/<attempt>-<run id>: what this run saves, and nobody else touches."""
+    artifact: Path
+    reports: Path
+    volumes: dict[str, Path]
+    """Claim -> folder where it is mounted."""
+
+    def find(self, uri: str) -> Path:
+        """The file or folder behind ``pvc://claim/path``. Raises NotFound, saying what is there instead."""
+        claim, path = source.parse(uri)
+        root = self.volumes.get(claim)
+        if root is None:
+            raise NotFound(f"{uri}: claim {claim!r} is not mounted; mounted are: {', '.join(sorted(self.volumes))}")
+        found = (root / path).resolve()
+        if not found.is_relative_to(root.resolve()):
+            raise NotFound(f"{uri}: a link leads out of the volume; put the file itself there")
+        if not found.exists():
+            parent = next(p for p in found.parents if p.exists())
+            there = ", ".join(sorted(p.name for p in parent.iterdir())[:20]) or "nothing"
+            inside = parent.relative_to(root.resolve()).as_posix()
+            raise NotFound(f"{uri}: no such file or folder; pvc://{claim}/{'' if inside == '.' else inside} has: {there}")
+        return found
+
+
+def nothing(*_: object) -> None:
+    """Where nobody listens: ranks other than 0, and laptops."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of a workflow may need."""
+
+    job: ResolvedJob
+    attempt: AttemptFacts
+    run_id: str
+    folders: Folders
+    rank: int
+    local_rank: int
+    world_size: int
+    micro_batch_size: int
+    stop_requested: Callable[[], bool] = field(default=lambda: False)
+    """True once SIGTERM came; ranks agree on it before they act."""
+    seconds_left: Callable[[], float] = field(default=lambda: float("inf"))
+    """Rest of the grace period after SIGTERM."""
+    report_progress: Callable[[Progress], None] = nothing
+    """Best effort, returns at once; only rank 0's goes anywhere."""
+    report_checkpoint: Callable[[Checkpoint], None] = nothing
+    """As report_progress."""
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes what there is one of."""
+        return self.rank == 0
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step and rank."""
+        return self.job.training.global_batch_size // (self.world_size * self.micro_batch_size)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a workflow made."""
+
+    artifact: Artifact
+    metrics: dict[str, str]
