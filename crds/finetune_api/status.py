@@ -8,14 +8,21 @@ everywhere in Kubernetes status.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.base import ApiModel, ShortText, Text, Time
+from finetune_api.base import ApiModel as _ApiModel
+from finetune_api.base import ShortText, Text, Time
 
 TRAINER_FIELDS = ("progress", "checkpoint", "result")
 MAX_ATTEMPTS = 999
 ATTEMPTS_SHOWN = 20
 """Entries kept in status.attempts; what older ones counted is carried in the newest."""
+
+
+class ApiModel(_ApiModel):
+    """Unlike spec, status is read leniently: a newer release may have written fields that this one doesn't know."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class Phase(StrEnum):

@@ -1,0 +1,70 @@
+"""The CustomResourceDefinition, made from the models."""
+
+from typing import Any
+
+from finetune_api.job import GROUP, KIND, NAME_RULE, PLURAL, SHORT, SINGULAR, VERSION, FineTuneJob
+from finetune_api.schema import Schema, structural
+
+CRD_BYTES = 200 * 1024
+"""Well below the 256 KiB that `kubectl apply` can keep in its annotation."""
+
+COLUMNS: list[tuple[str, str, str, int]] = [
+    # name, type, path, priority (1: only with -o wide)
+    ("Stage", "string", ".spec.stage", 0),
+    ("Model", "string", ".spec.model.source", 0),
+    ("Phase", "string", ".status.phase", 0),
+    ("Progress", "string", ".status.progress.summary", 0),
+    ("Loss", "string", ".status.progress.loss", 0),
+    ("ETA", "string", ".status.progress.eta", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Attempt", "integer", ".status.attempt", 1),
+    ("Reason", "string", ".status.reason", 1),
+    ("Message", "string", ".status.message", 1),
+    ("Artifact", "string", ".status.artifact.uri", 1),
+]
+
+
+def schema() -> Schema:
+    """The structural schema of the whole object."""
+    root = structural(FineTuneJob)
+    # metadata belongs to the API server: a CRD may only bound its name, and the root rule does.
+    root["properties"]["metadata"] = {"type": "object"}
+    for name in ("apiVersion", "kind"):
+        root["properties"][name] = {"type": "string", "description": root["properties"][name]["description"]}
+    root["required"] = ["spec"]
+    root["x-kubernetes-validations"] = [NAME_RULE]
+    return root
+
+
+def crd() -> dict[str, Any]:
+    """The manifest."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": SINGULAR,
+                "shortNames": [SHORT],
+                "categories": ["all"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": kind, "jsonPath": path} | ({"priority": priority} if priority else {})
+                        for name, kind, path, priority in COLUMNS
+                    ],
+                    "schema": {"openAPIV3Schema": schema()},
+                }
+            ],
+        },
+    }
