@@ -1,0 +1,131 @@
+"""etcd, API server, controller manager, scheduler: their command lines.
+
+Called by up.py. In the full cluster they run inside the first node; in the control-plane-only mode as plain processes on loopback,
+each on a port of its own, where any user can run them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.cluster import api, process
+from tests.cluster.kubeconfig import write
+from tests.cluster.state import State
+
+SERVICE_SUBNET = "10.96.0.0/16"
+SERVICE_ADDRESS = "10.96.0.1"
+POD_SUBNET = "10.244.0.0/16"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the control plane listens. `holder` is the process whose namespaces it runs in, if any."""
+
+    address: str
+    api_port: int
+    etcd_port: int
+    etcd_peer_port: int
+    holder: int | None = None
+
+    @property
+    def server(self) -> str:
+        return f"https://{self.address}:{self.api_port}"
+
+
+def start_etcd(state: State, at: Endpoint) -> None:
+    pki, client = state.pki, f"https://127.0.0.1:{at.etcd_port}"
+    argv = [
+        state.program("etcd"),
+        f"--data-dir={state.directory / 'etcd'}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls=http://127.0.0.1:{at.etcd_peer_port}",
+        # Other users of the machine can reach loopback too.
+        f"--trusted-ca-file={pki / 'ca.crt'}",
+        f"--cert-file={pki / 'etcd.crt'}",
+        f"--key-file={pki / 'etcd.key'}",
+        "--client-cert-auth",
+        # Nobody's data: a start is quicker, and a shared disk is spared.
+        "--unsafe-no-fsync",
+        "--log-level=warn",
+    ]
+    process.ensure(state, "etcd", argv, holder=at.holder)
+
+
+def start_api_server(state: State, at: Endpoint) -> None:
+    pki = state.pki
+    argv = [
+        state.program("kube-apiserver"),
+        f"--bind-address={at.address}",
+        f"--secure-port={at.api_port}",
+        f"--advertise-address={at.address}",
+        f"--etcd-servers=https://127.0.0.1:{at.etcd_port}",
+        f"--etcd-cafile={pki / 'ca.crt'}",
+        f"--etcd-certfile={pki / 'etcd.crt'}",
+        f"--etcd-keyfile={pki / 'etcd.key'}",
+        f"--client-ca-file={pki / 'ca.crt'}",
+        f"--tls-cert-file={pki / 'apiserver.crt'}",
+        f"--tls-private-key-file={pki / 'apiserver.key'}",
+        f"--kubelet-certificate-authority={pki / 'ca.crt'}",
+        f"--kubelet-client-certificate={pki / 'apiserver.crt'}",
+        f"--kubelet-client-key={pki / 'apiserver.key'}",
+        "--kubelet-preferred-address-types=InternalIP",
+        f"--service-account-key-file={pki / 'service-accounts.pub'}",
+        f"--service-account-signing-key-file={pki / 'service-accounts.key'}",
+        "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+        f"--service-cluster-ip-range={SERVICE_SUBNET}",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+    ]
+    if at.holder is None:
+        # On loopback there is no address that the `kubernetes` Service could point to.
+        argv.append("--endpoint-reconciler-type=none")
+    process.ensure(state, "kube-apiserver", argv, holder=at.holder, files=[pki / "apiserver.crt"])
+
+
+def wait_for_api_server(state: State, at: Endpoint) -> None:
+    process.wait_until(
+        state,
+        "the API server is ready",
+        lambda: api.call(state, at.server, "GET", "/readyz")[0] == 200,
+        needs=["etcd", "kube-apiserver"],
+        timeout=120,
+    )
+
+
+def start_controller_manager(state: State, at: Endpoint) -> None:
+    pki, kubeconfig = state.pki, write(state, state.config / "controller-manager", "controller-manager", at.server)
+    argv = [
+        state.program("kube-controller-manager"),
+        f"--kubeconfig={kubeconfig}",
+        "--use-service-account-credentials",
+        f"--service-account-private-key-file={pki / 'service-accounts.key'}",
+        f"--root-ca-file={pki / 'ca.crt'}",
+        f"--cluster-signing-cert-file={pki / 'ca.crt'}",
+        f"--cluster-signing-key-file={pki / 'ca.key'}",
+        f"--cluster-cidr={POD_SUBNET}",
+        # A lost node is noticed in 20 s, not 50: tests wait for it.
+        "--node-monitor-grace-period=20s",
+        "--node-monitor-period=2s",
+        "--kube-api-qps=100",
+        "--kube-api-burst=200",
+        "--leader-elect=false",
+        "--secure-port=0",
+    ]
+    process.ensure(state, "kube-controller-manager", argv, holder=at.holder, files=[kubeconfig])
+
+
+def wait_for_controllers(state: State, at: Endpoint) -> None:
+    """Pods can be made from the moment their default ServiceAccount exists."""
+    process.wait_until(
+        state,
+        "the controller manager made the default ServiceAccount",
+        lambda: api.call(state, at.server, "GET", "/api/v1/namespaces/default/serviceaccounts/default")[0] == 200,
+        needs=["kube-apiserver", "kube-controller-manager"],
+    )
+
+
+def start_scheduler(state: State, at: Endpoint) -> None:
+    kubeconfig = write(state, state.config / "scheduler", "scheduler", at.server)
+    argv = [state.program("kube-scheduler"), f"--kubeconfig={kubeconfig}", "--leader-elect=false", "--secure-port=0"]
+    process.ensure(state, "kube-scheduler", argv, holder=at.holder, files=[kubeconfig])
