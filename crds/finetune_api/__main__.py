@@ -20,7 +20,7 @@ _NOTE = "# Generated from crds/finetune_api by `make generate`; do not edit.\n"
 class _Dumper(yaml.SafeDumper):
     """Without anchors: Helm and people read them badly."""
 
-    def ignore_aliases(self, data: object) -> bool:
+    def ignore_aliases(self, _data: object) -> bool:
         return True
 
 
@@ -42,17 +42,17 @@ def _chart_template(plain: str) -> str:
         raise SystemExit("the CRD has '{{' in it, which Helm would take for a template")
     head, body = plain.split("metadata:\n", 1)
     name, rest = body.split("\n", 1)
-    return (
-        _NOTE
-        + "{{- if .Values.crds.enabled }}\n"
-        + head
-        + "metadata:\n"
-        + name
-        + "\n  labels:\n    {{- include \"finetune-operator.labels\" . | nindent 4 }}\n"
-        + "  {{- with include \"finetune-operator.crdAnnotations\" . }}\n  annotations:\n    {{- . | nindent 4 }}\n  {{- end }}\n"
-        + rest
-        + "{{- end }}\n"
-    )
+    return f"""{_NOTE}{{{{- if .Values.crds.enabled }}}}
+{head}metadata:
+{name}
+  labels:
+    {{{{- include "finetune-operator.labels" . | nindent 4 }}}}
+  {{{{- with include "finetune-operator.crdAnnotations" . }}}}
+  annotations:
+    {{{{- . | nindent 4 }}}}
+  {{{{- end }}}}
+{rest}{{{{- end }}}}
+"""
 
 
 def _editor_schema() -> dict[str, object]:

@@ -146,7 +146,9 @@ def resolve(
     return ResolvedJob(
         contract=contract,
         name=job.metadata.name,
-        digest=job_digest(spec.stage, spec.model, spec.datasets, tuning, training.model_copy(update={"micro_batch_size": None})),
+        digest=job_digest(
+            spec.stage, spec.model, spec.datasets, tuning, training.model_copy(update={"micro_batch_size": None})
+        ),
         stage=spec.stage,
         model=spec.model,
         datasets=spec.datasets,

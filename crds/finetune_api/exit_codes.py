@@ -57,7 +57,7 @@ SEVERITY: tuple[tuple[ExitCode, ...], ...] = (
 
 
 def strongest(codes: list[int]) -> int:
-    """The code that decides among those of several ranks: 0 only if all are, else by `SEVERITY`, an unnamed code last."""
+    """The code that decides among several ranks': 0 only if all are, else by `SEVERITY`, an unnamed code last."""
     failed = [code for code in codes if code != 0]
     if not failed:
         return ExitCode.DONE

@@ -17,8 +17,13 @@ def reference(schema: Schema) -> str:
     out = [_HEAD]
     for half in ("spec", "status"):
         node = schema["properties"][half]
-        out += [f"\n## {half}\n", node.get("description", ""), "", "| field | type | default | meaning |",
-                "| --- | --- | --- | --- |"]
+        out += [
+            f"\n## {half}\n",
+            node.get("description", ""),
+            "",
+            "| field | type | default | meaning |",
+            "| --- | --- | --- | --- |",
+        ]
         out += list(_rows(half, node))
     return "\n".join(out) + "\n"
 
@@ -28,7 +33,13 @@ def _rows(path: str, node: Schema) -> Iterator[str]:
     for name, field in node.get("properties", {}).items():
         here = f"{path}.{name}"
         default = field.get("default")
-        shown = "**required**" if name in required else "" if default is None or default == {} else f"`{json.dumps(default)}`"
+        shown = (
+            "**required**"
+            if name in required
+            else ""
+            if default is None or default == {}
+            else f"`{json.dumps(default)}`"
+        )
         meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
         rules = [rule["message"] for rule in field.get("x-kubernetes-validations", []) if "oldSelf" not in rule["rule"]]
         if rules:

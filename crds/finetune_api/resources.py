@@ -3,29 +3,37 @@
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic.config import JsonDict
 
-from finetune_api.base import ApiModel, DnsLabel, DnsName, Quantity, cel
+from finetune_api.base import ApiModel, DnsLabel, DnsName, Quantity, cel, validated
 from finetune_api.placement import Affinity, KeyRef, Labels, Toleration
 
 RESERVED_MOUNTS = ("/workspace", "/volumes", "/etc/finetune", "/tmp", "/dev/shm")
 RESERVED_ENV = "FINETUNE_"
 RESERVED_VOLUME = "finetune-"
 
-_ENV_RULES: list[dict[str, str]] = [
-    cel("(has(self.value) ? 1 : 0) + (has(self.secretKeyRef) ? 1 : 0) + (has(self.configMapKeyRef) ? 1 : 0) == 1",
-        "set exactly one of value, secretKeyRef and configMapKeyRef"),
+_ENV_RULES: list[JsonDict] = [
+    cel(
+        "(has(self.value) ? 1 : 0) + (has(self.secretKeyRef) ? 1 : 0) + (has(self.configMapKeyRef) ? 1 : 0) == 1",
+        "set exactly one of value, secretKeyRef and configMapKeyRef",
+    ),
     cel(f"!self.name.startsWith('{RESERVED_ENV}')", f"names that start with {RESERVED_ENV} belong to the trainer"),
 ]
-_VOLUME_RULES: list[dict[str, str]] = [
-    cel("(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.configMap) ? 1 : 0) + (has(self.secret) ? 1 : 0)"
+_VOLUME_RULES: list[JsonDict] = [
+    cel(
+        "(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.configMap) ? 1 : 0) + (has(self.secret) ? 1 : 0)"
         " + (has(self.emptyDir) ? 1 : 0) == 1",
-        "set exactly one of persistentVolumeClaim, configMap, secret and emptyDir"),
-    cel(f"!self.name.startsWith('{RESERVED_VOLUME}')",
-        f"names that start with {RESERVED_VOLUME} belong to the operator"),
+        "set exactly one of persistentVolumeClaim, configMap, secret and emptyDir",
+    ),
+    cel(
+        f"!self.name.startsWith('{RESERVED_VOLUME}')", f"names that start with {RESERVED_VOLUME} belong to the operator"
+    ),
 ]
-_MOUNT_RULES: list[dict[str, str]] = [
-    cel("!" + str(list(RESERVED_MOUNTS)) + ".exists(p, self.mountPath == p || self.mountPath.startsWith(p + '/'))",
-        "must not be at or below " + ", ".join(RESERVED_MOUNTS)),
+_MOUNT_RULES: list[JsonDict] = [
+    cel(
+        "!" + str(list(RESERVED_MOUNTS)) + ".exists(p, self.mountPath == p || self.mountPath.startsWith(p + '/'))",
+        "must not be at or below " + ", ".join(RESERVED_MOUNTS),
+    ),
 ]
 
 
@@ -38,7 +46,7 @@ def _exactly_one(section: ApiModel, *names: str) -> None:
 class EnvVar(ApiModel):
     """One environment variable of the training container."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _ENV_RULES})  # type: ignore[dict-item]
+    model_config = ConfigDict(json_schema_extra=validated(_ENV_RULES))
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
     """Name of the variable."""
@@ -92,7 +100,7 @@ class EmptyDirVolume(ApiModel):
 class Volume(ApiModel):
     """One more volume for the training pods."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _VOLUME_RULES})  # type: ignore[dict-item]
+    model_config = ConfigDict(json_schema_extra=validated(_VOLUME_RULES))
 
     name: DnsLabel
     """Name that volumeMounts refer to."""
@@ -114,7 +122,7 @@ class Volume(ApiModel):
 class VolumeMount(ApiModel):
     """Where a volume appears in the training container."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _MOUNT_RULES})  # type: ignore[dict-item]
+    model_config = ConfigDict(json_schema_extra=validated(_MOUNT_RULES))
 
     name: DnsLabel
     """Name of one of resources.volumes."""
@@ -126,24 +134,29 @@ class VolumeMount(ApiModel):
     """Mount it read-only."""
 
 
-_RULES: list[dict[str, str]] = [
-    cel("!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v,"
-        " v.name == m.name))", "every volumeMount must name one of resources.volumes"),
+_RULES: list[JsonDict] = [
+    cel(
+        "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v,"
+        " v.name == m.name))",
+        "every volumeMount must name one of resources.volumes",
+    ),
 ]
 
 
 class ResourcesSpec(ApiModel):
     """What each training pod gets, and where it may run."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _RULES})  # type: ignore[dict-item]
+    model_config = ConfigDict(json_schema_extra=validated(_RULES))
 
     nodes: int = Field(default=1, ge=1, le=1)
     """Pods that train together, one a node."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
     """GPUs of each pod, with one process each; 0: train on the CPU."""
     gpu_resource: Annotated[
-        str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$",
-                               max_length=253)
+        str,
+        StringConstraints(
+            pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$", max_length=253
+        ),
     ] = "nvidia.com/gpu"
     """Resource name by which the cluster counts GPUs."""
     cpu: Quantity = "4"
@@ -165,7 +178,8 @@ class ResourcesSpec(ApiModel):
     priority_class_name: DnsName | None = None
     """PriorityClass of the pods."""
     service_account_name: DnsName | None = None
-    """ServiceAccount of the pods (for workload identity). It must exist; unset: finetune-trainer, made by the operator."""
+    """ServiceAccount of the pods (for workload identity). It must exist. Unset: finetune-trainer, which the operator
+    makes."""
     termination_grace_period_seconds: int = Field(default=120, ge=20, le=86_400)
     """Time that a pod has to save its state when it is drained or preempted."""
     env: list[EnvVar] | None = Field(default=None, max_length=64)
@@ -189,5 +203,3 @@ class WorkspaceSpec(ApiModel):
 
     claim_name: DnsLabel
     """A PersistentVolumeClaim in the job's namespace; it needs room for the checkpoints."""
-
-

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
+from pydantic.config import JsonDict
 
-from finetune_api.base import ApiModel, cel
+from finetune_api.base import ApiModel, cel, validated
 from finetune_api.model import DatasetSpec, ModelSpec
 from finetune_api.resources import ResourcesSpec, WorkspaceSpec
 from finetune_api.training import CheckpointsSpec, TrainingSpec
@@ -16,7 +17,7 @@ MUTABLE = ("backoffLimit", "startDeadlineSeconds")
 """Fields that may be changed while the job lives, as on a batch/v1 Job; checkpoints.keep besides."""
 
 
-def immutable(field: str) -> dict[str, str]:
+def immutable(field: str) -> JsonDict:
     """The rule for one field, written for the spec's level: a rule at the field itself would not see it added or
     removed."""
     return cel(
@@ -51,7 +52,7 @@ class FineTuneJobSpec(ApiModel):
     counts as failed."""
 
 
-def immutability_rules() -> list[dict[str, str]]:
+def immutability_rules() -> list[JsonDict]:
     """One rule per immutable field, generated from the model so that a new field can't be forgotten."""
     fields = [info.alias or name for name, info in FineTuneJobSpec.model_fields.items()]
     rules = [immutable(field) for field in fields if field not in (*MUTABLE, "checkpoints")]
@@ -63,6 +64,4 @@ def immutability_rules() -> list[dict[str, str]]:
     return rules
 
 
-FineTuneJobSpec.model_config = ConfigDict(
-    **{**FineTuneJobSpec.model_config, "json_schema_extra": {"x-kubernetes-validations": immutability_rules()}}  # type: ignore[typeddict-item]
-)
+FineTuneJobSpec.model_config["json_schema_extra"] = validated(immutability_rules())

@@ -3,20 +3,23 @@
 from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
-from finetune_api.base import ApiModel, cel
+from finetune_api.base import ApiModel, cel, validated
 
-_RULES: list[dict[str, str]] = [
+_RULES: list[JsonDict] = [
     cel("has(self.epochs) != has(self.maxSteps)", "say how long to train: set exactly one of epochs and maxSteps"),
-    cel("!has(self.microBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
-        "microBatchSize must divide globalBatchSize"),
+    cel(
+        "!has(self.microBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
+        "microBatchSize must divide globalBatchSize",
+    ),
 ]
 
 
 class TrainingSpec(ApiModel):
     """Hyper-parameters. Set exactly one of epochs and maxSteps."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _RULES})  # type: ignore[dict-item]
+    model_config = ConfigDict(json_schema_extra=validated(_RULES))
 
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Passes over the data; a fraction is allowed."""

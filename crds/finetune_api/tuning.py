@@ -3,8 +3,9 @@
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic.config import JsonDict
 
-from finetune_api.base import ApiModel, cel
+from finetune_api.base import ApiModel, cel, validated
 
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", max_length=128)]
 
@@ -23,17 +24,19 @@ class LoraSpec(ApiModel):
     layer but the output head."""
 
 
-_RULES: list[dict[str, str]] = [
+_RULES: list[JsonDict] = [
     cel("self.method == 'lora' || !has(self.lora)", "lora settings need method: lora"),
-    cel("!has(self.lora) || self.lora.targets.size() == 1 || !('all-linear' in self.lora.targets)",
-        "all-linear already means every linear layer: name either it or the modules"),
+    cel(
+        "!has(self.lora) || self.lora.targets.size() == 1 || !('all-linear' in self.lora.targets)",
+        "all-linear already means every linear layer: name either it or the modules",
+    ),
 ]
 
 
 class TuningSpec(ApiModel):
     """Which weights are trained."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _RULES})  # type: ignore[dict-item]
+    model_config = ConfigDict(json_schema_extra=validated(_RULES))
 
     method: Literal["lora", "full"] = "lora"
     """lora: a small adapter on a frozen base. full: every weight."""
@@ -47,5 +50,3 @@ class TuningSpec(ApiModel):
         if self.lora is not None and "all-linear" in self.lora.targets and len(self.lora.targets) > 1:
             raise ValueError("all-linear already means every linear layer: name either it or the modules")
         return self
-
-

@@ -1,0 +1,242 @@
+"""What the operator sees of a FineTuneJob and its children, reduced to what decisions need.
+
+The cache keeps these views instead of whole objects: a few hundred bytes each. Parsed from plain dictionaries, as
+watches, lists and single reads all give them.
+"""
+
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.status import TRAINER_FIELDS
+
+from finetune_operator.names import CONTAINER, LABEL_ATTEMPT, LABEL_JOB
+
+Raw = dict[str, Any]
+Key = tuple[str, str]
+"""(namespace, name) of a FineTuneJob."""
+
+
+def parse_time(text: str) -> datetime:
+    """RFC 3339, as Kubernetes writes it."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 to the second, as Kubernetes writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A FineTuneJob as it stands on the server."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: int
+    generation: int
+    deleting: bool
+    spec: Raw
+    status: Raw
+
+    @property
+    def key(self) -> Key:
+        return self.namespace, self.name
+
+    def same_for_us(self, other: "JobView | None") -> bool:
+        """Whether only fields of the trainer differ, which nothing of ours waits for."""
+        if other is None:
+            return False
+        return (
+            self.uid == other.uid
+            and self.generation == other.generation
+            and self.deleting == other.deleting
+            and operator_part(self.status) == operator_part(other.status)
+        )
+
+
+def operator_part(status: Raw) -> Raw:
+    """The status without the trainer's fields."""
+    return {name: value for name, value in status.items() if name not in TRAINER_FIELDS}
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """A batch/v1 Job of an attempt."""
+
+    key: Key
+    name: str
+    uid: str
+    resource_version: int
+    attempt: int
+    owner_uid: str
+    created: datetime
+    deleting: bool
+    complete: bool
+    failed_reason: str | None
+    """Reason of the condition Failed=True. FailureTarget does not count: pods may still run."""
+    failed_message: str
+
+    @property
+    def finished(self) -> bool:
+        return self.complete or self.failed_reason is not None
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod of an attempt."""
+
+    key: Key
+    name: str
+    uid: str
+    resource_version: int
+    attempt: int
+    rank: int
+    created: datetime
+    deleting: bool
+    phase: str
+    status_reason: str
+    """Pod status.reason: Evicted, NodeLost, ..."""
+    node: str
+    unschedulable: str | None
+    """The scheduler's message, while it finds no node."""
+    disruption: str | None
+    """Reason and message of the condition DisruptionTarget=True."""
+    waiting_reason: str
+    waiting_message: str
+    running: bool
+    exit_code: int | None
+    terminated_reason: str
+    terminated_message: str
+    """The termination message: the trainer's Result as JSON, if it got that far."""
+    memory_limit: str
+
+    @property
+    def gone(self) -> bool:
+        """Whether no process of it can be left."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class EventView:
+    """A Kubernetes event about a Job or a pod."""
+
+    reason: str
+    message: str
+    last: datetime
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything a plan may look at, besides the FineTuneJob itself."""
+
+    batches: tuple[BatchView, ...] = ()
+    """Jobs of this FineTuneJob (by uid), any attempt."""
+    pods: tuple[PodView, ...] = ()
+    """Pods of the current attempt."""
+    events: tuple[EventView, ...] = field(default=())
+    """Events of the current attempt's Job and pods, listed only while it doesn't come up."""
+    foreign: str = ""
+    """Says which object of somebody else has the name that the attempt's Job needs."""
+
+    def batch(self, attempt: int) -> BatchView | None:
+        return next((batch for batch in self.batches if batch.attempt == attempt), None)
+
+
+def _meta(raw: Raw) -> Raw:
+    return dict(raw.get("metadata") or {})
+
+
+def _condition(raw: Raw, kind: str) -> Raw | None:
+    conditions = (raw.get("status") or {}).get("conditions") or []
+    return next((c for c in conditions if c.get("type") == kind and c.get("status") == "True"), None)
+
+
+def job_view(raw: Raw) -> JobView:
+    meta = _meta(raw)
+    return JobView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        resource_version=int(meta["resourceVersion"]),
+        generation=int(meta.get("generation", 0)),
+        deleting="deletionTimestamp" in meta,
+        spec=dict(raw.get("spec") or {}),
+        status=dict(raw.get("status") or {}),
+    )
+
+
+def _labelled(meta: Raw) -> tuple[Key, int] | None:
+    """Whose child it is, and of which attempt; None for objects that carry our label but aren't ours."""
+    labels = meta.get("labels") or {}
+    name, attempt = labels.get(LABEL_JOB), labels.get(LABEL_ATTEMPT, "")
+    if not name or not re.fullmatch(r"[0-9]{1,3}", attempt):
+        return None
+    return (meta["namespace"], name), int(attempt)
+
+
+def batch_view(raw: Raw) -> BatchView | None:
+    meta = _meta(raw)
+    labelled = _labelled(meta)
+    if labelled is None:
+        return None
+    owner: Raw = next((o for o in meta.get("ownerReferences") or [] if o.get("controller")), {})
+    failed = _condition(raw, "Failed")
+    return BatchView(
+        key=labelled[0],
+        name=meta["name"],
+        uid=meta["uid"],
+        resource_version=int(meta["resourceVersion"]),
+        attempt=labelled[1],
+        owner_uid=owner.get("uid", ""),
+        created=parse_time(meta["creationTimestamp"]),
+        deleting="deletionTimestamp" in meta,
+        complete=_condition(raw, "Complete") is not None,
+        failed_reason=failed.get("reason", "") if failed else None,
+        failed_message=failed.get("message", "") if failed else "",
+    )
+
+
+def pod_view(raw: Raw) -> PodView | None:
+    meta = _meta(raw)
+    labelled = _labelled(meta)
+    if labelled is None:
+        return None
+    status: Raw = raw.get("status") or {}
+    container: Raw = next((c for c in status.get("containerStatuses") or [] if c.get("name") == CONTAINER), {})
+    state: Raw = container.get("state") or {}
+    waiting: Raw = state.get("waiting") or {}
+    terminated: Raw = state.get("terminated") or {}
+    scheduled: Raw = next((c for c in status.get("conditions") or [] if c.get("type") == "PodScheduled"), {})
+    disruption = _condition(raw, "DisruptionTarget")
+    spec_container: Raw = next((c for c in (raw.get("spec") or {}).get("containers") or []), {})
+    labels = meta.get("labels") or {}
+    return PodView(
+        key=labelled[0],
+        name=meta["name"],
+        uid=meta["uid"],
+        resource_version=int(meta["resourceVersion"]),
+        attempt=labelled[1],
+        rank=int(labels.get("batch.kubernetes.io/job-completion-index", 0)),
+        created=parse_time(meta["creationTimestamp"]),
+        deleting="deletionTimestamp" in meta,
+        phase=status.get("phase", "Pending"),
+        status_reason=status.get("reason", ""),
+        node=(raw.get("spec") or {}).get("nodeName", ""),
+        unschedulable=scheduled.get("message", "no node fits") if scheduled.get("status") == "False" else None,
+        disruption=f"{disruption.get('reason', '')}: {disruption.get('message', '')}" if disruption else None,
+        waiting_reason=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+        running="running" in state,
+        exit_code=terminated.get("exitCode"),
+        terminated_reason=terminated.get("reason", ""),
+        terminated_message=terminated.get("message", ""),
+        memory_limit=((spec_container.get("resources") or {}).get("limits") or {}).get("memory", ""),
+    )
+
+
+def event_view(raw: Raw) -> EventView:
+    last = raw.get("lastTimestamp") or raw.get("eventTime") or _meta(raw)["creationTimestamp"]
+    return EventView(reason=raw.get("reason", ""), message=raw.get("message", ""), last=parse_time(last))

@@ -1,0 +1,49 @@
+"""Whether a job can be run at all, and what is fixed once it is accepted."""
+
+from finetune_api.contract import CONTRACT, RESOLVED_JOB_BYTES, ResolvedJob, resolve
+from finetune_api.job import FineTuneJob
+from finetune_api.status import FineTuneJobStatus, Resolved
+from pydantic import ValidationError
+
+from finetune_operator.observed import JobView
+from finetune_operator.settings import Settings
+
+
+class Refused(Exception):
+    """The spec can't be run; the message is for the user."""
+
+
+def accept(view: JobView, settings: Settings) -> tuple[FineTuneJob, ResolvedJob]:
+    """The typed job and its resolved form. Raises Refused; the API server refuses most mistakes before."""
+    try:
+        job = FineTuneJob.model_validate(
+            {
+                "apiVersion": "finetune-operator.io/v1alpha1",
+                "kind": "FineTuneJob",
+                "metadata": {"name": view.name, "namespace": view.namespace, "uid": view.uid},
+                "spec": view.spec,
+            }
+        )
+    except ValidationError as error:
+        raise Refused("; ".join(f"{_path(e['loc'])}: {e['msg']}" for e in error.errors()[:5])) from error
+    try:
+        resolved = resolve(
+            job, allow_cpu=settings.allow_cpu, progress_interval_seconds=settings.progress_interval_seconds
+        )
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    size = len(resolved.model_dump_json(by_alias=True, exclude_none=True).encode())
+    if size > RESOLVED_JOB_BYTES:
+        raise Refused(f"the job is {size} bytes once resolved; at most {RESOLVED_JOB_BYTES} fit: name fewer datasets")
+    return job, resolved
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def pinned(status: FineTuneJobStatus, job: FineTuneJob, resolved: ResolvedJob, settings: Settings) -> Resolved:
+    """What all attempts share, also when the operator is upgraded between them."""
+    if status.resolved is not None:
+        return status.resolved
+    return Resolved(image=job.spec.resources.image or settings.trainer_image, contract=CONTRACT, digest=resolved.digest)

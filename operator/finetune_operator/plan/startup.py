@@ -1,0 +1,129 @@
+"""Why an attempt isn't fully running yet, and what to do: from its pods and the events about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.status import Reason
+
+from finetune_operator.observed import EventView, PodView
+
+QUIET_SECONDS = 15
+"""Pods that are missing, or hang in ContainerCreating, for so long are looked up in the events."""
+
+_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+_CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+_TAINTED = "DeletionByTaintManager"
+_MOUNT = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the condition Running says."""
+
+    running: bool
+    reason: Reason
+    message: str
+
+
+def look(pods: Sequence[PodView], events: Sequence[EventView], ranks: int) -> Finding:
+    """The most telling fact. `events` may be empty: they are listed only when the pods don't explain themselves."""
+    lost = [pod for pod in pods if pod.status_reason == "NodeLost" or (pod.disruption or "").startswith(_TAINTED)]
+    lost = [pod for pod in lost if not pod.gone]
+    if lost:
+        return _no(
+            Reason.NODE_LOST,
+            f"{_who(lost[0], ranks)}: node {lost[0].node} does not answer; waiting for"
+            " Kubernetes to give the pod up. Nothing to do: the next attempt resumes.",
+        )
+    ended = [pod for pod in pods if pod.gone or pod.exit_code is not None]
+    if ended:
+        return _no(Reason.ENDING, f"{_who(ended[0], ranks)} has ended; waiting for the attempt's other pods.")
+    for pod in sorted(pods, key=lambda pod: pod.rank):
+        finding = _container(pod, ranks)
+        if finding:
+            return finding
+    unplaced = [pod for pod in pods if pod.unschedulable is not None]
+    if unplaced:
+        return _unplaced(unplaced, len(pods), ranks)
+    if len(pods) < ranks:
+        return _missing(len(pods), events, ranks)
+    if all(pod.running for pod in pods):
+        return Finding(True, Reason.RUNNING, "Training.")
+    return _creating(next(pod for pod in pods if not pod.running), events, ranks)
+
+
+def _no(reason: Reason, message: str) -> Finding:
+    return Finding(False, reason, message)
+
+
+def _who(pod: PodView, ranks: int) -> str:
+    return f"Pod {pod.name}" if ranks == 1 else f"Rank {pod.rank} (pod {pod.name})"
+
+
+def _container(pod: PodView, ranks: int) -> Finding | None:
+    if pod.waiting_reason in _IMAGE:
+        return _no(
+            Reason.IMAGE_PULL_FAILED,
+            f"{_who(pod, ranks)}: {pod.waiting_message or pod.waiting_reason}. Check"
+            " spec.resources.image, imagePullSecrets and the registry.",
+        )
+    if pod.waiting_reason in _CONFIG:
+        return _no(
+            Reason.CONFIG_MISSING,
+            f"{_who(pod, ranks)}: {pod.waiting_message or pod.waiting_reason}. Create"
+            " what is missing, or correct spec.resources.env.",
+        )
+    return None
+
+
+def _unplaced(unplaced: Sequence[PodView], present: int, ranks: int) -> Finding:
+    first = min(unplaced, key=lambda pod: pod.rank)
+    advice = "Check spec.resources (GPUs, cpu, memory, nodeSelector, tolerations), the claims it names, or free nodes."
+    if len(unplaced) < present:
+        return _no(
+            Reason.PARTLY_SCHEDULED,
+            f"{present - len(unplaced)} of {ranks} pods have a node and hold it;"
+            f" {_who(first, ranks)}: {first.unschedulable} {advice}",
+        )
+    return _no(Reason.UNSCHEDULABLE, f"{_who(first, ranks)}: {first.unschedulable} {advice}")
+
+
+def _missing(present: int, events: Sequence[EventView], ranks: int) -> Finding:
+    refused = _latest(events, {"FailedCreate"})
+    if refused:
+        return _no(
+            Reason.PODS_REJECTED,
+            f"The cluster refuses the pods: {refused.message}. Check the namespace's"
+            " quota, its Pod Security level, admission policies and the service account.",
+        )
+    return _no(Reason.STARTING, f"{present} of {ranks} pods are there.")
+
+
+def _creating(pod: PodView, events: Sequence[EventView], ranks: int) -> Finding:
+    mount = _latest(events, _MOUNT)
+    if mount:
+        return _no(
+            Reason.VOLUME_NOT_MOUNTED,
+            f"{_who(pod, ranks)}: {mount.message}. Check the claims, Secrets and ConfigMaps that the job mounts.",
+        )
+    if _latest(events, {"Pulling"}) and not _latest(events, {"Pulled"}):
+        return _no(
+            Reason.PULLING_IMAGE,
+            f"{_who(pod, ranks)} pulls its image on node {pod.node}; the first time on a node this takes minutes.",
+        )
+    return _no(Reason.STARTING, f"{_who(pod, ranks)} is being started" + (f" on node {pod.node}." if pod.node else "."))
+
+
+def _latest(events: Sequence[EventView], reasons: set[str]) -> EventView | None:
+    fitting = [event for event in events if event.reason in reasons]
+    return max(fitting, key=lambda event: event.last, default=None)
+
+
+def needs_events(pods: Sequence[PodView], ranks: int, since: datetime, now: datetime) -> bool:
+    """Whether the pods alone don't say why nothing happens, for longer than is usual."""
+    quiet = (now - since).total_seconds() >= QUIET_SECONDS
+    unexplained = len(pods) < ranks or any(
+        not pod.running and not pod.gone and pod.unschedulable is None and not _container(pod, ranks) for pod in pods
+    )
+    return quiet and unexplained
