@@ -1,0 +1,26 @@
+"""One thread a process, set before torch is imported: small models are faster so, and sums are the same everywhere."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model; tests only read it."""
+    from tests.trainer import tiny
+
+    return tiny.save_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def root(tmp_path: Path, model: Path) -> Path:
+    """The volumes ``models`` (the tiny model) and ``data`` (24 rows), and room for a workspace."""
+    from tests.trainer import tiny
+
+    (tmp_path / "models").symlink_to(model.parent)
+    tiny.save_rows(tmp_path / "data" / "rows.jsonl")
+    return tmp_path

@@ -1,0 +1,39 @@
+"""Which row is trained when: a function of (seed, epoch) alone.
+
+Used by the trainer's sampler. Step s of a job sees the same set of rows on any number of ranks, with any micro-batch
+and in any attempt, so a run can be resumed anywhere, and every step has the same number of rows.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+
+
+def steps_per_epoch(rows: int, global_batch: int) -> int:
+    """Optimizer steps of one pass; the last is filled up."""
+    return math.ceil(rows / global_batch)
+
+
+def total_steps(rows: int, global_batch: int, epochs: float | None, max_steps: int | None) -> int:
+    """Optimizer steps of the whole job; exactly one of ``epochs`` and ``max_steps`` is given."""
+    if max_steps is not None:
+        return max_steps
+    assert epochs is not None
+    return max(1, math.ceil(epochs * steps_per_epoch(rows, global_batch)))
+
+
+def epoch_order(rows: int, global_batch: int, seed: int, epoch: int) -> list[int]:
+    """The rows of one epoch: a permutation, filled up from its own start to a multiple of the global batch."""
+    order = list(range(rows))
+    random.Random(f"order:{seed}:{epoch}").shuffle(order)
+    length = steps_per_epoch(rows, global_batch) * global_batch
+    return (order * math.ceil(length / rows))[:length]
+
+
+def sorted_by_length(order: Sequence[int], lengths: Sequence[int], global_batch: int) -> list[int]:
+    """The same steps with their rows sorted by length: micro-batches then hold little padding. The sum over a global
+    batch doesn't depend on the order within it."""
+    result: list[int] = []
+    for start in range(0, len(order), global_batch):
+        result += sorted(order[start : start + global_batch], key=lambda row: (-lengths[row], row))
+    return result

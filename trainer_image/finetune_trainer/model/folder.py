@@ -1,0 +1,48 @@
+"""The folder a model comes in: Hugging Face layout, safetensors, no code.
+
+Called before anything is loaded, so that a wrong folder is named within a second of start.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.errors import InvalidSpec, NotFound
+
+WEIGHTS = "*.safetensors"
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+
+
+def check(folder: Path, source: str) -> dict[str, Any]:
+    """Make sure that it can be loaded; returns config.json. Raises NotFound or InvalidSpec, saying what is missing."""
+    if not folder.is_dir():
+        raise NotFound(f"model.source: {source} is a file; name the folder that holds config.json and *.safetensors")
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+        raise NotFound(f"model.source: {source} has no config.json, so it is not a model folder; it has: {there}")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidSpec(f"model.source: {source}/config.json is not JSON: {error}") from None
+    if not any(folder.glob(WEIGHTS)):
+        others = sorted(p.name for pattern in OTHER_WEIGHTS for p in folder.glob(pattern))
+        if others:
+            raise InvalidSpec(
+                f"model.source: {source} has weights only as {others[0]}; only safetensors are loaded, as other formats"
+                " can run code. Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+            )
+        raise NotFound(f"model.source: {source} has a config.json but no weights (*.safetensors)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise NotFound(f"model.source: {source} has no tokenizer (tokenizer.json)")
+    return dict(config)
+
+
+def digest(folder: Path) -> str:
+    """sha256 over the names and contents of the files right in the folder, for provenance."""
+    total = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        with file.open("rb") as stream:
+            total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return "sha256:" + total.hexdigest()

@@ -1,0 +1,45 @@
+"""provenance.json: what the artifact was made of, so that it can be made again.
+
+Called by workflows on rank 0 after training.
+"""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from finetune_trainer.model import folder
+from finetune_trainer.run import Run
+
+PACKAGES = ("finetune-trainer", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+IMAGE = "FINETUNE_IMAGE"
+"""Environment variable with the trainer image's name, where the pod has it."""
+
+
+def collect(
+    run: Run, data_digests: dict[str, str], metrics: dict[str, float], total_steps: int, precision: str
+) -> dict[str, Any]:
+    """Digests, versions, seed and the resolved job. Holds no secret: the job names Secrets and never has their values."""
+    return {
+        "job": run.job.to_dict(),
+        "namespace": run.attempt.namespace,
+        "uid": run.attempt.uid,
+        "attempt": run.attempt.attempt,
+        "run": run.run_id,
+        "image": os.environ.get(IMAGE),
+        "model": {"source": run.job.model.source, "digest": folder.digest(run.folders.find(run.job.model.source))},
+        "data": [{"source": source, "digest": digest} for source, digest in data_digests.items()],
+        "seed": run.job.training.seed,
+        "steps": total_steps,
+        "precision": precision,
+        "worldSize": run.world_size,
+        "microBatchSize": run.micro_batch_size,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "python": platform.python_version(),
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "metrics": metrics,
+        "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }

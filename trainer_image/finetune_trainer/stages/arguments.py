@@ -1,0 +1,87 @@
+"""The job's settings in the words of TRL and transformers.
+
+Called by workflows. Every default of TRL that would change a result or a file is set here, whether or not it is what we
+want today.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from finetune_trainer.model.base import Precision
+from finetune_trainer.run import Run
+
+
+def common(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
+    """Arguments of every stage's trainer."""
+    training = run.job.training
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(run.folders.run_checkpoints),
+        # how long, how fast
+        "max_steps": total_steps,
+        "per_device_train_batch_size": run.micro_batch_size,
+        "gradient_accumulation_steps": run.accumulation,
+        "average_tokens_across_devices": True,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.scheduler,
+        "warmup_steps": math.ceil(training.warmup_ratio * total_steps),
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "full_determinism": False,
+        # numbers and memory
+        "use_cpu": not on_gpu,
+        "bf16": precision == "bf16",
+        "fp16": False,
+        "activation_checkpointing": training.gradient_checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "use_liger_kernel": False,
+        "torch_empty_cache_steps": None,
+        "auto_find_batch_size": False,
+        # ranks
+        "ddp_backend": None if run.world_size == 1 else "nccl" if on_gpu else "gloo",
+        "ddp_find_unused_parameters": False,
+        "ddp_timeout": 1800,
+        # data: ours whole
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": on_gpu,
+        "dataloader_drop_last": False,
+        # reports and checkpoints: ours, by callbacks
+        "logging_strategy": "steps",
+        "logging_steps": training.log_every_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "warning",
+        "log_level_replica": "error",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "save_only_model": False,
+        "load_best_model_at_end": False,
+        "restore_callback_states_from_checkpoint": False,
+        "push_to_hub": False,
+    }
+
+
+def sft(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
+    """Arguments of stage sft: rows come ready, TRL prepares, packs and cuts nothing."""
+    return common(run, total_steps, precision) | {
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": None,
+        "packing": False,
+        "padding_free": False,
+        "shuffle_dataset": False,
+        "completion_only_loss": False,
+        "assistant_only_loss": False,
+        "loss_type": "nll",
+        "label_smoothing_factor": 0.0,
+        "activation_offloading": False,
+        "trust_remote_code": False,
+    }

@@ -1,0 +1,114 @@
+"""What we change in TRL's trainers, in every stage: order, normalisation, randomness, number types, checkpoints.
+
+A stage's trainer is ``class X(Engine, <TRL trainer>)``. Every member of TRL or transformers that is overridden here or
+there is listed in `upstream` and pinned by a test on its signature.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from finetune_trainer.checkpoints.storage import guard
+from finetune_trainer.data import order
+from finetune_trainer.data.tokenize import IGNORED
+from finetune_trainer.model import adapters
+from finetune_trainer.model.base import Precision
+from finetune_trainer.stages.agree import share
+
+
+@dataclass
+class Step:
+    """What is known of the optimizer step at hand. Filled by `Engine`, read and emptied by `steps`."""
+
+    losses: list[torch.Tensor] = field(default_factory=list)
+    """This rank's micro-batches; their mean over ranks and sum over micro-batches is the loss of the step."""
+    grad_norm: torch.Tensor | float = 0.0
+    tokens: int = 0
+    """Of all ranks, without padding."""
+
+
+class OrderedSampler(Sampler[int]):
+    """The order of `data.order`. The epoch is taken from the steps done: accelerate hides samplers from set_epoch when
+    it skips batches after a resume."""
+
+    def __init__(self, trainer: Trainer, lengths: list[int], global_batch: int, seed: int) -> None:
+        self._trainer, self._lengths, self._global_batch, self._seed = trainer, lengths, global_batch, seed
+        self._steps = order.steps_per_epoch(len(lengths), global_batch)
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self._trainer.state.global_step // self._steps
+        rows = order.epoch_order(len(self._lengths), self._global_batch, self._seed, epoch)
+        return iter(order.sorted_by_length(rows, self._lengths, self._global_batch))
+
+    def __len__(self) -> int:
+        return self._steps * self._global_batch
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Randomness is derived, not saved: dropout of a step is the same in every attempt."""
+    source = random.Random(f"step:{seed}:{step}:{rank}")
+    torch.manual_seed(source.getrandbits(63))
+    np.random.seed(source.getrandbits(32))
+    random.seed(source.getrandbits(64))
+
+
+class Engine(Trainer):
+    """Mixed into each stage's TRL trainer, before it."""
+
+    # The loss is divided by a count over the whole global batch, so Trainer must not divide it by the accumulation.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, lengths: list[int], global_batch: int, precision: Precision, **kwargs: Any) -> None:
+        self.row_lengths = lengths
+        self.global_batch = global_batch
+        self.precision = precision
+        self.step_facts = Step()
+        super().__init__(**kwargs)
+        adapters.cast_trainable(self.model, precision)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return OrderedSampler(self, self.row_lengths, self.global_batch, self.args.seed)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The step's micro-batches, and the trained tokens of the whole global batch: what every loss is divided by."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        trained = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        counts = share([trained, tokens], device)
+        self.step_facts = Step(tokens=int(sum(rank[1] for rank in counts)))
+        return batches, torch.tensor(sum(rank[0] for rank in counts), device=device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self.step_facts.losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self.step_facts.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.step_facts.grad_norm
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        adapters.cast_trainable(self.model, self.precision)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with guard(self.args.output_dir):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing to save: see `seed_step`."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to load: see `seed_step`."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Ours is written once, into the artifact."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves the cluster."""

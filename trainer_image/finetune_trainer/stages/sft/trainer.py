@@ -1,0 +1,36 @@
+"""TRL's SFTTrainer with the engine's changes, and a loss that computes nothing but the loss."""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from trl import SFTTrainer
+
+from finetune_trainer.model.head import TrainedPositions
+from finetune_trainer.stages.engine import Engine
+
+
+class SftTrainer(Engine, SFTTrainer):
+    """Made by the workflow; rows come tokenized and are never prepared again."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self.trained_positions = TrainedPositions(base) if self.args.device.type == "cpu" else None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Negative log-likelihood, summed over the micro-batch and divided by the trained tokens of the global batch.
+
+        TRL's own adds entropy and accuracy, gathered and synchronised for each micro-batch; only a mixture of experts
+        needs it, for its auxiliary loss.
+        """
+        if self.aux_loss_enabled:
+            loss: torch.Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            return loss
+        if self.trained_positions is not None:
+            inputs = self.trained_positions.inputs(inputs)
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        # DDP averages gradients over ranks; the count is over all of them.
+        return -outputs.log_probs.sum() / num_items_in_batch * self.accelerator.num_processes
