@@ -1,0 +1,104 @@
+"""What every test of this tier gets: a real API server and controller manager, and the chart's objects on it.
+
+No kubelet, so no pod runs: a test plays the kubelet by writing pod status. One control plane serves a whole pytest run
+and is taken down at its end; FINETUNE_CONTROLPLANE=name keeps one of that name between runs, which saves seconds while
+one works. Every test has a namespace of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import chart, cluster
+from tests.cluster import Cluster
+from tests.kube import ApiError, Kube, until
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sft-lora.yaml"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Cluster]:
+    """A control plane of our own making; tests must never meet another."""
+    kept = os.environ.get("FINETUNE_CONTROLPLANE")
+    plane = cluster.up(kept or f"cp-{os.getpid()}", control_plane_only=True)
+    try:
+        yield plane
+    finally:
+        if not kept:
+            plane.down()
+
+
+@pytest.fixture(scope="session")
+def helm(control_plane: Cluster) -> Path:
+    """The program."""
+    return control_plane.bin / "helm"
+
+
+@pytest.fixture(scope="session")
+def kube(control_plane: Cluster, helm: Path) -> Kube:
+    """An administrator's client, once CRD, roles and policy of the chart are there and work."""
+    admin = Kube(control_plane.kubeconfig)
+    admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": chart.NAMESPACE}})
+    for manifest in chart.render(helm):
+        if manifest["kind"] != "Deployment":
+            admin.apply(manifest)
+    until("FineTuneJobs are served", lambda: _established(admin))
+    until("the status policy works", lambda: _policy_works(admin))
+    return admin
+
+
+@pytest.fixture
+def namespace(kube: Kube) -> Iterator[str]:
+    """A fresh namespace."""
+    name = f"test-{os.getpid()}-{next(_numbers)}"
+    kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    kube.delete("Namespace", name)
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    """A FineTuneJob to change and apply: the example of the README."""
+    loaded: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+    return loaded
+
+
+def _established(admin: Kube) -> bool:
+    found = admin.get("CustomResourceDefinition", "finetunejobs.finetune-operator.io")
+    states = {c["type"]: c["status"] for c in found.get("status", {}).get("conditions", [])}
+    return states.get("Established") == "True"
+
+
+def _policy_works(admin: Kube) -> bool:
+    """A policy takes effect some time after it is stored: ask as a stranger who has the right to patch this status."""
+    head = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": "FineTuneJob"}
+    probe = {**head, "metadata": {"name": "policy-probe", "namespace": "default"}}
+    stranger = "somebody"
+    admin.apply(
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "policy-probe", "namespace": "default"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "finetune-trainer"},
+            "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": stranger}],
+        }
+    )
+    spec = yaml.safe_load(EXAMPLE.read_text())["spec"]
+    admin.apply({**probe, "spec": spec})
+    try:
+        admin.as_user(stranger).apply({**probe, "status": {"message": "mine"}}, part="status", dry_run=True)
+    except ApiError as error:
+        if "ValidatingAdmissionPolicy" not in error.message:
+            return False
+        admin.delete("FineTuneJob", "policy-probe", "default")
+        admin.delete("RoleBinding", "policy-probe", "default")
+        return True
+    return False

@@ -1,0 +1,107 @@
+"""Our two images, built with buildah: `python3 -m tests.images [--push CLUSTER] [operator] [trainer]`.
+
+Called by `make images`, the demo and the e2e tier. An image's tag is the digest of everything that goes into it, so an
+unchanged tree builds nothing, and a pod can't run older code than the checkout's. Needs root, Debian and Python alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests import cluster
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+TARGETS = {
+    "operator": ("operator/finetune_operator", "requirements/operator.txt"),
+    "trainer": ("trainer_image/finetune_trainer", "requirements/trainer.txt"),
+}
+SHARED = ("Dockerfile", ".dockerignore", "requirements/install.sh", "crds/finetune_api")
+# Where uv keeps packages: mounted into the build, so that what `make setup` has fetched is not fetched again.
+UV_CACHE = Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache" / "uv")
+CERTIFICATES = Path("/etc/ssl/certs")
+
+
+class BuildError(Exception):
+    """The build failed; the message says how."""
+
+
+def tag(target: str) -> str:
+    """Digest of the image's inputs."""
+    digest = hashlib.sha256()
+    for name in (*SHARED, *TARGETS[target]):
+        path = CHECKOUT / name
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if not file.is_file() or "__pycache__" in file.parts:
+                continue
+            digest.update(f"{file.relative_to(CHECKOUT)}\0{file.stat().st_mode & 0o111:o}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def build(target: str) -> str:
+    """Build one image unless it is there; its name in buildah's storage."""
+    cluster.base_image()
+    image = f"localhost/finetune-{target}:{tag(target)}"
+    if subprocess.run(["buildah", "inspect", "--type=image", image], capture_output=True).returncode == 0:
+        return image
+    UV_CACHE.mkdir(parents=True, exist_ok=True)
+    command = [
+        "buildah",
+        "bud",
+        "--isolation=chroot",
+        "--network=host",
+        "--layers",
+        "--timestamp=0",
+        "--target",
+        target,
+    ]
+    command += ["--build-arg", f"BASE_IMAGE={cluster.BASE_IMAGE}"]
+    command += ["--build-arg", "UV_CACHE_DIR=/run/uv-cache", "--volume", f"{UV_CACHE}:/run/uv-cache"]
+    if CERTIFICATES.is_dir():
+        # Behind a proxy that signs for others, its authority is known to the machine and not to the base image.
+        command += ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
+    done = subprocess.run([*command, "--tag", image, str(CHECKOUT)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BuildError(f"building the {target} image failed:\n{(done.stdout + done.stderr)[-4000:]}")
+    return image
+
+
+def build_and_push(target: str, name: str | None) -> str:
+    """Build one image and push it to the local cluster of that name, if one is given; its reference."""
+    began = time.monotonic()
+    image = build(target)
+    print(f"  {target} image {image}  {time.monotonic() - began:.0f} s", flush=True)
+    if name is None:
+        return image
+    began = time.monotonic()
+    found = cluster.find(name)
+    if found is None:
+        raise BuildError(f"cluster {name} is not up, so there is nowhere to push to: make cluster")
+    reference = found.push(image)
+    print(f"  pushed as {reference}  {time.monotonic() - began:.0f} s", flush=True)
+    return reference
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m tests.images", description="Build our two images.")
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], metavar="operator|trainer", help="default: both")
+    parser.add_argument("--push", metavar="CLUSTER", help="push them to the local cluster of that name")
+    given = parser.parse_args(arguments)
+    try:
+        for target in given.targets or TARGETS:
+            build_and_push(target, given.push)
+    except (BuildError, cluster.ClusterError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
