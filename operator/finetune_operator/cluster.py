@@ -192,7 +192,7 @@ def _message(data: bytes) -> str:
     try:
         return str(json.loads(data)["message"])
     except (ValueError, KeyError, TypeError):
-        return data[:300].decode(errors="replace")
+        return data[:300].decode(errors="replace").strip()
 
 
 def owners(raw: Raw) -> set[str]:

@@ -44,6 +44,11 @@ def registry(cache: Cache, lag: WatchLag, add: Callable[[Key], None]) -> kopf.Op
         lag.seen(view.uid, view.resource_version)
         return known, view if shelf.put(view) else None
 
+    # A registry of one's own starts without kopf's ways to log in; this one knows what `Cluster.connect` knows.
+    @kopf.on.login(registry=handlers)
+    def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_via_client(**arguments)
+
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
     async def on_finetunejob(event: Any, **_: Any) -> None:
         known, view = take(event, cache.jobs, job_view)

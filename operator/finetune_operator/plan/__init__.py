@@ -122,7 +122,7 @@ def _next_attempt(
     if before is None and newest is not None:
         # Somebody wiped the status: what the newest Job does, or has done, still counts.
         entry = begun(view, status, newest.attempt, _micro_batch(resolved), newest.created)
-        return Plan(_waiting(view, with_attempt(status, entry), Reason.STARTING, "Found again.", now))
+        return Plan(_waiting(view, with_attempt(status, entry), Reason.STARTING, startup.BEGINNING, now))
     if before is not None:
         due = (retry_due(before, settings) - now).total_seconds()
         if due > 0:
@@ -131,8 +131,7 @@ def _next_attempt(
     entry = begun(view, status, number, _micro_batch(resolved), now)
     status = with_attempt(status, entry)
     status = status.model_copy(update={"start_time": status.start_time or format_time(now)})
-    text = "The training Job is being created." if number == 1 else f"Attempt {number} is being created."
-    return Plan(_waiting(view, status, Reason.STARTING, text, now))
+    return Plan(_waiting(view, status, Reason.STARTING, startup.BEGINNING, now))
 
 
 def _under_way(

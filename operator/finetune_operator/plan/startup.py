@@ -11,6 +11,9 @@ from finetune_operator.observed import EventView, PodView
 QUIET_SECONDS = 15
 """Pods that are missing, or hang in ContainerCreating, for so long are looked up in the events."""
 
+BEGINNING = "The attempt's pods are being started."
+"""One text for everything that is usual at the start, so that the status isn't written for each little step."""
+
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _TAINTED = "DeletionByTaintManager"
@@ -47,7 +50,7 @@ def look(pods: Sequence[PodView], events: Sequence[EventView], ranks: int) -> Fi
     if unplaced:
         return _unplaced(unplaced, len(pods), ranks)
     if len(pods) < ranks:
-        return _missing(len(pods), events, ranks)
+        return _missing(events)
     if all(pod.running for pod in pods):
         return Finding(True, Reason.RUNNING, "Training.")
     return _creating(next(pod for pod in pods if not pod.running), events, ranks)
@@ -89,7 +92,7 @@ def _unplaced(unplaced: Sequence[PodView], present: int, ranks: int) -> Finding:
     return _no(Reason.UNSCHEDULABLE, f"{_who(first, ranks)}: {first.unschedulable} {advice}")
 
 
-def _missing(present: int, events: Sequence[EventView], ranks: int) -> Finding:
+def _missing(events: Sequence[EventView]) -> Finding:
     refused = _latest(events, {"FailedCreate"})
     if refused:
         return _no(
@@ -97,7 +100,7 @@ def _missing(present: int, events: Sequence[EventView], ranks: int) -> Finding:
             f"The cluster refuses the pods: {refused.message}. Check the namespace's"
             " quota, its Pod Security level, admission policies and the service account.",
         )
-    return _no(Reason.STARTING, f"{present} of {ranks} pods are there.")
+    return _no(Reason.STARTING, BEGINNING)
 
 
 def _creating(pod: PodView, events: Sequence[EventView], ranks: int) -> Finding:
@@ -112,7 +115,7 @@ def _creating(pod: PodView, events: Sequence[EventView], ranks: int) -> Finding:
             Reason.PULLING_IMAGE,
             f"{_who(pod, ranks)} pulls its image on node {pod.node}; the first time on a node this takes minutes.",
         )
-    return _no(Reason.STARTING, f"{_who(pod, ranks)} is being started" + (f" on node {pod.node}." if pod.node else "."))
+    return _no(Reason.STARTING, BEGINNING)
 
 
 def _latest(events: Sequence[EventView], reasons: set[str]) -> EventView | None:
