@@ -76,6 +76,8 @@ state = "/run/containerd"
             process.stop(state, f"containerd-{node}")
             process.restart(state, f"containerd-{node}")
             _wait_for_containerd(state, node, holder)
+    if images.BUSYBOX not in ctr(holder, "images", "list", "--quiet").split():
+        ctr(holder, "images", "import", str(images.busybox_archive()))
 
 
 def _wait_for_containerd(state: State, node: int, holder: int) -> None:
