@@ -5,6 +5,7 @@ TrainerError
 ├── InvalidData (65)        a row or a file of the data is wrong
 ├── NotFound (66)           a model or data file isn't where the job says
 ├── SourceUnreachable (69)  a source doesn't answer; another attempt may succeed
+├── NoDevice (70)           the GPUs that the job asked for can't be seen; another node may have them
 ├── GpuOutOfMemory (71)
 ├── Diverged (72)           the loss is no longer a number
 ├── NoSpace (73)            the workspace is full
@@ -49,6 +50,10 @@ class NotFound(TrainerError):
 
 class SourceUnreachable(TrainerError):
     exit_code = ExitCode.SOURCE_UNREACHABLE
+
+
+class NoDevice(TrainerError):
+    exit_code = ExitCode.INTERNAL_ERROR
 
 
 class GpuOutOfMemory(TrainerError):

@@ -1,0 +1,89 @@
+"""What ``launch`` hands to its ranks and gets back: a folder in /tmp, one per run.
+
+``run.json`` goes in before the ranks start, ``deadline`` when they are told to stop, ``end-<rank>.json`` comes back.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.contract import AttemptFacts, ResolvedJob
+
+from finetune_trainer.reporting.api import ApiServer
+from finetune_trainer.run import Folders
+from finetune_trainer.workspace import layout, write_json
+
+RUN = "run.json"
+DEADLINE = "deadline"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """All that a rank needs to know besides its number."""
+
+    job: ResolvedJob
+    facts: AttemptFacts
+    run_id: str
+    workspace: Path
+    volumes: dict[str, Path]
+    ranks_on_node: int
+    world_size: int
+    api: ApiServer | None
+    """None: nobody to report to."""
+
+    @property
+    def folders(self) -> Folders:
+        return layout(self.workspace, self.job.name, self.facts.attempt, self.run_id, self.volumes)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Of this attempt, else of the job."""
+        size = self.facts.micro_batch_size or self.job.training.micro_batch_size
+        assert size is not None, "resolving a job fills it in"
+        return size
+
+    def write(self, folder: Path) -> None:
+        content = {
+            "job": self.job.to_dict(),
+            "facts": self.facts.to_dict(),
+            "runId": self.run_id,
+            "workspace": str(self.workspace),
+            "volumes": {claim: str(path) for claim, path in self.volumes.items()},
+            "ranksOnNode": self.ranks_on_node,
+            "worldSize": self.world_size,
+            "api": {"url": self.api.url, "credentials": str(self.api.credentials)} if self.api else None,
+        }
+        write_json(folder / RUN, content)
+
+    @staticmethod
+    def read(folder: Path) -> "Handover":
+        content = json.loads((folder / RUN).read_bytes())
+        api = content["api"]
+        return Handover(
+            job=ResolvedJob.model_validate(content["job"]),
+            facts=AttemptFacts.model_validate(content["facts"]),
+            run_id=content["runId"],
+            workspace=Path(content["workspace"]),
+            volumes={claim: Path(path) for claim, path in content["volumes"].items()},
+            ranks_on_node=content["ranksOnNode"],
+            world_size=content["worldSize"],
+            api=ApiServer(api["url"], Path(api["credentials"])) if api else None,
+        )
+
+
+def end_file(folder: Path, rank: int) -> Path:
+    """Where a rank says how it ended."""
+    return folder / f"end-{rank}.json"
+
+
+def write_deadline(folder: Path, deadline: float) -> None:
+    """Monotonic time at which ranks are ended by force; all processes of a machine share that clock."""
+    write_json(folder / DEADLINE, deadline)
+
+
+def read_deadline(folder: Path) -> float | None:
+    """None as long as nobody set one."""
+    try:
+        return float(json.loads((folder / DEADLINE).read_bytes()))
+    except (OSError, ValueError):
+        return None

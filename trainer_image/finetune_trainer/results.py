@@ -1,0 +1,177 @@
+"""How a rank ended, how the run ended, and how that is said to the outside: always within bounds.
+
+``worker`` writes one `End` per rank, ``launch`` makes one of them all and turns it into `Result` (for status and
+RESULT.json) and into the termination message.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finetune_api.contract import TERMINATION_MESSAGE_BYTES
+from finetune_api.exit_codes import REASONS, ExitCode, strongest
+from finetune_api.status import Artifact, Reason, Result
+
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.workspace import NO_SPACE, NOT_WRITABLE, write_json
+
+KILLED = 137
+MESSAGE_CHARACTERS = 1024
+METRICS = 32
+SHORT = 253
+RAISE_MEMORY = "Raise resources.memory (/dev/shm counts against it), or lower training.microBatchSize"
+SPARE_GPU = (
+    "Lower training.microBatchSize or training.cutoffLength, switch training.gradientCheckpointing on, or use a larger"
+    " GPU"
+)
+MAKE_ROOM = "Give the workspace's claim more room, or remove old jobs/ from it"
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a rank or of a run. The message may have any length."""
+
+    code: int
+    reason: str
+    message: str
+    artifact: Artifact | None = None
+    metrics: dict[str, str] | None = None
+    forced: bool = False
+    """Ended by ``launch``, so no evidence of what went wrong."""
+
+
+def of_error(error: BaseException, *, rank: int, workspace: Path) -> End:
+    """What an exception means by the contract. Anything unknown is an internal error."""
+    if isinstance(error, TrainerError):
+        return End(error.exit_code, error.reason, str(error))
+    for cause in _chain(error):
+        name, text = type(cause).__name__, str(cause)
+        first = text.strip().split("\n")[0]
+        # By name, so that nobody has to import torch for it.
+        on_gpu = name == "OutOfMemoryError" and type(cause).__module__.startswith("torch")
+        if on_gpu or "CUBLAS_STATUS_ALLOC_FAILED" in text:
+            message = f"GPU memory is used up on rank {rank} ({first}). {SPARE_GPU}"
+            return _named(ExitCode.GPU_OUT_OF_MEMORY, message)
+        if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in text:
+            message = f"The host's memory is used up on rank {rank} ({first or name}). {RAISE_MEMORY}"
+            return End(KILLED, Reason.OUT_OF_MEMORY, message)
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in NO_SPACE or "No space left on device" in text:
+            return _named(ExitCode.NO_SPACE, f"No space left ({first}). {MAKE_ROOM}")
+        if number in NOT_WRITABLE and str(getattr(cause, "filename", "")).startswith(f"{workspace}/"):
+            return _named(ExitCode.WORKSPACE_UNUSABLE, f"The workspace can't be written any more: {first}")
+    message = f"{type(error).__name__} on rank {rank}: {error}. The stack trace is in the pod's log"
+    return _named(ExitCode.INTERNAL_ERROR, message)
+
+
+def _named(code: ExitCode, message: str) -> End:
+    return End(code, REASONS[code], message)
+
+
+def of_signal(signal_number: int, rank: int) -> End:
+    """A rank that was killed by somebody else, or fell over."""
+    code = 128 + signal_number
+    if code == KILLED:
+        message = f"Rank {rank} was killed, most likely because the host's memory was used up. {RAISE_MEMORY}"
+        return End(code, Reason.OUT_OF_MEMORY, message)
+    message = f"Rank {rank} was ended by signal {signal_number}. What it logged last is in the pod's log"
+    return End(code, Reason.KILLED, message)
+
+
+def combine(ends: Sequence[End]) -> End:
+    """One end of many: the strongest code, in the words of the first rank that has it; others are mentioned.
+
+    Ranks that ``launch`` ended don't count beside one that ended by itself. Nor does an internal error beside a rank
+    that was killed: it is the connection to that rank that broke.
+    """
+    own = [end for end in ends if not end.forced] or list(ends)
+    failed = [end for end in own if end.code != 0]
+    if not failed:
+        if len(own) < len(ends):
+            return next(end for end in ends if end.forced)
+        return next((end for end in ends if end.artifact is not None), ends[0])
+    if any(end.code > 128 for end in failed):
+        failed = [end for end in failed if end.code != ExitCode.INTERNAL_ERROR]
+    code = strongest([end.code for end in failed])
+    decisive = next(end for end in failed if end.code == code)
+    others = sorted({f"{end.code} ({end.reason})" for end in own if end.code not in (code, 0)})
+    beside = f". Other ranks ended with {', '.join(others)}" if others else ""
+    return End(code, decisive.reason, decisive.message + beside)
+
+
+def to_result(end: End, attempt: int, pointer: str = "") -> Result:
+    """Cut to what status allows. `pointer` says where the whole message is."""
+    metrics = {cut(k, SHORT): cut(str(v), SHORT) for k, v in list((end.metrics or {}).items())[:METRICS]}
+    return Result(
+        kind="train",
+        attempt=attempt,
+        exit_code=end.code,
+        reason=end.reason,
+        message=cut(end.message, MESSAGE_CHARACTERS, pointer),
+        artifact=end.artifact,
+        metrics=metrics or None,
+    )
+
+
+def is_cut(end: End, result: Result) -> bool:
+    """Whether something of the end doesn't reach status or the termination message."""
+    if len(_json(result)) > TERMINATION_MESSAGE_BYTES:
+        return True
+    return result.message != end.message or (result.metrics or {}) != (end.metrics or {})
+
+
+def cut(text: str, length: int, pointer: str = "") -> str:
+    """At most `length` characters, all of which UTF-8 can write."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    if len(text) <= length:
+        return text
+    tail = f"… {pointer}".rstrip()
+    return text[: max(0, length - len(tail))] + tail
+
+
+def termination_message(result: Result, pointer: str) -> bytes:
+    """The result as JSON of at most TERMINATION_MESSAGE_BYTES: whole, or without what `pointer` leads to."""
+    text = _json(result)
+    if len(text) > TERMINATION_MESSAGE_BYTES:
+        result = result.model_copy(update={"metrics": None})
+        text = _json(result)
+    length = MESSAGE_CHARACTERS
+    while len(text) > TERMINATION_MESSAGE_BYTES and length:
+        length //= 2
+        text = _json(result.model_copy(update={"message": cut(result.message, max(length, len(pointer) + 2), pointer)}))
+    if len(text) > TERMINATION_MESSAGE_BYTES:
+        text = _json(result.model_copy(update={"message": cut(pointer, SHORT), "artifact": None}))
+    return text
+
+
+def _json(result: Result) -> bytes:
+    return json.dumps(result.to_dict(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def write_end(file: Path, end: End) -> None:
+    """From a rank to ``launch``."""
+    content = asdict(end)
+    content["message"] = cut(end.message, len(end.message))
+    content["artifact"] = end.artifact.to_dict() if end.artifact else None
+    write_json(file, content)
+
+
+def read_end(file: Path) -> End | None:
+    """What a rank wrote; None when it didn't get that far."""
+    try:
+        content = json.loads(file.read_bytes())
+        artifact = Artifact.model_validate(content.pop("artifact")) if content["artifact"] else None
+        return End(**{**content, "artifact": artifact})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The exception and what led to it."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return chain

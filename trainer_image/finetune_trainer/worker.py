@@ -1,0 +1,121 @@
+"""Entry of each rank: ``python -m finetune_trainer.worker FOLDER RANK``, started by ``launch``.
+
+Makes the `Run`, finds the workflow of the job's stage, runs it, and says in a file and by its exit code how that ended.
+SIGTERM only sets a flag: the workflow looks at it between steps, and saves.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from finetune_api.exit_codes import REASONS, ExitCode
+
+from finetune_trainer import director, results
+from finetune_trainer.errors import Preempted, Superseded, TrainerError
+from finetune_trainer.handover import Handover, end_file, read_deadline
+from finetune_trainer.reporting.status import Reporter
+from finetune_trainer.results import End
+from finetune_trainer.run import Run, nothing
+from finetune_trainer.stopping import Stop
+
+SAVE_MARGIN = 3.0
+"""Seconds between the end of a save, as planned, and being ended by force."""
+PR_SET_PDEATHSIG = 1
+
+
+def main(
+    folder: Path,
+    rank: int,
+    stop: Stop,
+    find_workflow: Callable[[str], director.Workflow] = director.find_workflow,
+) -> NoReturn:
+    """Run one rank to its end. Doesn't return: what libraries do at exit must not change or delay the outcome."""
+    _die_with_launcher()
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(message)s")
+    handover = Handover.read(folder)
+    reporter = _reporter(handover, folder, rank) if rank == 0 else None
+    try:
+        end = _train(handover, folder, rank, stop, reporter, find_workflow)
+    except BaseException as error:
+        end = results.of_error(error, rank=rank, workspace=handover.workspace)
+        if end.code == ExitCode.INTERNAL_ERROR and not isinstance(error, TrainerError):
+            traceback.print_exc()
+    if reporter is not None:
+        reporter.close()
+    _leave(folder, rank, end)
+
+
+def _train(
+    handover: Handover,
+    folder: Path,
+    rank: int,
+    stop: Stop,
+    reporter: Reporter | None,
+    find_workflow: Callable[[str], director.Workflow],
+) -> End:
+    workflow = find_workflow(handover.job.stage)
+    if stop.requested:
+        raise Preempted("Told to stop before training began; there was nothing to save")
+    run = Run(
+        job=handover.job,
+        attempt=handover.facts,
+        run_id=handover.run_id,
+        folders=handover.folders,
+        rank=rank,
+        local_rank=rank % handover.ranks_on_node,
+        world_size=handover.world_size,
+        micro_batch_size=handover.micro_batch_size,
+        stop_requested=lambda: stop.requested,
+        seconds_left=partial(_seconds_left, folder, stop, handover.facts.grace_period_seconds),
+        report_progress=reporter.progress if reporter else nothing,
+        report_checkpoint=reporter.checkpoint if reporter else nothing,
+    )
+    outcome = workflow(run)
+    done = ExitCode.DONE
+    return End(done, REASONS[done], "Training completed", outcome.artifact, outcome.metrics)
+
+
+def _seconds_left(folder: Path, stop: Stop, grace: float) -> float:
+    if not stop.requested:
+        return float("inf")
+    deadline = read_deadline(folder) or stop.at + grace / 2
+    return deadline - SAVE_MARGIN - time.monotonic()
+
+
+def _reporter(handover: Handover, folder: Path, rank: int) -> Reporter:
+    def superseded(why: str) -> None:
+        # From the reporter's thread, while the main thread may sit in a collective: leave at once, whatever it does.
+        error = Superseded(f"Nobody wants this run's result any more: {why}")
+        _leave(folder, rank, results.of_error(error, rank=rank, workspace=handover.workspace))
+
+    interval = handover.job.runtime.progress_interval_seconds
+    return Reporter(handover.api, handover.facts, handover.folders.reports, interval, superseded)
+
+
+def _leave(folder: Path, rank: int, end: End) -> NoReturn:
+    try:
+        results.write_end(end_file(folder, rank), end)
+    except OSError:
+        traceback.print_exc()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code)
+
+
+def _die_with_launcher() -> None:
+    """A rank without its launcher would train on, unseen, beside the next attempt."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Stop().listen(signal.SIGTERM))
