@@ -1,0 +1,195 @@
+"""The demo on Kubernetes, top to bottom: cluster, images, operator, volumes, job, answers.
+
+Run again, it finds most of this done; only the job is made anew, by the same name. Everything is in the namespaces
+finetune-system (the operator) and finetune-demo.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from examples.demo import ending, volume
+from examples.demo.kubectl import DemoError, Kubectl, Pod, helm
+from examples.demo.view import View
+from tests import cluster as local
+from tests import images
+
+OPERATOR_NAMESPACE = "finetune-system"
+NAMESPACE = "finetune-demo"
+RELEASE = "finetune-operator"
+CHART = volume.CHECKOUT / "charts" / "finetune-operator"
+CLAIMS = {"models": "2Gi", "workspace": "5Gi"}
+RUN_AS = 10001
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """The whole demo. Raises DemoError, with the job's own message when the job fails."""
+    context: str | None = arguments.context
+    if context is None:
+        with step("The local Kubernetes"):
+            found = local.up()
+        env, place = found.env, volume.CHECKOUT / ".cluster" / found.state.name / "demo"
+        with step("The images"):
+            operator, trainer = (images.build_and_push(target, found.state.name) for target in ("operator", "trainer"))
+    else:
+        env, place = dict(os.environ), volume.CHECKOUT / ".cluster" / f"context-{context.replace('/', '-')}"
+        operator, trainer = arguments.operator_image, arguments.trainer_image
+        if not operator or not trainer:
+            raise DemoError(
+                "A cluster of yours pulls images from a registry. Build them (`make images`), push them there, and name"
+                "\nthem: make demo CONTEXT=... IMAGE_OPERATOR=registry/name:tag IMAGE_TRAINER=registry/name:tag"
+            )
+    with step("The operator, by helm"):
+        install(env, context, place, operator, trainer)
+
+    kubectl = Kubectl(env, NAMESPACE, context)
+    with step("The model and the data, on a volume"):
+        models = volume.make()
+        prepare(kubectl)
+        with kubectl.pod(files_pod(trainer)) as pod:
+            load(pod, models)
+            remove_earlier(kubectl, pod)
+
+    job = volume.job()
+    if arguments.cpu:
+        job["spec"]["resources"]["gpusPerNode"] = 0
+    name = job["metadata"]["name"]
+    where = f"KUBECONFIG={env['KUBECONFIG']} " if context is None else ""
+    print(f"\n$ kubectl apply -f {os.path.relpath(volume.JOB_FILE)}\n", flush=True)
+    kubectl.apply(job)
+    status = follow(kubectl, name)
+    if status["phase"] != "Succeeded":
+        logs = f"{where}kubectl --namespace {NAMESPACE} logs -l finetune-operator.io/job={name} --tail=-1"
+        raise DemoError(f"{name} failed: {status.get('reason')}: {status.get('message')}\nIts logs: {logs}")
+
+    with kubectl.pod(files_pod(trainer)) as pod:
+        pod.download(f"/workspace/jobs/{name}/reports", place)
+        before, after = ask(pod)
+    ending.show(place, before, after)
+    print(f"\n  The adapter: {status['artifact']['uri']}")
+    print(f"  Look around: {where}kubectl --namespace {NAMESPACE} get ftj --output wide")
+    if context is None:
+        print("  The local Kubernetes goes on; `make cluster-down` stops it.")
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """A heading, and the time that what is below it took."""
+    print(f"\n{title}", flush=True)
+    began = time.monotonic()
+    yield
+    print(f"  done  {time.monotonic() - began:.0f} s", flush=True)
+
+
+def install(env: dict[str, str], context: str | None, place: Path, operator: str, trainer: str) -> None:
+    """The chart as users get it: packed. Pods of the local Kubernetes ask for GPUs that are make-believe."""
+    place.mkdir(parents=True, exist_ok=True)
+    packed = helm(env, None, "package", str(CHART), "--destination", str(place)).split()[-1]
+    settings = {
+        **image_values("image", operator),
+        **image_values("trainer.image", trainer),
+        "trainer.allowCpu": str(context is None).lower(),
+        "trainer.progressIntervalSeconds": "5",
+    }
+    sets = [f"--set={key}={value}" for key, value in settings.items()]
+    target = ["upgrade", RELEASE, packed, "--install", "--namespace", OPERATOR_NAMESPACE, "--create-namespace"]
+    helm(env, context, *target, "--wait", "--timeout=5m", *sets)
+
+
+def image_values(key: str, image: str) -> dict[str, str]:
+    """An image reference as the chart takes it."""
+    repository, at, digest = image.partition("@")
+    if at:
+        return {f"{key}.repository": repository, f"{key}.digest": digest}
+    head, colon, tag = image.rpartition(":")
+    if not colon or "/" in tag:
+        raise DemoError(f"image {image!r} has neither tag nor digest")
+    return {f"{key}.repository": head, f"{key}.tag": tag}
+
+
+def prepare(kubectl: Kubectl) -> None:
+    """Namespace and claims of the default StorageClass. They stay: the artifact is in one of them."""
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    for name, size in CLAIMS.items():
+        if kubectl.get("pvc", name) is None:
+            spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
+            meta = {"name": name, "namespace": NAMESPACE}
+            kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+
+
+def files_pod(image: str) -> dict[str, Any]:
+    """A pod that does nothing but hold both volumes. Short-lived: other pods may not get at the volumes meanwhile."""
+    claims = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in CLAIMS]
+    container = {
+        "name": "files",
+        "image": image,
+        "command": ["sleep", "infinity"],
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "models", "mountPath": "/volumes/models"},
+            {"name": "workspace", "mountPath": "/workspace"},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    spec = {
+        "automountServiceAccountToken": False,
+        "restartPolicy": "Never",
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": RUN_AS,
+            "runAsGroup": RUN_AS,
+            "fsGroup": RUN_AS,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [*claims, {"name": "tmp", "emptyDir": {}}],
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "demo-files", "namespace": NAMESPACE}, "spec": spec}
+
+
+def load(pod: Pod, models: Path) -> None:
+    """Bring the model to the volume unless it is there, and the data always."""
+    target = f"/volumes/models/{volume.MODEL}"
+    there = pod("sh", "-c", f"cat {target}/.complete 2>/dev/null || true")
+    if there != volume.stamp(models / volume.MODEL):
+        pod.upload(models / volume.MODEL, target)
+    pod.upload(models / "data", "/volumes/models/data")
+
+
+def remove_earlier(kubectl: Kubectl, pod: Pod) -> None:
+    """An earlier demo's job and its results: left there, they would be the answer, and nothing would be trained."""
+    name = volume.job()["metadata"]["name"]
+    kubectl("delete", "finetunejob", name, "--ignore-not-found", "--cascade=foreground", "--timeout=180s")
+    pod("rm", "-rf", f"/workspace/jobs/{name}")
+
+
+def follow(kubectl: Kubectl, name: str) -> dict[str, Any]:
+    """Show the job until it has ended; its last status."""
+    view = View(name)
+    while True:
+        found = kubectl.get("finetunejob", name)
+        if found is None:
+            raise DemoError(f"{name} was deleted while it ran")
+        status: dict[str, Any] = found.get("status", {})
+        ended = status.get("phase") in ("Succeeded", "Failed")
+        view.show(status, final=ended)
+        if ended:
+            return status
+        time.sleep(1)
+
+
+def ask(pod: Pod) -> tuple[str, str]:
+    """The same question to the base model and to what was trained."""
+    pod("sh", "-c", "cat > /tmp/job.yaml", given=volume.JOB_FILE.read_bytes())
+    command = ["python", "-m", "finetune_trainer", "generate", "--job", "/tmp/job.yaml", "--workspace", "/workspace"]
+    command += ["--volume", "models=/volumes/models", "--prompt", volume.QUESTION, "--checkpoint"]
+    return pod(*command, "base").strip(), pod(*command, "artifact").strip()
