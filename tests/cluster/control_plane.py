@@ -104,6 +104,8 @@ def start_controller_manager(state: State, at: Endpoint) -> None:
         f"--cluster-signing-cert-file={pki / 'ca.crt'}",
         f"--cluster-signing-key-file={pki / 'ca.key'}",
         f"--cluster-cidr={POD_SUBNET}",
+        # Its own default is a folder of the machine, which it makes.
+        f"--flex-volume-plugin-dir={state.directory / 'volume-plugins'}",
         # A lost node is noticed in 20 s, not 50: tests wait for it.
         "--node-monitor-grace-period=20s",
         "--node-monitor-period=2s",

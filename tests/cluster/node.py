@@ -67,12 +67,12 @@ state = "/run/containerd"
 """,
     )
     argv = [packages.find("containerd") or "containerd", "--config", str(config)]
+    new = not sandbox.run(holder, ["ls", "-A", "/run/containerd"], check=False)
     if process.ensure(state, f"containerd-{node}", argv, holder=holder, files=[config]):
         _wait_for_containerd(state, node, holder)
-        if stale := ctr(holder, "containers", "list", "--quiet").split():
-            # Left by a node that was stopped: their processes are gone, only their images are of use.
-            if not ctr(holder, "tasks", "list", "--quiet").split():
-                ctr(holder, "containers", "delete", *stale)
+        # A node that was stopped leaves containers without processes: only its images are of use. containerd has to forget them, too.
+        if new and (stale := ctr(holder, "containers", "list", "--quiet").split()):
+            ctr(holder, "containers", "delete", *stale)
             process.stop(state, f"containerd-{node}")
             process.restart(state, f"containerd-{node}")
             _wait_for_containerd(state, node, holder)
@@ -150,6 +150,7 @@ def start_kube_proxy(state: State, node: int, at: Endpoint, holder: int) -> None
         "clusterCIDR": POD_SUBNET,
         "hostnameOverride": name(node),
         "healthzBindAddress": f"{own}:10256",
+        "nodePortAddresses": ["primary"],
         "oomScoreAdj": 0,
         # These are settings of the whole machine, not of the network namespace.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},

@@ -71,7 +71,7 @@ def start_storage(state: State, at: Endpoint) -> None:
         "standard-rwo": {"nodePathMap": [{"node": name, "paths": [str(volumes / name)]} for name in ("node-1", "node-2")]},
     }
     replace(config, json.dumps({"storageClassConfigs": classes}, indent=2))
-    helper = state.config / "storage-helper.yaml"
+    helper = state.config / "helperPod.yaml"
     container = {"name": "helper", "image": images.BUSYBOX, "imagePullPolicy": "IfNotPresent"}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "helper"}, "spec": {"enableServiceLinks": False, "containers": [container]}}
     replace(helper, json.dumps(pod, indent=2))
