@@ -18,11 +18,35 @@ demo: setup ## The main job on the local Kubernetes (CONTEXT=name: on a cluster 
 demo-laptop: setup ## The same FineTuneJob, run by the trainer alone: no Kubernetes, no root
 	$(PY) -m examples.demo laptop
 
-test: setup ## Every tier; ends non-zero when one could not run
-	$(PY) -m tests.run
+test: setup static ## Every tier; ends non-zero when one could not run
+	$(PY) -m pytest tests/unit tests/trainer tests/controlplane tests/e2e
 
 ##@ While you work
-.PHONY: setup check generate lock format images chart bench gpu-check clean help
+.PHONY: setup check static format generate lock images gpu-check clean help
+check: setup static ## Lint, types, contracts, drift of generated files, unit tests: under two minutes
+	$(PY) -m pytest -q tests/unit
+
+static: setup
+	.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+	$(PY) -m finetune_api generate --check
+
+format: setup ## Ruff's formatter and its safe fixes
+	.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+generate: setup ## CRD, chart's CRD, editors' schema and API reference, from crds/finetune_api
+	$(PY) -m finetune_api generate
+
+images: setup ## Both images, pushed to the local registry
+	$(PYTHON3) -m tests.images
+
+gpu-check: setup ## On a machine with a GPU: every tuning method in bf16, throughput and memory
+	$(PY) -m tests.bench.gpu_check
+
+clean: cluster-down ## Stop the cluster, remove what is built in the checkout
+	rm -rf .venv .tools build dist .cluster
+
 setup: .venv/.complete ## .venv with the three packages and the tools, as locked
 
 .tools/.uv-$(UV_VERSION):

@@ -1,0 +1,96 @@
+"""Resolution: what is filled in, what the digest hangs on, and what can't be resolved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_api.contract import resolve
+from finetune_api.exit_codes import SEVERITY, ExitCode, strongest
+from finetune_api.job import FineTuneJob
+from pydantic import ValidationError
+
+SPEC: dict[str, Any] = {
+    "stage": "sft",
+    "model": {"source": "pvc://models/base"},
+    "datasets": [{"source": "pvc://models/train.jsonl", "format": "openai"}],
+    "training": {"epochs": 1},
+    "workspace": {"claimName": "work"},
+}
+
+
+def job(**changes: Any) -> FineTuneJob:
+    spec = {**SPEC, **changes}
+    head = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "a"}}
+    return FineTuneJob.model_validate({**head, "spec": spec})
+
+
+def test_defaults_that_hang_on_other_fields() -> None:
+    lora = resolve(job(tuning={"lora": {"rank": 32}}))
+    assert lora.tuning.lora is not None
+    assert lora.tuning.lora.alpha == 64
+    assert lora.training.learning_rate == 1e-4
+    assert resolve(job(tuning={"method": "full"})).training.learning_rate == 1e-5
+    assert resolve(job()).training.micro_batch_size == 4
+    assert resolve(job(training={"epochs": 1, "globalBatchSize": 6})).training.micro_batch_size == 2
+
+
+DECIDES = [
+    {"model": {"source": "pvc://models/other"}},
+    {"datasets": [{"source": "pvc://models/other.jsonl", "format": "openai"}]},
+    {"tuning": {"method": "full"}},
+    {"training": {"epochs": 2}},
+]
+DECIDES_NOT = [
+    {"resources": {"cpu": 1, "memory": "1Gi", "gpusPerNode": 4}},
+    {"checkpoints": {"everySteps": 3}},
+    {"backoffLimit": 0},
+    {"training": {"epochs": 1, "microBatchSize": 1}},
+    {"tuning": {"method": "lora", "lora": {"rank": 8, "alpha": 16}}},
+]
+
+
+@pytest.mark.parametrize("change", DECIDES)
+def test_the_digest_hangs_on_what_decides_the_result(change: dict[str, Any]) -> None:
+    assert resolve(job(**change)).digest != resolve(job()).digest
+
+
+@pytest.mark.parametrize("change", DECIDES_NOT)
+def test_and_on_nothing_else(change: dict[str, Any]) -> None:
+    assert resolve(job(**change)).digest == resolve(job()).digest
+
+
+def test_batches_that_do_not_fit_the_gpus_are_refused_with_what_would() -> None:
+    with pytest.raises(ValueError, match="multiple of 4"):
+        resolve(job(training={"epochs": 1, "globalBatchSize": 6}, resources={"gpusPerNode": 4}))
+    with pytest.raises(ValueError, match="divisor of 2"):
+        resolve(job(training={"epochs": 1, "globalBatchSize": 8, "microBatchSize": 4}, resources={"gpusPerNode": 4}))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"stage": "sfft"},
+        {"unknown": 1},
+        {"model": {"source": "pvc://models/../etc"}},
+        {"model": {"source": "/etc/passwd"}},
+        {"model": {"source": "pvc://models"}},
+        {"tuning": {"lora": {"rank": -1}}},
+        {"tuning": {"method": "full", "lora": {"rank": 8}}},
+        {"training": {}},
+        {"training": {"epochs": 1, "maxSteps": 1}},
+        {"resources": {"volumeMounts": [{"name": "x", "mountPath": "/x"}]}},
+    ],
+)
+def test_a_laptop_refuses_what_the_api_server_refuses(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        job(**bad)
+
+
+def test_the_strongest_code_decides() -> None:
+    assert strongest([0, 0]) == 0
+    assert strongest([0, 1]) == 1
+    assert strongest([1, 70, 75, 65]) == ExitCode.INVALID_DATA
+    assert strongest([78, 137]) == 78
+    named = {code for group in SEVERITY for code in group}
+    assert named == set(ExitCode) - {ExitCode.DONE}

@@ -1,0 +1,108 @@
+"""Views and settings for tests of pure code: sensible everywhere, changed where a test says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_api.status import Result
+from finetune_operator.observed import BatchView, JobView, Observed, PodView
+from finetune_operator.plan import Plan, plan
+from finetune_operator.settings import Settings
+
+NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
+UID = "0a1b2c3d-0000-4000-8000-000000000000"
+SETTINGS = Settings(trainer_image="registry.example/finetune-trainer:1")
+SPEC: dict[str, Any] = {
+    "stage": "sft",
+    "model": {"source": "pvc://models/base"},
+    "datasets": [{"source": "pvc://models/data/train.jsonl", "format": "openai"}],
+    "training": {"epochs": 1},
+    "workspace": {"claimName": "work"},
+}
+
+
+def job(status: dict[str, Any] | None = None, **spec: Any) -> JobView:
+    """A FineTuneJob named demo."""
+    return JobView(
+        namespace="team",
+        name="demo",
+        uid=UID,
+        resource_version=1,
+        generation=1,
+        deleting=False,
+        spec={**SPEC, **spec},
+        status=status or {},
+    )
+
+
+def batch(attempt: int = 1, **changes: Any) -> BatchView:
+    """The Job of an attempt, under way."""
+    plain = BatchView(
+        key=("team", "demo"),
+        name=f"demo-0a1b2-{attempt}",
+        uid=f"batch-{attempt}",
+        resource_version=1,
+        attempt=attempt,
+        owner_uid=UID,
+        created=NOW,
+        deleting=False,
+        complete=False,
+        failed_reason=None,
+        failed_message="",
+    )
+    return replace(plain, **changes)
+
+
+def pod(attempt: int = 1, rank: int = 0, **changes: Any) -> PodView:
+    """A pod of an attempt, waiting to be looked at by anybody."""
+    plain = PodView(
+        key=("team", "demo"),
+        name=f"demo-0a1b2-{attempt}-{rank}-abcde",
+        uid=f"pod-{attempt}-{rank}",
+        resource_version=1,
+        attempt=attempt,
+        rank=rank,
+        created=NOW,
+        deleting=False,
+        phase="Pending",
+        status_reason="",
+        node="",
+        unschedulable=None,
+        disruption=None,
+        waiting_reason="",
+        waiting_message="",
+        running=False,
+        exit_code=None,
+        terminated_reason="",
+        terminated_message="",
+        memory_limit="16Gi",
+    )
+    return replace(plain, **changes)
+
+
+def running(attempt: int = 1, rank: int = 0) -> PodView:
+    return pod(attempt, rank, phase="Running", running=True, node="node-1")
+
+
+def ended(code: int, attempt: int = 1, rank: int = 0, **changes: Any) -> PodView:
+    """A pod whose container has ended with a code."""
+    phase = "Succeeded" if code == 0 else "Failed"
+    return pod(attempt, rank, **{"phase": phase, "exit_code": code, "node": "node-1", **changes})
+
+
+def result(code: int, attempt: int = 1, message: str = "said by the trainer", **fields: Any) -> Result:
+    return Result.model_validate(
+        {"kind": "train", "attempt": attempt, "exitCode": code, "reason": "x", "message": message, **fields}
+    )
+
+
+def step(view: JobView, observed: Observed | None = None, *, after: float = 0, settings: Settings = SETTINGS) -> Plan:
+    """One plan, so many seconds after NOW."""
+    return plan(view, observed or Observed(), NOW + timedelta(seconds=after), settings)
+
+
+def with_status(view: JobView, planned: Plan) -> JobView:
+    """The FineTuneJob once the plan's status is written."""
+    return replace(view, status=planned.status.to_dict())

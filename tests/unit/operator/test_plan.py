@@ -1,0 +1,247 @@
+"""The life of a job as a series of plans: each from the status that the one before left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.observed import JobView, Observed
+from finetune_operator.plan import Create, Delete, Plan
+
+from tests.unit.operator.make import SETTINGS, batch, ended, job, pod, result, running, step, with_status
+
+
+def begun(**spec: Any) -> JobView:
+    """A job whose first attempt is in the status, but not made yet."""
+    view = job(**spec)
+    return with_status(view, step(view))
+
+
+def condition(status: FineTuneJobStatus, kind: str) -> tuple[str, str]:
+    found = next(c for c in status.conditions or [] if c.type == kind)
+    return found.status, found.reason
+
+
+def over(planned: Plan) -> bool:
+    """Whether nothing remains to be done."""
+    return planned.step is None and planned.look_again is None
+
+
+def test_the_attempt_is_in_the_status_before_its_job_is_made() -> None:
+    first = step(job())
+    assert first.step is None
+    assert first.status.attempt == 1
+    assert first.status.resolved is not None
+    assert first.status.resolved.image == "registry.example/finetune-trainer:1"
+    second = step(with_status(job(), first))
+    assert isinstance(second.step, Create)
+    assert [child["kind"] for child in second.step.children] == ["ServiceAccount", "RoleBinding", "Job"]
+    assert second.step.children[-1]["metadata"]["name"] == "demo-0a1b2-1"
+
+
+def test_plans_are_stable() -> None:
+    """The same state, looked at later, changes nothing: an idle operator does not write."""
+    view = begun()
+    for observed in (
+        Observed((batch(),)),
+        Observed((batch(),), (pod(unschedulable="0/3 nodes are available"),)),
+        Observed((batch(),), (running(),)),
+    ):
+        first = step(view, observed)
+        again = step(with_status(view, first), observed, after=60)
+        assert again.status == first.status
+        assert again.step is None
+
+
+def test_running_when_every_pod_runs() -> None:
+    planned = step(begun(), Observed((batch(),), (running(),)))
+    assert planned.status.phase == "Running"
+    assert condition(planned.status, "Running") == ("True", "Running")
+    assert planned.status.attempts is not None
+    assert planned.status.attempts[-1].state == "Running"
+
+
+def test_success_copies_what_the_trainer_reports() -> None:
+    artifact = {"uri": "pvc://work/jobs/demo/artifact", "kind": "adapter", "digest": "sha256:1", "sizeBytes": 5}
+    said = result(0, message="done", artifact=artifact, metrics={"loss": "0.5"}).model_dump_json(by_alias=True)
+    planned = step(begun(), Observed((batch(complete=True),), (ended(0, terminated_message=said),)))
+    status = planned.status
+    assert (status.phase, condition(status, "Succeeded")) == ("Succeeded", ("True", "Completed"))
+    assert status.artifact is not None
+    assert status.artifact.uri == artifact["uri"]
+    assert status.metrics == {"loss": "0.5"}
+    assert status.completion_time == "2026-01-31T12:00:00Z"
+    assert over(step(with_status(job(), planned), Observed((batch(complete=True),)), after=1e6))
+
+
+def test_a_finished_job_whose_children_are_gone_stays_finished() -> None:
+    done = with_status(job(), step(begun(), Observed((batch(complete=True),), (ended(0),))))
+    planned = step(done, Observed())
+    assert over(planned)
+    assert planned.status.phase == "Succeeded"
+
+
+@pytest.mark.parametrize("code", [64, 65, 66, 77, 72, 73, 74])
+def test_what_another_attempt_cannot_cure_fails_at_once_in_the_trainers_words(code: int) -> None:
+    said = result(code, message="train.jsonl:7: output is empty").model_dump_json(by_alias=True)
+    planned = step(begun(), Observed((batch(failed_reason="x"),), (ended(code, terminated_message=said),)))
+    assert planned.status.phase == "Failed"
+    assert planned.status.message == "train.jsonl:7: output is empty"
+    assert condition(planned.status, "Failed")[0] == "True"
+    assert over(step(with_status(job(), planned), Observed((batch(failed_reason="x"),)), after=1e6))
+
+
+def fail(view: JobView, code: int, *, after: float = 0, **pod_changes: Any) -> tuple[JobView, Plan]:
+    """The current attempt runs and ends with a code; the job afterwards."""
+    number = view.status["attempt"]
+    observed = Observed((batch(number, failed_reason="PodFailurePolicy"),), (ended(code, number, **pod_changes),))
+    planned = step(view, observed, after=after)
+    return with_status(view, planned), planned
+
+
+def retried(view: JobView, observed: Observed, *, after: float) -> JobView:
+    """The job once its next attempt has begun."""
+    planned = step(view, observed, after=after)
+    assert planned.status.attempt == view.status["attempt"] + 1, "it should begin its next attempt"
+    return with_status(view, planned)
+
+
+def test_retries_count_and_back_off_until_the_limit() -> None:
+    view = begun(backoffLimit=2)
+    now = 0.0
+    for number, delay in ((1, 10), (2, 20)):
+        view, planned = fail(view, 70, after=now)
+        assert (planned.status.phase, planned.status.reason) == ("Starting", "RetryBackoff")
+        assert planned.look_again == delay
+        assert step(view, after=now + delay - 1).status.attempt == number
+        now += delay
+        view = retried(view, Observed((batch(number, failed_reason="x"),)), after=now)
+    view, planned = fail(view, 70, after=now)
+    assert (planned.status.phase, planned.status.reason) == ("Failed", "BackoffLimitExceeded")
+    assert "3 attempts failed" in (planned.status.message or "")
+
+
+def test_disruptions_do_not_count() -> None:
+    view = begun(backoffLimit=0)
+    view, planned = fail(view, 137, disruption="PreemptionByScheduler: preempting")
+    assert planned.status.reason == "RetryBackoff"
+    view = retried(view, Observed(), after=10)
+    view, planned = fail(view, 75, after=10)
+    assert planned.status.reason == "RetryBackoff"
+
+
+def disrupted_three_times(steps: list[int | None]) -> Plan:
+    """Three disruptions; a newer checkpoint was saved at these steps, or none."""
+    view, now = begun(), 0.0
+    for number, saved in enumerate(steps, start=1):
+        if saved is not None:
+            checkpoint = {"attempt": number, "step": saved, "path": "p", "time": "2026-01-31T12:00:00Z"}
+            view = replace(view, status={**view.status, "checkpoint": checkpoint})
+        view, planned = fail(view, 75, after=now)
+        if number < len(steps):
+            now += 1000
+            view = retried(view, Observed(), after=now)
+    return planned
+
+
+def test_three_disruptions_without_a_newer_checkpoint_are_the_end() -> None:
+    assert disrupted_three_times([None, None, None]).status.reason == "NoProgress"
+    assert disrupted_three_times([5, 5, 5]).status.reason == "RetryBackoff"
+    assert disrupted_three_times([5, 10, 15]).status.reason == "RetryBackoff"
+    assert disrupted_three_times([5, 5, 5, 5]).status.reason == "NoProgress"
+
+
+def test_gpu_out_of_memory_halves_the_micro_batch_down_to_one() -> None:
+    view = begun(training={"epochs": 1, "globalBatchSize": 12, "microBatchSize": 6}, backoffLimit=0)
+    sizes = []
+    now = 0.0
+    for _ in range(5):
+        view, planned = fail(view, 71, after=now)
+        if planned.status.phase == "Failed":
+            break
+        now += 1000
+        view = retried(view, Observed(), after=now)
+        planned = step(view, Observed())
+        assert isinstance(planned.step, Create)
+        annotations = planned.step.children[-1]["spec"]["template"]["metadata"]["annotations"]
+        sizes.append(json.loads(annotations["finetune-operator.io/attempt-facts"])["microBatchSize"])
+    assert sizes == [3, 1]
+    assert planned.status.reason == "GPUOutOfMemory"
+
+
+def test_the_next_attempt_waits_for_every_pod_of_the_last() -> None:
+    view = begun()
+    leaving = replace(running(), deleting=True)
+    planned = step(view, Observed((batch(failed_reason="x"),), (leaving,)))
+    assert planned.status.attempts is not None
+    assert planned.status.attempts[-1].state != "Ended"
+
+
+def test_attempts_are_numbered_beyond_whatever_exists() -> None:
+    view, _ = fail(begun(), 70)
+    planned = step(view, Observed((batch(1, failed_reason="x"), batch(4, failed_reason="x"))), after=10)
+    assert planned.status.attempt == 5
+
+
+def test_a_wiped_status_finds_the_running_job_again() -> None:
+    planned = step(job(), Observed((batch(3),), (running(3),)))
+    assert planned.status.attempt == 3
+    assert planned.step is None
+
+
+def test_a_job_deleted_while_starting_is_made_again_and_while_running_counts() -> None:
+    view = begun(backoffLimit=0)
+    assert isinstance(step(view, Observed()).step, Create)
+    view = with_status(view, step(view, Observed((batch(),), (running(),))))
+    planned = step(view, Observed())
+    assert (planned.status.phase, planned.status.reason) == ("Failed", "BackoffLimitExceeded")
+    assert "deleted by somebody" in (planned.status.message or "")
+
+
+def test_the_start_deadline_is_written_down_before_the_job_is_deleted() -> None:
+    view = begun(startDeadlineSeconds=60, backoffLimit=0)
+    stuck = Observed((batch(),), (pod(unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),))
+    assert step(view, stuck, after=59).status.reason == "Unschedulable"
+    condemned = step(view, stuck, after=61)
+    assert condemned.step is None
+    view = with_status(view, condemned)
+    assert isinstance(step(view, stuck, after=61).step, Delete)
+    planned = step(view, Observed(), after=70)
+    assert (planned.status.phase, planned.status.reason) == ("Failed", "StartDeadlineExceeded")
+    assert "Insufficient nvidia.com/gpu" in (planned.status.message or "")
+
+
+def test_what_cannot_be_run_is_refused_with_what_to_do() -> None:
+    view = job(training={"epochs": 1, "globalBatchSize": 6}, resources={"gpusPerNode": 4})
+    planned = step(view)
+    assert (planned.status.phase, planned.status.reason) == ("Failed", "InvalidSpec")
+    assert "multiple of 4" in (planned.status.message or "")
+    assert planned.step is None
+
+
+def test_a_leftover_job_of_a_finished_one_is_ended() -> None:
+    done = with_status(job(), step(begun(), Observed((batch(complete=True),), (ended(0),))))
+    assert isinstance(step(done, Observed((batch(2),))).step, Delete)
+
+
+def test_image_and_digest_stay_as_they_were_accepted() -> None:
+    view, _ = fail(begun(), 70)
+    newer = SETTINGS.model_copy(update={"trainer_image": "registry.example/finetune-trainer:2"})
+    view = with_status(view, step(view, after=10, settings=newer))
+    planned = step(view, after=10, settings=newer)
+    assert isinstance(planned.step, Create)
+    container = planned.step.children[-1]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "registry.example/finetune-trainer:1"
+
+
+def test_the_attempts_shown_are_bounded_and_the_counts_are_not() -> None:
+    view, now = begun(backoffLimit=100), 0.0
+    for _ in range(30):
+        view, _ = fail(view, 70, after=now)
+        now += 1000
+        view = retried(view, Observed(), after=now)
+    assert len(view.status["attempts"]) == 20
+    assert view.status["attempts"][-1]["failures"] == 30
