@@ -34,23 +34,24 @@ class Operator:
         self.cache = Cache()
         self.lag = WatchLag()
         self.queue: WorkQueue[Key] = WorkQueue()
+        self.background: list[asyncio.Task[None]] = []
         self.reconciler = Reconciler(self.cache, cluster, settings, self.lag, lambda: datetime.now(UTC))
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT (kopf takes them)."""
         health = await serve(self.settings.health_port, self.complaints)
-        background: list[asyncio.Task[None]] = []
         try:
             await self._first_listing()
-            background = [asyncio.create_task(self._resync_for_ever())]
-            background += [asyncio.create_task(self._work_for_ever()) for _ in range(self.settings.workers)]
+            self.background = [asyncio.create_task(self._resync_for_ever())]
+            self.background += [asyncio.create_task(self._work_for_ever()) for _ in range(self.settings.workers)]
             watching = asyncio.create_task(self._watch())
-            done, _ = await asyncio.wait([watching, *background], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([watching, *self.background], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()
+                if not task.cancelled():
+                    task.result()
+            await watching
         finally:
-            for task in background:
-                task.cancel()
+            await self._stop_working()
             await health.cleanup()
             await self.cluster.close()
 
@@ -64,11 +65,19 @@ class Operator:
             out.append(f"the queue is stuck: a job has waited {self.queue.oldest_wait():.0f} s")
         return out
 
+    async def _stop_working(self, **_: object) -> None:
+        for task in self.background:
+            task.cancel()
+        await asyncio.gather(*self.background, return_exceptions=True)
+
     async def _watch(self) -> None:
         watching = kopf.OperatorSettings()
         kopf_settings(watching)
+        handlers = registry(self.cache, self.lag, self.queue.add)
+        # kopf takes SIGTERM, and then waits 5 s for every task that it doesn't know: ours have to end first.
+        kopf.on.cleanup(registry=handlers)(self._stop_working)
         await kopf.operator(
-            registry=registry(self.cache, self.lag, self.queue.add),
+            registry=handlers,
             settings=watching,
             clusterwide=True,
             standalone=True,

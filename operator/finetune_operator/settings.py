@@ -1,12 +1,16 @@
 """What the installation decides, read once from the environment. The chart's values say what each is for."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _names(value: object) -> object:
     return [name for name in value.split(",") if name] if isinstance(value, str) else value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -33,7 +37,7 @@ class Settings(BaseModel):
     """Wait before the first retry; doubled for each attempt in a row without a newer checkpoint."""
     retry_seconds_max: float = 600
     """Longest wait before a retry."""
-    log_level: str = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
     health_port: int = 8080
     """0: any free port (tests)."""
     health_stuck_seconds: float = 60

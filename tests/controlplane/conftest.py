@@ -7,6 +7,7 @@ one works. Every test has a namespace of its own.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ import yaml
 
 from tests import chart, cluster
 from tests.cluster import Cluster
+from tests.controlplane import kubelet, operator_process
+from tests.controlplane.operator_process import OperatorProcess
+from tests.controlplane.scene import Scene
 from tests.kube import ApiError, Kube, until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sft-lora.yaml"
@@ -69,6 +73,50 @@ def manifest() -> dict[str, Any]:
     """A FineTuneJob to change and apply: the example of the README."""
     loaded: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
     return loaded
+
+
+@pytest.fixture(scope="session")
+def deployed(kube: Kube, helm: Path) -> dict[str, str]:
+    """The environment that the chart gives the operator."""
+    kubelet.register_node(kube)
+    return operator_process.deployed_environment(helm)
+
+
+@pytest.fixture(scope="module")
+def shared_operator(
+    kube: Kube, deployed: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    """One operator for all tests of a module that don't mind it; it sees every namespace."""
+    home = tmp_path_factory.mktemp("operator")
+    config = operator_process.kubeconfig(kube, home / "kubeconfig")
+    process = OperatorProcess(config, deployed, home / "log")
+    process.start()
+    yield process
+    assert process.stop() == 0
+
+
+@pytest.fixture
+def operator(shared_operator: OperatorProcess) -> Iterator[OperatorProcess]:
+    """The module's operator; what it logs in a test is shown when the test fails."""
+    before = shared_operator.log.stat().st_size
+    yield shared_operator
+    print(shared_operator.said(before))
+
+
+@pytest.fixture
+def scene(kube: Kube, namespace: str, manifest: dict[str, Any]) -> Iterator[Scene]:
+    """A namespace to play in, which enforces the restricted Pod Security level."""
+    with restricted(kube, namespace):
+        yield Scene(kube, namespace, manifest)
+
+
+@contextlib.contextmanager
+def restricted(kube: Kube, namespace: str) -> Iterator[None]:
+    """Pods of it must meet the restricted level; in the end they are let go, which else a kubelet would do."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kube.patch("Namespace", namespace, {"metadata": {"labels": labels}})
+    yield
+    kube.call("DELETE", f"api/v1/namespaces/{namespace}/pods", {"gracePeriodSeconds": 0})
 
 
 def _established(admin: Kube) -> bool:

@@ -1,0 +1,121 @@
+"""A kubelet played by script: it starts, ends and removes pods by writing their status, as a kubelet would.
+
+The pods are real objects, made by the real Job controller; nothing of them runs. A pod that has a node goes only when
+its kubelet says so (`remove`), as in a real cluster. Used by the lifecycle and fault tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.kube import ApiError, Kube, Object, until
+
+NODE = "node-1"
+TIME = "2026-01-31T12:00:00Z"
+JOB, ATTEMPT, RANK = (
+    "finetune-operator.io/job",
+    "finetune-operator.io/attempt",
+    "batch.kubernetes.io/job-completion-index",
+)
+
+
+def register_node(kube: Kube) -> None:
+    """The node that pods are bound to: else the pod garbage collector takes them for orphans."""
+    if kube.find("Node", NODE) is None:
+        kube.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+
+
+class Kubelet:
+    """Pods of one namespace. A pod is passed around as the object that the API server returned."""
+
+    def __init__(self, kube: Kube, namespace: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+
+    def pods(self, job: str, attempt: int) -> list[Object]:
+        """The pods of an attempt, by rank."""
+        found = self._kube.list("Pod", self._namespace, f"{JOB}={job},{ATTEMPT}={attempt}")
+        return sorted(found, key=lambda pod: int(pod["metadata"]["labels"][RANK]))
+
+    def pod(self, job: str, attempt: int = 1) -> Object:
+        """The pod of an attempt, once the Job controller has made it."""
+        [pod] = until(f"{job} has a pod of attempt {attempt}", lambda: self.pods(job, attempt))
+        return pod
+
+    def run(self, pod: Object) -> None:
+        """It has a node, and its container runs."""
+        self._bind(pod)
+        self._report(pod, "Running", {"running": {"startedAt": TIME}}, ready=True)
+
+    def hold(self, pod: Object, reason: str, message: str) -> None:
+        """It has a node, but its container waits."""
+        self._bind(pod)
+        self._report(pod, "Pending", {"waiting": {"reason": reason, "message": message}})
+
+    def find_no_node(self, pod: Object, message: str) -> None:
+        """What the scheduler says."""
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        self._patch(pod, {"conditions": [condition]})
+
+    def finish(self, pod: Object, code: int, message: str = "", reason: str = "") -> None:
+        """Its container ends with a code and a termination message."""
+        self._bind(pod)
+        ended = {
+            "exitCode": code,
+            "reason": reason or ("Error" if code else "Completed"),
+            "message": message,
+            "startedAt": TIME,
+            "finishedAt": TIME,
+        }
+        self._report(pod, "Failed" if code else "Succeeded", {"terminated": ended})
+
+    def drain(self, pod: Object) -> None:
+        """The Eviction API, as `kubectl drain` asks it: marks the pod as disrupted and asks it to end."""
+        meta = pod["metadata"]
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": meta["name"]}}
+        self._kube.call("POST", f"api/v1/namespaces/{self._namespace}/pods/{meta['name']}/eviction", eviction)
+
+    def evict(self, pod: Object, code: int, message: str = "") -> None:
+        """Drained, ended with a code, and gone at once: what a drain leaves of a pod is nothing."""
+        self.drain(pod)
+        self.finish(pod, code, message)
+        self.remove(pod)
+
+    def remove(self, pod: Object) -> None:
+        """The last word of a kubelet about a pod that was deleted."""
+        self._kube.delete("Pod", pod["metadata"]["name"], self._namespace, grace=0)
+
+    def remove_all(self, job: str) -> None:
+        """Let go of everything that Kubernetes wants to have deleted."""
+        for pod in self._kube.list("Pod", self._namespace, f"{JOB}={job}"):
+            if "deletionTimestamp" in pod["metadata"]:
+                self.remove(pod)
+
+    def _bind(self, pod: Object) -> None:
+        name = pod["metadata"]["name"]
+        binding = {
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
+        }
+        try:
+            self._kube.call("POST", f"api/v1/namespaces/{self._namespace}/pods/{name}/binding", binding)
+        except ApiError as error:
+            if error.code != 409:  # it has its node
+                raise
+
+    def _report(self, pod: Object, phase: str, state: Object, *, ready: bool = False) -> None:
+        container = pod["spec"]["containers"][0]
+        said = {
+            "name": container["name"],
+            "image": container["image"],
+            "imageID": container["image"],
+            "ready": ready,
+            "restartCount": 0,
+            "state": state,
+        }
+        self._patch(pod, {"phase": phase, "containerStatuses": [said]})
+
+    def _patch(self, pod: Object, status: dict[str, Any]) -> None:
+        self._kube.patch("Pod", pod["metadata"]["name"], {"status": status}, self._namespace, part="status")

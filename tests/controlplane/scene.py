@@ -1,0 +1,106 @@
+"""A namespace to play a job's life in: submit, play the kubelet, see what becomes of it.
+
+What the lifecycle and fault tests share. Namespaces enforce the restricted Pod Security level, so every pod of every
+test has to meet it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.exit_codes import REASONS, ExitCode
+from finetune_api.status import Result
+
+from tests.controlplane.kubelet import Kubelet
+from tests.kube import Kube, Object, until
+
+FTJ = "FineTuneJob"
+ARTIFACT = {"uri": "pvc://workspace/jobs/job/artifact", "kind": "adapter", "digest": "sha256:1a2b", "sizeBytes": 4096}
+METRICS = {"train_loss": "1.25", "train_runtime": "60.5"}
+
+
+def result(code: int, message: str = "", *, attempt: int = 1, reason: str = "") -> Object:
+    """What the trainer says of its end: termination message and status.result alike."""
+    said = {
+        "kind": "train",
+        "attempt": attempt,
+        "exitCode": code,
+        "reason": reason or REASONS[ExitCode(code)],
+        "message": message or f"what the trainer says of {code}",
+    }
+    if code == 0:
+        said |= {"artifact": ARTIFACT, "metrics": METRICS}
+    return Result.model_validate(said).to_dict()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One namespace."""
+
+    kube: Kube
+    namespace: str
+    manifest: Object
+    """A FineTuneJob that is accepted."""
+
+    @property
+    def kubelet(self) -> Kubelet:
+        return Kubelet(self.kube, self.namespace)
+
+    def submit(self, name: str = "job", **changes: Any) -> Object:
+        """Create the FineTuneJob. Changes are merged into its spec, a section at a time."""
+        made = copy.deepcopy(self.manifest)
+        made["metadata"] = {"name": name, **changes.pop("metadata", {})}
+        for field, value in changes.items():
+            made["spec"][field] = {**made["spec"].get(field, {}), **value} if isinstance(value, dict) else value
+        return self.kube.create(made, self.namespace)
+
+    def job(self, name: str = "job") -> Object:
+        return self.kube.get(FTJ, name, self.namespace)
+
+    def status(self, name: str = "job") -> Object:
+        status: Object = self.job(name).get("status", {})
+        return status
+
+    def reaches(self, phase: str, reason: str = "", *, name: str = "job", attempt: int = 0) -> Object:
+        """Wait for a phase (and reason, and attempt); the status then."""
+        seen: Object = {}
+
+        def there() -> Object | None:
+            nonlocal seen
+            seen = self.status(name)
+            fits = seen.get("phase") == phase and reason in ("", seen.get("reason"))
+            return seen if fits and attempt in (0, seen.get("attempt")) else None
+
+        try:
+            return until(f"{name} is {phase} {reason}", there)
+        except AssertionError as error:
+            last = seen.get("attempts", [])[-1:]
+            raise AssertionError(
+                f"{error}; it is {seen.get('phase')} {seen.get('reason')}: {seen.get('message')} {last}"
+            ) from None
+
+    def batches(self, name: str = "job") -> list[Object]:
+        """Its Jobs, by attempt."""
+        found = self.kube.list("Job", self.namespace, f"finetune-operator.io/job={name}")
+        return sorted(found, key=lambda job: int(job["metadata"]["labels"]["finetune-operator.io/attempt"]))
+
+    def running(self, name: str = "job", attempt: int = 1) -> Object:
+        """Let an attempt run; its pod."""
+        pod = self.kubelet.pod(name, attempt)
+        self.kubelet.run(pod)
+        self.reaches("Running", name=name, attempt=attempt)
+        return pod
+
+    def report(self, pod: Object, status: Object, name: str = "job") -> None:
+        """What the trainer in the pod writes to the job's status, with the pod's rights."""
+        meta = self.job(name)["metadata"]
+        body = {
+            "apiVersion": self.manifest["apiVersion"],
+            "kind": FTJ,
+            "metadata": {key: meta[key] for key in ("name", "namespace", "uid")},
+            "status": status,
+        }
+        trainer = self.kube.as_pod(pod["metadata"]["name"], self.namespace)
+        trainer.apply(body, manager="finetune-trainer", part="status")
