@@ -1,0 +1,147 @@
+"""What every test of this tier gets: the whole local Kubernetes, the built images and the installed chart.
+
+The cluster is one of our own making, up for this run and gone after it; FINETUNE_E2E=name keeps the one of that name
+between runs. Jobs train a model of two layers, so what takes time is starting pods.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.demo import cluster as demo
+from examples.demo.kubectl import Kubectl
+from tests import cluster, images
+from tests.cluster import Cluster
+from tests.kube import Kube
+from tests.trainer import tiny
+
+NAMESPACE = "e2e"
+CLAIMS = {"models": "1Gi", "workspace": "1Gi"}
+ROWS = 48
+BROKEN_ROW = 7
+
+
+@pytest.fixture(scope="session")
+def shown(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
+    """Minutes of set-up should not look like a hang: what is printed inside is seen at once."""
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
+    return capture.global_and_fixture_disabled  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def whole_cluster(shown: Callable[[], AbstractContextManager[None]]) -> Iterator[Cluster]:
+    """One node. A test must never meet a cluster that it did not make."""
+    kept = os.environ.get("FINETUNE_E2E")
+    with shown():
+        print("\nThe local Kubernetes", flush=True)
+        made = cluster.up(kept or "e2e")
+    try:
+        yield made
+    finally:
+        if not kept:
+            made.down()
+
+
+@pytest.fixture(scope="session")
+def trainer_image(whole_cluster: Cluster, shown: Callable[[], AbstractContextManager[None]]) -> str:
+    """The trainer's image, on the cluster's registry."""
+    with shown():
+        return images.build_and_push("trainer", whole_cluster.state.name)
+
+
+@pytest.fixture(scope="session")
+def operator(
+    whole_cluster: Cluster,
+    trainer_image: str,
+    shown: Callable[[], AbstractContextManager[None]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """The packed chart, installed; its namespace."""
+    with shown():
+        image = images.build_and_push("operator", whole_cluster.state.name)
+        demo.install(whole_cluster.env, None, tmp_path_factory.mktemp("chart"), image, trainer_image)
+    return demo.OPERATOR_NAMESPACE
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A namespace with a tiny model, its data and a workspace, all on volumes."""
+
+    kube: Kube
+    kubectl: Kubectl
+    namespace: str
+
+    def job(self, name: str, **changes: Any) -> dict[str, Any]:
+        """A FineTuneJob of a few seconds; changes replace sections of its spec."""
+        spec: dict[str, Any] = {
+            "stage": "sft",
+            "model": {"source": "pvc://models/tiny"},
+            "datasets": [{"source": "pvc://models/data/rows.jsonl", "format": "openai"}],
+            "tuning": {"method": "lora", "lora": {"rank": 4}},
+            "training": {
+                "maxSteps": 20,
+                "globalBatchSize": 8,
+                "microBatchSize": 8,
+                "cutoffLength": 64,
+                "learningRate": 0.01,
+                "gradientCheckpointing": False,
+                "logEverySteps": 1,
+            },
+            "workspace": {"claimName": "workspace"},
+            "resources": {"cpu": "100m", "memory": "3Gi", "sharedMemory": "64Mi"},
+        }
+        head = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": "FineTuneJob"}
+        return {**head, "metadata": {"name": name, "namespace": self.namespace}, "spec": {**spec, **changes}}
+
+    def status(self, name: str) -> dict[str, Any]:
+        status: dict[str, Any] = self.kube.get("FineTuneJob", name, self.namespace).get("status", {})
+        return status
+
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        return self.kube.list("Pod", self.namespace, f"finetune-operator.io/job={name}")
+
+
+@pytest.fixture(scope="session")
+def scene(whole_cluster: Cluster, trainer_image: str, operator: str, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """Filled through a short-lived pod, as a user would."""
+    del operator  # the CRD comes with it
+    kube = Kube(whole_cluster.kubeconfig)
+    kubectl = Kubectl(whole_cluster.env, NAMESPACE)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+    for name, size in CLAIMS.items():
+        kubectl.apply(claim(name, size))
+    folder = tmp_path_factory.mktemp("volume")
+    tiny.save_model(folder / "tiny")
+    data = folder / "data"
+    tiny.save_rows(data / "rows.jsonl", ROWS)
+    break_a_row(data / "rows.jsonl", data / "broken.jsonl")
+    manifest = demo.files_pod(trainer_image)
+    manifest["metadata"]["namespace"] = NAMESPACE
+    with kubectl.pod(manifest) as pod:
+        pod("sh", "-c", "rm -rf /workspace/jobs")
+        for part in ("tiny", "data"):
+            pod.upload(folder / part, f"/volumes/models/{part}")
+    return Scene(kube, kubectl, NAMESPACE)
+
+
+def claim(name: str, size: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}},
+    }
+
+
+def break_a_row(good: Path, broken: Path) -> None:
+    lines = good.read_text().splitlines()
+    lines[BROKEN_ROW - 1] = '{"messages": [{"role": "user", "content": "no answer follows"}]}'
+    broken.write_text("\n".join(lines) + "\n")

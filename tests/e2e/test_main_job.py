@@ -1,0 +1,242 @@
+"""The main job on a real Kubernetes: trained, refused, drained and deleted, with images and chart as built."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from examples.demo import cluster as demo
+from examples.demo.kubectl import helm
+from tests.e2e.conftest import BROKEN_ROW, Scene
+from tests.kube import until
+
+TRAINING: dict[str, Any] = {
+    "maxSteps": 100_000,
+    "globalBatchSize": 8,
+    "microBatchSize": 8,
+    "cutoffLength": 64,
+    "learningRate": 0.001,
+    "gradientCheckpointing": False,
+    "logEverySteps": 1,
+}
+LONG: dict[str, Any] = {"training": TRAINING, "checkpoints": {"everySteps": 20, "everyMinutes": 15, "keep": 2}}
+SECRET = "hunter2-is-not-to-be-seen"
+POD_MINUTES = 3 * 60.0
+
+
+def reaches(scene: Scene, name: str, *phases: str, timeout: float = POD_MINUTES) -> dict[str, Any]:
+    """Wait for one of the phases; the status then."""
+
+    def there() -> dict[str, Any] | None:
+        status = scene.status(name)
+        return status if status.get("phase") in phases else None
+
+    try:
+        return until(f"{name} is {' or '.join(phases)}", there, timeout, every=0.5)
+    except AssertionError as error:
+        status = scene.status(name)
+        raise AssertionError(f"{error}; it is {json.dumps(status)[:3000]}") from None
+
+
+def trains(scene: Scene, name: str, steps: int = 1) -> dict[str, Any]:
+    """Wait until so many steps are reported; the status then."""
+
+    def enough() -> dict[str, Any] | None:
+        status = scene.status(name)
+        return status if status.get("progress", {}).get("step", 0) >= steps else None
+
+    return until(f"{name} reports step {steps}", enough, POD_MINUTES, every=0.5)
+
+
+def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
+    scene.kubectl("delete", "secret", "token", "--ignore-not-found")
+    scene.kubectl("create", "secret", "generic", "token", f"--from-literal=key={SECRET}")
+    job = scene.job("trained")
+    job["spec"]["resources"]["env"] = [{"name": "TOKEN", "secretKeyRef": {"name": "token", "key": "key"}}]
+    scene.kubectl.apply(job)
+    status = reaches(scene, "trained", "Succeeded", "Failed")
+    assert status["phase"] == "Succeeded", status["message"]
+    assert status["artifact"]["uri"] == "pvc://workspace/jobs/trained/artifact"
+    assert status["artifact"]["digest"].startswith("sha256:")
+    assert float(status["metrics"]["train_loss"]) > 0
+    assert status["progress"]["step"] == status["progress"]["totalSteps"] == 20
+    assert status["attempt"] == 1
+    assert status["startTime"] < status["completionTime"]
+    logs = scene.kubectl("logs", "-l", "finetune-operator.io/job=trained", "--tail=-1")
+    everything = json.dumps(scene.kube.get("FineTuneJob", "trained", scene.namespace)) + logs
+    assert SECRET not in everything
+    shown = scene.kubectl("get", "ftj", "trained")
+    assert "20/20 (100%)" in shown
+
+    # Deleted and applied again, the workspace remembers: no training, the same artifact.
+    scene.kubectl("delete", "ftj", "trained", "--timeout=60s")
+    scene.kubectl.apply(job)
+    again = reaches(scene, "trained", "Succeeded", "Failed")
+    assert again["phase"] == "Succeeded", again["message"]
+    assert again["artifact"] == status["artifact"]
+    assert again.get("progress") is None
+
+
+def test_a_users_error_ends_the_job_in_the_trainers_words(scene: Scene) -> None:
+    data = [{"source": "pvc://models/data/broken.jsonl", "format": "openai"}]
+    scene.kubectl.apply(
+        scene.job("broken-row", datasets=data), scene.job("no-model", model={"source": "pvc://models/no"})
+    )
+    status = reaches(scene, "broken-row", "Failed", "Succeeded")
+    assert status["reason"] == "InvalidData"
+    assert f"broken.jsonl:{BROKEN_ROW}" in status["message"]
+    assert status["attempt"] == 1
+    assert len(scene.pods("broken-row")) == 1
+    status = reaches(scene, "no-model", "Failed", "Succeeded")
+    assert status["reason"] == "NotFound"
+    assert "pvc://models/no" in status["message"]
+
+
+@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
+def test_a_job_deleted_while_it_runs_is_gone_at_once(scene: Scene, propagation: str) -> None:
+    """Within 30 s, although its pods would have ten minutes to save: nobody wants what they would save."""
+    name = f"deleted-{propagation.lower()}"
+    job = scene.job(name, **LONG)
+    job["spec"]["resources"]["terminationGracePeriodSeconds"] = 600
+    scene.kubectl.apply(job)
+    trains(scene, name)
+    began = time.monotonic()
+    scene.kube.delete("FineTuneJob", name, scene.namespace, propagation=propagation)
+    labels = f"finetune-operator.io/job={name}"
+    until(
+        "job, Job and pod are gone",
+        lambda: (
+            scene.kube.find("FineTuneJob", name, scene.namespace) is None
+            and not scene.kube.list("Job", scene.namespace, labels)
+            and not scene.kube.list("Pod", scene.namespace, labels)
+        ),
+        timeout=30,
+    )
+    assert time.monotonic() - began < 40
+
+
+def test_a_drained_pod_is_followed_by_one_that_goes_on_where_it_was(scene: Scene) -> None:
+    job = scene.job("drained", **LONG, backoffLimit=0)
+    scene.kubectl.apply(job)
+    until("a checkpoint is reported", lambda: scene.status("drained").get("checkpoint"), POD_MINUTES, every=0.5)
+    (pod,) = scene.pods("drained")
+    scene.kube.call(
+        "POST",
+        f"api/v1/namespaces/{scene.namespace}/pods/{pod['metadata']['name']}/eviction",
+        {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod["metadata"]["name"]}},
+    )
+    until("the second attempt runs", lambda: scene.status("drained").get("attempt") == 2, POD_MINUTES, every=0.5)
+    status = scene.status("drained")
+    first = status["attempts"][0]
+    assert first["reason"] == "Disrupted", first
+    saved = first["checkpointStep"]
+
+    def resumed() -> dict[str, Any] | None:
+        progress = scene.status("drained").get("progress", {})
+        return progress if progress.get("attempt") == 2 and progress.get("step", 0) > saved else None
+
+    until("the second attempt goes on beyond the checkpoint", resumed, POD_MINUTES, every=0.5)
+    logs = scene.kubectl("logs", "-l", "finetune-operator.io/job=drained,finetune-operator.io/attempt=2", "--tail=-1")
+    assert f"checkpoint-{saved}" in logs
+    scene.kube.delete("FineTuneJob", "drained", scene.namespace)
+
+
+def test_the_operator_may_die_while_a_job_runs(scene: Scene, operator: str) -> None:
+    scene.kubectl.apply(scene.job("survivor", training={**TRAINING, "maxSteps": 400}))
+    trains(scene, "survivor")
+    before = scene.kube.list("Pod", operator)
+    for pod in before:
+        scene.kube.delete("Pod", pod["metadata"]["name"], operator, grace=0)
+    status = reaches(scene, "survivor", "Succeeded", "Failed", timeout=2 * POD_MINUTES)
+    assert status["phase"] == "Succeeded", status["message"]
+    assert status["attempt"] == 1
+    after = scene.kube.list("Pod", operator)
+    assert {pod["metadata"]["uid"] for pod in after}.isdisjoint(pod["metadata"]["uid"] for pod in before)
+
+
+def test_too_little_memory_is_named_with_its_limit(scene: Scene) -> None:
+    job = scene.job("small", backoffLimit=0)
+    job["spec"]["resources"]["memory"] = "150Mi"
+    scene.kubectl.apply(job)
+    status = reaches(scene, "small", "Failed", "Succeeded")
+    assert status["attempts"][0]["reason"] == "OutOfMemory", status
+    assert "150Mi" in status["message"]
+
+
+def missing_secret(job: dict[str, Any]) -> None:
+    job["spec"]["resources"]["env"] = [{"name": "HF_TOKEN", "secretKeyRef": {"name": "not-there", "key": "token"}}]
+
+
+def missing_volume(job: dict[str, Any]) -> None:
+    resources = job["spec"]["resources"]
+    resources["volumes"] = [{"name": "ca", "configMap": {"name": "not-there"}}]
+    resources["volumeMounts"] = [{"name": "ca", "mountPath": "/ca"}]
+
+
+def wrong_image(job: dict[str, Any]) -> None:
+    job["spec"]["resources"]["image"] = "registry.local:5000/no-such-image:1"
+
+
+def no_node(job: dict[str, Any]) -> None:
+    job["spec"]["resources"]["nodeSelector"] = {"gpu": "of-the-future"}
+
+
+STUCK: list[tuple[str, Callable[[dict[str, Any]], None], str, str]] = [
+    ("no-secret", missing_secret, "ConfigMissing", "not-there"),
+    ("no-volume", missing_volume, "VolumeNotMounted", "not-there"),
+    ("no-image", wrong_image, "ImagePullFailed", "no-such-image"),
+    ("no-node", no_node, "Unschedulable", "spec.resources"),
+]
+
+
+def test_whatever_keeps_a_job_from_starting_is_named_and_ends_at_its_deadline(scene: Scene) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": "e2e-quota"}}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "e2e-quota"}}
+    scene.kube.apply(namespace)
+    scene.kube.apply({**quota, "spec": {"hard": {"requests.nvidia.com/gpu": "0"}}})
+    wanted = {name: (reason, word, scene.namespace) for name, _, reason, word in STUCK}
+    wanted["no-quota"] = ("PodsRejected", "exceeded quota", "e2e-quota")
+    jobs = {name: scene.job(name, startDeadlineSeconds=45, backoffLimit=0) for name in wanted}
+    for name, change, _, _ in STUCK:
+        change(jobs[name])
+    jobs["no-quota"]["metadata"]["namespace"] = "e2e-quota"
+    for job in jobs.values():
+        scene.kube.apply(job)
+
+    def is_so(name: str, field: str, value: str) -> Callable[[], bool]:
+        return lambda: status(name).get(field) == value
+
+    def status(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = scene.kube.get("FineTuneJob", name, wanted[name][2]).get("status", {})
+        return found
+
+    for name, (reason, word, _) in wanted.items():
+        until(f"{name} says {reason}", is_so(name, "reason", reason), 30)
+        assert word in status(name)["message"]
+    for name, (reason, _, place) in wanted.items():
+        until(f"{name} is given up", is_so(name, "phase", "Failed"), 90)
+        assert status(name)["reason"] == "StartDeadlineExceeded"
+        assert reason in status(name)["message"]
+        assert scene.kube.list("Job", place, f"finetune-operator.io/job={name}") == []
+    scene.kube.delete("Namespace", "e2e-quota")
+
+
+def test_uninstalling_leaves_the_jobs_and_their_definition(scene: Scene, operator: str) -> None:
+    """Last in this file: afterwards there is no operator."""
+    values = helm(scene.kubectl.env, None, "get", "values", demo.RELEASE, "--namespace", operator, "--output=json")
+    assert json.loads(values)["trainer"]["allowCpu"] is True
+    helm(scene.kubectl.env, None, "uninstall", demo.RELEASE, "--namespace", operator, "--wait")
+    assert scene.status("trained")["phase"] == "Succeeded"
+    leftovers = scene.kubectl(
+        "get",
+        "deployments,serviceaccounts,clusterroles,clusterrolebindings,roles,rolebindings,"
+        "validatingadmissionpolicies,validatingadmissionpolicybindings",
+        "--all-namespaces",
+        f"--selector=app.kubernetes.io/instance={demo.RELEASE}",
+        "--output=name",
+    )
+    assert leftovers.strip() == ""
