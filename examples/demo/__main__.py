@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     playbooks = top.add_subparsers(dest="playbook", required=True)
     one = playbooks.add_parser("cluster", help="on the local Kubernetes, or on one of yours")
     one.add_argument("--context", metavar="NAME", help="a context of your kubeconfig, instead of the local Kubernetes")
+    one.add_argument("--name", default="local", metavar="NAME", help="which local Kubernetes (default: %(default)s)")
     one.add_argument(
         "--operator-image",
         default=os.environ.get("IMAGE_OPERATOR"),

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     context: str | None = arguments.context
     if context is None:
         with step("The local Kubernetes"):
-            found = local.up()
+            found = local.up(arguments.name)
         env, place = found.env, volume.CHECKOUT / ".cluster" / found.state.name / "demo"
         with step("The images"):
             operator, trainer = (images.build_and_push(target, found.state.name) for target in ("operator", "trainer"))
