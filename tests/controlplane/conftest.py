@@ -20,6 +20,7 @@ import yaml
 from tests import chart, cluster
 from tests.cluster import Cluster
 from tests.controlplane import kubelet, operator_process
+from tests.controlplane.lane import Lane, lane
 from tests.controlplane.operator_process import OperatorProcess
 from tests.controlplane.scene import Scene
 from tests.kube import ApiError, Kube, until
@@ -101,6 +102,14 @@ def operator(shared_operator: OperatorProcess) -> Iterator[OperatorProcess]:
     before = shared_operator.log.stat().st_size
     yield shared_operator
     print(shared_operator.said(before))
+
+
+@pytest.fixture
+def own(kube: Kube, deployed: dict[str, str], namespace: str, tmp_path: Path) -> Iterator[Lane]:
+    """An operator for this test's namespace alone, behind a fault proxy; the test starts it."""
+    with lane(kube, deployed, tmp_path, namespace) as made:
+        yield made
+        print(made.operator.said())
 
 
 @pytest.fixture

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.controlplane.operator_process import OperatorProcess
-from tests.controlplane.scene import ARTIFACT, METRICS, Scene, result
+from tests.controlplane.scene import ARTIFACT, FTJ, METRICS, Scene, result
+from tests.kube import Object, until
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+USER_ERRORS, FATAL, RETRIED = (64, 65, 66, 77), (72, 73, 74), (69, 70, 76, 78, 137, 143, 1)
 
 
-def conditions(status: dict[str, object]) -> dict[str, str]:
-    return {c["type"]: c["status"] for c in status["conditions"]}  # type: ignore[attr-defined]
+def end(scene: Scene, code: int, *, attempt: int = 1, message: str = "", why: str = "") -> Object:
+    """Let an attempt run and end with a code; its pod."""
+    pod = scene.running(attempt=attempt)
+    scene.kubelet.finish(pod, code, message, why)
+    return pod
+
+
+def checkpoint(attempt: int, step: int) -> Object:
+    path = f"jobs/job/checkpoints/{attempt}-x/{step}"
+    return {"checkpoint": {"attempt": attempt, "step": step, "path": path, "time": "2026-01-31T12:00:00Z"}}
 
 
 def test_success(scene: Scene, operator: OperatorProcess) -> None:
@@ -20,15 +35,263 @@ def test_success(scene: Scene, operator: OperatorProcess) -> None:
     assert pod["metadata"]["name"].startswith(f"{name}-0-")
     scene.kubelet.finish(pod, 0, json.dumps(result(0)))
     status = scene.reaches("Succeeded", "Completed")
-    assert conditions(status) == {"Accepted": "True", "Running": "False", "Succeeded": "True"}
+    conditions = {c["type"]: c["status"] for c in status["conditions"]}
+    assert conditions == {"Accepted": "True", "Running": "False", "Succeeded": "True"}
     assert status["artifact"] == ARTIFACT
     assert status["metrics"] == METRICS
     assert ARTIFACT["uri"] in status["message"]
     assert status["observedGeneration"] == 1
-    assert status["resolved"]["image"] == "finetune-trainer:0.1.0"
     [attempt] = status["attempts"]
     assert (attempt["number"], attempt["job"], attempt["state"]) == (1, name, "Ended")
     assert (attempt["reason"], attempt["exitCode"], attempt["failures"]) == ("Completed", 0, 0)
     assert attempt["startTime"] <= attempt["runningTime"] <= attempt["endTime"] == status["completionTime"]
     assert status["startTime"] == attempt["startTime"]
     assert [job["metadata"]["name"] for job in scene.batches()] == [name]
+    assert operator.health() == (200, "ok\n")
+
+
+def test_success_is_known_without_a_termination_message(scene: Scene) -> None:
+    """The trainer's own status.result says what was made."""
+    scene.submit()
+    pod = scene.running()
+    scene.report(pod, {"result": result(0)})
+    scene.kubelet.finish(pod, 0)
+    assert scene.reaches("Succeeded")["artifact"] == ARTIFACT
+
+
+def test_live_progress_stays_when_the_job_has_ended(scene: Scene) -> None:
+    progress = {
+        "attempt": 1,
+        "step": 7,
+        "totalSteps": 9,
+        "percent": 77,
+        "summary": "7/9 (77%)",
+        "lastUpdateTime": "2026-01-31T12:00:00Z",
+    }
+    scene.submit()
+    pod = scene.running()
+    scene.report(pod, {"progress": progress, **checkpoint(1, 7)})
+    scene.kubelet.finish(pod, 0, json.dumps(result(0)))
+    status = scene.reaches("Succeeded")
+    assert status["progress"] == progress
+    assert status["attempts"][0]["checkpointStep"] == 7
+
+
+@pytest.mark.parametrize("code", [*USER_ERRORS, *FATAL])
+def test_what_another_attempt_would_not_mend_fails_at_once(scene: Scene, code: int) -> None:
+    """With the trainer's words, whatever backoffLimit is."""
+    said = result(code, f"trouble of kind {code}: do something about it")
+    scene.submit(backoffLimit=5)
+    end(scene, code, message=json.dumps(said))
+    status = scene.reaches("Failed", said["reason"])
+    assert status["message"] == said["message"]
+    assert (status["attempts"][0]["exitCode"], status["attempts"][0]["failures"]) == (code, 0)
+    assert status["completionTime"]
+    assert len(scene.batches()) == 1
+
+
+def test_a_more_telling_reason_of_the_trainer_is_kept(scene: Scene) -> None:
+    scene.submit()
+    end(scene, 74, message=json.dumps(result(74, "another job's folder", reason="WorkspaceOccupied")))
+    assert scene.reaches("Failed", "WorkspaceOccupied")["message"] == "another job's folder"
+
+
+def test_a_gpu_out_of_memory_halves_the_micro_batch(scene: Scene) -> None:
+    """Uncounted, down to 1; the next attempt's facts carry it, the resolved job stays as it is."""
+    scene.submit(backoffLimit=0, training={"microBatchSize": 4})
+    pods = [end(scene, 71, attempt=attempt) for attempt in (1, 2, 3)]
+    status = scene.reaches("Failed", "GPUOutOfMemory")
+    assert "micro-batch is 1 already" in status["message"]
+    assert [attempt.get("microBatchSize") for attempt in status["attempts"]] == [None, 2, 1]
+    assert [attempt["failures"] for attempt in status["attempts"]] == [0, 0, 0]
+    notes = [pod["metadata"]["annotations"] for pod in pods]
+    facts = [json.loads(note["finetune-operator.io/attempt-facts"]) for note in notes]
+    assert [fact.get("microBatchSize") for fact in facts] == [None, 2, 1]
+    assert len({note["finetune-operator.io/resolved-job"] for note in notes}) == 1
+
+
+@pytest.mark.parametrize("code", RETRIED)
+def test_what_may_go_better_next_time_is_tried_again(scene: Scene, code: int) -> None:
+    scene.submit(backoffLimit=1)
+    end(scene, code)
+    scene.running(attempt=2)
+    [first, second] = scene.status()["attempts"]
+    assert (first["exitCode"], first["failures"], first["state"]) == (code, 1, "Ended")
+    assert (second["number"], second["state"]) == (2, "Running")
+
+
+def test_attempts_are_used_up(scene: Scene) -> None:
+    """The end names how many there were and what the last one said."""
+    scene.submit(backoffLimit=1)
+    end(scene, 70, message=json.dumps(result(70)))
+    end(scene, 76, attempt=2, message=json.dumps(result(76, "no step for an hour", attempt=2)))
+    message = scene.reaches("Failed", "BackoffLimitExceeded")["message"]
+    assert "2 attempts failed" in message
+    assert "backoffLimit is 1" in message
+    assert "Hung: no step for an hour" in message
+    assert len(scene.batches()) == 2
+
+
+def test_raising_the_limit_in_mid_run_counts(scene: Scene) -> None:
+    scene.submit(backoffLimit=0)
+    pod = scene.running()
+    scene.kube.patch(FTJ, "job", {"spec": {"backoffLimit": 1}}, scene.namespace)
+    scene.kubelet.finish(pod, 70)
+    scene.running(attempt=2)
+    assert scene.status()["observedGeneration"] == 2
+
+
+def test_what_was_killed_for_memory_names_the_limit(scene: Scene) -> None:
+    scene.submit(backoffLimit=0)
+    end(scene, 137, why="OOMKilled")
+    status = scene.reaches("Failed", "BackoffLimitExceeded")
+    assert status["attempts"][0]["reason"] == "OutOfMemory"
+    assert "limit of 6Gi" in status["message"]
+    assert "spec.resources.memory" in status["message"]
+
+
+@pytest.mark.parametrize("code", [75, 143, 137, 0])
+def test_a_drain_is_not_the_jobs_fault(scene: Scene, code: int) -> None:
+    """Whether the trainer could save (75) or was killed; done before it was asked to end is done."""
+    scene.submit(backoffLimit=0)
+    pod = scene.running()
+    scene.kubelet.evict(pod, code, json.dumps(result(code)) if code == 0 else "")
+    if code == 0:
+        scene.reaches("Succeeded")
+        return
+    scene.running(attempt=2)
+    first = scene.status()["attempts"][0]
+    assert (first["reason"], first["failures"]) == ("Disrupted", 0)
+
+
+def test_saved_on_its_own_is_a_disruption_too(scene: Scene) -> None:
+    scene.submit(backoffLimit=0)
+    end(scene, 75)
+    scene.running(attempt=2)
+    assert scene.status()["attempts"][0]["failures"] == 0
+
+
+def test_disrupted_without_end_is_no_progress(scene: Scene) -> None:
+    scene.submit(backoffLimit=0)
+    for attempt in (1, 2, 3):
+        end(scene, 75, attempt=attempt)
+    status = scene.reaches("Failed", "NoProgress")
+    assert "spec.checkpoints" in status["message"]
+    assert len(status["attempts"]) == 3
+
+
+def test_disrupted_with_newer_checkpoints_goes_on(scene: Scene) -> None:
+    scene.submit(backoffLimit=0)
+    for attempt in (1, 2, 3, 4):
+        pod = scene.running(attempt=attempt)
+        scene.report(pod, checkpoint(attempt, 10 * attempt))
+        scene.kubelet.finish(pod, 75)
+    scene.running(attempt=5)
+    assert [a["stalled"] for a in scene.status()["attempts"][:4]] == [0, 0, 0, 0]
+
+
+def test_a_job_deleted_while_it_starts_is_made_again(scene: Scene) -> None:
+    scene.submit()
+    before = scene.kubelet.pod("job")
+    [batch] = scene.batches()
+    scene.kube.delete("Job", batch["metadata"]["name"], scene.namespace)
+    until(
+        "another pod",
+        lambda: [p for p in scene.kubelet.pods("job", 1) if p["metadata"]["uid"] != before["metadata"]["uid"]],
+    )
+    scene.running()
+    [attempt] = scene.status()["attempts"]
+    assert (attempt["number"], attempt["failures"]) == (1, 0)
+
+
+def test_a_job_deleted_while_it_runs_counts_as_failed(scene: Scene) -> None:
+    """The next attempt waits until the last pod of the deleted one is gone."""
+    scene.submit(backoffLimit=1)
+    pod = scene.running()
+    [batch] = scene.batches()
+    scene.kube.delete("Job", batch["metadata"]["name"], scene.namespace)
+    until("its Job is gone", lambda: not scene.batches())
+    scene.reaches("Starting", "Ending")
+    scene.kubelet.remove(pod)
+    scene.running(attempt=2)
+    first = scene.status()["attempts"][0]
+    assert (first["reason"], first["failures"]) == ("JobDeleted", 1)
+
+
+@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
+def test_a_job_deleted_in_mid_run_leaves_nothing(scene: Scene, propagation: str) -> None:
+    scene.submit()
+    scene.running()
+    scene.kube.delete(FTJ, "job", scene.namespace, propagation=propagation)
+    until(
+        "its pod is asked to end",
+        lambda: [p for p in scene.kubelet.pods("job", 1) if "deletionTimestamp" in p["metadata"]],
+    )
+    scene.kubelet.remove_all("job")
+    kinds = ("Job", "Pod", "Service", FTJ)
+    until("all is gone", lambda: not any(scene.kube.list(kind, scene.namespace) for kind in kinds))
+
+
+def test_a_job_made_anew_under_the_same_name_is_another(scene: Scene) -> None:
+    """While pods of the first still end, too."""
+    first = scene.submit()
+    old = scene.running()
+    scene.kube.delete(FTJ, "job", scene.namespace)
+    second = scene.submit()
+    new = until(
+        "the second has a pod",
+        lambda: [p for p in scene.kubelet.pods("job", 1) if second["metadata"]["uid"][:5] in p["metadata"]["name"]],
+    )[0]
+    scene.kubelet.run(new)
+    scene.reaches("Running")
+    scene.kubelet.finish(old, 65, json.dumps(result(65)))
+    scene.kubelet.remove_all("job")
+    until("the first's Job is gone", lambda: len(scene.batches()) == 1)
+    scene.kubelet.finish(new, 0, json.dumps(result(0)))
+    status = scene.reaches("Succeeded")
+    assert first["metadata"]["uid"][:5] not in status["attempts"][0]["job"]
+    assert len(status["attempts"]) == 1
+
+
+def test_a_wiped_status_is_found_again(scene: Scene) -> None:
+    """From its Job; none is created beside it."""
+    scene.submit()
+    pod = scene.running()
+    scene.kube.patch(FTJ, "job", {"status": None}, scene.namespace, part="status")
+    status = scene.reaches("Running")
+    assert [a["number"] for a in status["attempts"]] == [1]
+    scene.kubelet.finish(pod, 0, json.dumps(result(0)))
+    scene.reaches("Succeeded")
+    assert len(scene.batches()) == 1
+
+
+def test_children_carry_our_labels_and_none_of_the_jobs_own(scene: Scene) -> None:
+    """Else what looks after the FineTuneJob, as Argo CD does by a label, would take them for its own."""
+    foreign = {"app.kubernetes.io/instance": "argo-app", "team": "nlp"}
+    scene.submit(metadata={"labels": foreign, "annotations": {"note": "private"}})
+    pod = scene.kubelet.pod("job")
+    made = [
+        pod,
+        *scene.batches(),
+        *(scene.kube.get(k, "finetune-trainer", scene.namespace) for k in ("ServiceAccount", "RoleBinding")),
+    ]
+    for child in made:
+        text = json.dumps(child["metadata"])
+        assert not any(word in text for word in (*foreign, "argo-app", "private"))
+        assert child["metadata"]["labels"]["finetune-operator.io/managed"] == "true"
+
+
+def test_events_tell_the_story_once(scene: Scene) -> None:
+    scene.submit()
+    end(scene, 65, message=json.dumps(result(65)))
+    scene.reaches("Failed")
+
+    def told() -> list[Object]:
+        return [e for e in scene.kube.list("Event", scene.namespace) if e["involvedObject"]["kind"] == FTJ]
+
+    until("the last Event", lambda: any(event["reason"] == "InvalidData" for event in told()))
+    assert sorted((e["type"], e["reason"], e["count"]) for e in told()) == [
+        ("Normal", "Running", 1),
+        ("Normal", "Starting", 1),
+        ("Warning", "InvalidData", 1),
+    ]
