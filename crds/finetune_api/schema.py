@@ -25,12 +25,15 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
     if "const" in out:
         out["enum"] = [out.pop("const")]
         out.setdefault("type", "string")
+    out.pop("propertyNames", None)
+    if "patternProperties" in out:
+        # A structural schema can't bound keys; whoever reads the map does.
+        (out["additionalProperties"],) = out.pop("patternProperties").values()
     if "properties" in out:
         out.pop("additionalProperties", None)
         out["properties"] = {name: _convert(sub, definitions) for name, sub in out["properties"].items()}
     elif isinstance(out.get("additionalProperties"), dict):
         out["additionalProperties"] = _convert(out["additionalProperties"], definitions)
-        out.pop("propertyNames", None)
     if "items" in out:
         out["items"] = _convert(out["items"], definitions)
         out.setdefault("x-kubernetes-list-type", "atomic")
