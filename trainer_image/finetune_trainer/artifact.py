@@ -43,7 +43,7 @@ def _save_model(run: Run, model: Any, staging: Path) -> Literal["adapter", "mode
     if not isinstance(model, PeftModel):
         model.save_pretrained(staging, max_shard_size=SHARD_SIZE)
         return "model"
-    model.save_pretrained(staging, save_embedding_layers=False)
+    model.save_pretrained(str(staging), save_embedding_layers=False)
     config_file = staging / "adapter_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     # peft wrote where the base lay in this pod, which means nothing anywhere else
@@ -53,8 +53,10 @@ def _save_model(run: Run, model: Any, staging: Path) -> Literal["adapter", "mode
 
 
 def _flush(folder: Path) -> None:
-    """Onto the disk, before anything says that it is there."""
+    """Onto the disk, before anything says that it is there; and readable for who copies it (safetensors makes its files
+    private)."""
     for file in (path for path in folder.rglob("*") if path.is_file()):
+        file.chmod(0o644)
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     sync_folder(folder)

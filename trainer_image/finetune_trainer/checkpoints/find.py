@@ -66,8 +66,8 @@ def incomplete(path: Path) -> str | None:
 
 
 def prune(checkpoints: Path, own: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest complete checkpoints. Does nothing before the run whose folder is ``own`` has a
-    complete one: until then, those of other runs are all there is."""
+    """Delete all but the ``keep`` newest complete checkpoints. Does nothing before the run whose folder is ``own`` has
+    a complete one: until then, those of other runs are all there is."""
     complete = [path for path in all_folders(checkpoints) if incomplete(path) is None]
     if not any(path.parent == own for path in complete):
         return

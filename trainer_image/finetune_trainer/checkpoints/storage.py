@@ -1,7 +1,7 @@
 """Failures of the workspace's storage while something is saved, told as what they are.
 
-The errors of the file system itself are `finetune_trainer.workspace.unusable`'s to name; safetensors and torch report
-them in words of their own.
+`finetune_trainer.workspace.usable` knows the errors of the file system; safetensors and torch report them in words of
+their own, and libraries wrap them.
 """
 
 import errno
@@ -10,34 +10,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.workspace import unusable
+from finetune_trainer.workspace import usable
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 NEARLY_FULL = 1 << 20
 
 
 @contextmanager
 def guard(folder: str | Path) -> Iterator[None]:
     """Around everything that writes below ``folder``. Raises NoSpace or WorkspaceUnusable where that is the cause."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            told = _translate(cause, Path(folder))
-            if told is not None:
-                raise told from error
-            cause = cause.__cause__ or cause.__context__
-        raise
+    with usable(Path(folder)):
+        try:
+            yield
+        except Exception as error:
+            cause = _cause(error, Path(folder))
+            if cause is not None and cause is not error:
+                raise cause from error
+            raise
 
 
-def _translate(error: BaseException, folder: Path) -> TrainerError | None:
-    if isinstance(error, OSError) and error.errno in STORAGE:
-        return unusable(error, folder)
+def _cause(error: BaseException | None, folder: Path) -> OSError | None:
+    """The error of the file system behind an error, if there is one."""
+    if error is None or isinstance(error, OSError):
+        return error
     if "os error 28" in str(error) or (isinstance(error, RuntimeError) and "writ" in str(error) and _full(folder)):
-        return unusable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), folder)
-    return None
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return _cause(error.__cause__ or error.__context__, folder)
 
 
 def _full(folder: Path) -> bool:

@@ -104,7 +104,7 @@ def load(
             " nothing is left to train on. Raise it, or shorten the prompts."
         )
     if data.emptied:
-        log.warning("%d of %d rows are left out: their answers begin after cutoffLength %d", data.emptied, count, cutoff)
+        log.warning("%d of %d rows left out: cutoffLength %d ends before their answers", data.emptied, count, cutoff)
     log.info("data: %s", data.describe())
     return data
 

@@ -48,7 +48,7 @@ def check_targets(model: PreTrainedModel, lora: LoraSpec) -> str | list[str]:
     """targets as peft wants them, if each matches something; peft itself ignores one that doesn't."""
     if lora.targets == [ALL_LINEAR]:
         return ALL_LINEAR
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     wrong = [t for t in lora.targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
     if wrong:

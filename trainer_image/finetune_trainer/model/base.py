@@ -56,7 +56,8 @@ def check_rows(config: Any, longest: int, highest_id: int) -> None:
 def load(folder: Path, source: str, dtype: torch.dtype) -> PreTrainedModel:
     """The weights, all of them from safetensors. Raises InvalidSpec when the files don't hold the whole model."""
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        loading: Any = AutoModelForCausalLM.from_pretrained
+        model, loaded = loading(
             folder,
             dtype=dtype,
             use_safetensors=True,

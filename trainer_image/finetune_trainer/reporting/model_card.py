@@ -51,7 +51,8 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
     library = "peft" if kind == "adapter" else "transformers"
     return "\n".join(
         [
-            f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- finetune-operator\n- {job.stage}\n---",
+            f"---\nlibrary_name: {library}\npipeline_tag: text-generation",
+            f"tags:\n- finetune-operator\n- {job.stage}\n---",
             f"# {job.name}\n",
             f"{what}, made by FineTuneJob `{provenance['namespace']}/{job.name}` (stage {job.stage}) from"
             f" `{job.model.source}`.\n",

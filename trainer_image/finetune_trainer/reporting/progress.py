@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 LOG_FILE = "trainer_log.jsonl"
 
 
-class ProgressReport(TrainerCallback, ExportableState):  # type: ignore[misc]
+class ProgressReport(TrainerCallback, ExportableState):
     """One per run and rank; only rank 0 writes."""
 
     def __init__(self, run: Run, total_steps: int) -> None:
@@ -54,7 +54,7 @@ class ProgressReport(TrainerCallback, ExportableState):  # type: ignore[misc]
             return None
         return steps / elapsed, (self.tokens - self.tokens_before) / elapsed
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
         self.tokens, self.seconds_before = int(saved.get("tokens", 0)), float(saved.get("seconds", 0.0))
         self.started = self.first_step_done = self.last_step_done = time.monotonic()
@@ -74,7 +74,9 @@ class ProgressReport(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self.run.is_main:
             self._report(state)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_kwargs: Any
+    ) -> None:
         if not self.run.is_main or not logs or "loss" not in logs:
             return
         self.logged = logs

@@ -22,7 +22,7 @@ IMAGE = "FINETUNE_IMAGE"
 def collect(
     run: Run, data_digests: dict[str, str], metrics: dict[str, float], total_steps: int, precision: str
 ) -> dict[str, Any]:
-    """Digests, versions, seed and the resolved job. Holds no secret: the job names Secrets and never has their values."""
+    """Digests, versions, seed and the resolved job, which names Secrets but never holds their values."""
     return {
         "job": run.job.to_dict(),
         "namespace": run.attempt.namespace,

@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 
 def quiet() -> None:
     """Errors and warnings of libraries still come through, deprecations don't."""
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_warning()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

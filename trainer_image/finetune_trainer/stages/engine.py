@@ -61,8 +61,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 class Engine(Trainer):
     """Mixed into each stage's TRL trainer, before it."""
 
+    model: Any
     # The loss is divided by a count over the whole global batch, so Trainer must not divide it by the accumulation.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: Any = True
 
     def __init__(self, *, lengths: list[int], global_batch: int, precision: Precision, **kwargs: Any) -> None:
         self.row_lengths = lengths
@@ -72,7 +73,7 @@ class Engine(Trainer):
         super().__init__(**kwargs)
         adapters.cast_trainable(self.model, precision)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
         return OrderedSampler(self, self.row_lengths, self.global_batch, self.args.seed)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
@@ -90,7 +91,7 @@ class Engine(Trainer):
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        self.step_facts.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.step_facts.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         return self.step_facts.grad_norm
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -98,7 +99,7 @@ class Engine(Trainer):
         adapters.cast_trainable(self.model, self.precision)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with guard(self.args.output_dir):
+        with guard(str(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -54,16 +54,16 @@ class Steps(TrainerCallback):
         """The run starts at an earlier run's checkpoint."""
         self.newest = self._named(checkpoint.step, checkpoint.path)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, _args: Any, _state: Any, _control: Any, **_kwargs: Any) -> None:
         assert self.trainer is not None
         trained = sum(w.numel() * w.element_size() for w in self.trainer.model.parameters() if w.requires_grad)
         self.save_seconds = 3 * trained / ASSUMED_BANDWIDTH  # weights and the two moments of Adam
         self.last_save = time.monotonic()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
         seed_step(self.run.job.training.seed, state.global_step, self.run.rank)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         assert self.trainer is not None
         facts = self.trainer.step_facts
         loss = float(torch.stack(facts.losses).sum())
@@ -71,23 +71,23 @@ class Steps(TrainerCallback):
         too_late = stop and self.run.seconds_left() < SAVE_MARGIN * self.save_seconds
         sane = math.isfinite(loss) and math.isfinite(float(facts.grad_norm))
         verdicts = share([loss, sane, stop, too_late, self._due(state.global_step)], self.trainer.args.device)
-        losses, all_sane, stops, late, due = zip(*verdicts, strict=True)
+        losses, sane_on, stop_on, late_on, due_on = zip(*verdicts, strict=True)
         loss = sum(losses) / len(losses)
 
-        if not all(all_sane):
+        if not all(sane_on):
             raise Diverged(self._diverged_message(state.global_step, loss))
         self.progress.step_done(state, facts.tokens)
         if state.global_step >= state.max_steps:
             control.should_log = True
             return  # what follows writes the artifact: that is the save
-        if any(stops) and any(late):
+        if any(stop_on) and any(late_on):
             raise Preempted(f"told to stop, with too little time to save: {self._newest_message()}")
-        self.stopping = any(stops)
-        if self.stopping or due[0]:
+        self.stopping = any(stop_on)
+        if self.stopping or due_on[0]:
             control.should_save = True
             self.save_started = time.monotonic()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
         wait_for_all()  # a rank that ended now would take the one that still writes with it
         self.save_seconds = time.monotonic() - self.save_started
         self.last_save = time.monotonic()

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_trainer.model.head import TrainedPositions
 from finetune_trainer.stages.engine import Engine
@@ -19,7 +19,11 @@ class SftTrainer(Engine, SFTTrainer):
         self.trained_positions = TrainedPositions(base) if self.args.device.type == "cpu" else None
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,  # noqa: ARG002
+        num_items_in_batch: Any = None,
     ) -> torch.Tensor:
         """Negative log-likelihood, summed over the micro-batch and divided by the trained tokens of the global batch.
 
@@ -27,10 +31,13 @@ class SftTrainer(Engine, SFTTrainer):
         needs it, for its auxiliary loss.
         """
         if self.aux_loss_enabled:
-            loss: torch.Tensor = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-            return loss
+            whole: torch.Tensor = super().compute_loss(  # type: ignore[no-untyped-call]
+                model, inputs, num_items_in_batch=num_items_in_batch
+            )
+            return whole
         if self.trained_positions is not None:
             inputs = self.trained_positions.inputs(inputs)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         # DDP averages gradients over ranks; the count is over all of them.
-        return -outputs.log_probs.sum() / num_items_in_batch * self.accelerator.num_processes
+        loss: torch.Tensor = -outputs.log_probs.sum() / num_items_in_batch * self.accelerator.num_processes
+        return loss

@@ -8,7 +8,7 @@ import logging
 import time
 
 from transformers import PrinterCallback
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from finetune_trainer import artifact
 from finetune_trainer.checkpoints import find

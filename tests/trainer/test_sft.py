@@ -1,0 +1,97 @@
+"""A whole run of stage sft: it learns, its artifact works, it is reported."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from finetune_api.status import Progress
+from finetune_trainer.generate import generate
+from finetune_trainer.run import Outcome, Run
+from finetune_trainer.stages.sft import workflow
+from finetune_trainer.workspace import digest_folder
+from safetensors import safe_open
+
+from tests.trainer import tiny
+
+TRAINING = {"learningRate": 0.01, "globalBatchSize": 8, "microBatchSize": 8}
+
+
+def train(root: Path, tuning: dict[str, object], steps: int = 40) -> tuple[Run, Outcome, list[Progress]]:
+    seen: list[Progress] = []
+    job = tiny.job(training=TRAINING | {"maxSteps": steps}, tuning=tuning)
+    run = replace(tiny.make_run(root, job), report_progress=seen.append)
+    return run, workflow.run(run), seen
+
+
+@pytest.mark.parametrize(("method", "kind", "steps"), [("lora", "adapter", 40), ("full", "model", 80)])
+def test_a_run_learns_and_leaves_a_usable_artifact(root: Path, method: str, kind: str, steps: int) -> None:
+    run, outcome, progress = train(root, {"method": method}, steps)
+
+    losses = tiny.losses(run)
+    assert len(losses) == steps
+    assert losses[-1] < losses[0] - (0.3 if method == "lora" else 4.0)
+
+    artifact = run.folders.artifact
+    assert outcome.artifact.kind == kind
+    assert outcome.artifact.uri == "pvc://work/jobs/tiny/artifact"
+    assert (outcome.artifact.digest, outcome.artifact.size_bytes) == digest_folder(artifact)
+    files = {file.name for file in artifact.iterdir()}
+    assert files >= {"tokenizer.json", "chat_template.jinja", "README.md", "provenance.json"}
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    assert not list(artifact.parent.glob(".artifact*"))
+
+    answers = [generate(run.job, run.folders, "say alpha 1", base, 16) for base in (True, False)]
+    assert answers[0] != answers[1]
+    if method == "full":
+        assert answers[1] == "alpha"
+
+    assert progress[0].summary == f"0/{steps} (0%)"
+    assert progress[-1].summary == f"{steps}/{steps} (100%)"
+    assert progress[-1].loss == f"{losses[-1]:.4f}"
+    assert progress[-1].eta == "0s"
+
+
+def test_reports_say_what_happened(root: Path) -> None:
+    run, outcome, _ = train(root, {"method": "lora"})
+    reports = run.folders.reports
+
+    line = json.loads((reports / "trainer_log.jsonl").read_text().splitlines()[-1])
+    keys = "current_steps total_steps loss lr epoch percentage elapsed_time remaining_time throughput total_tokens"
+    assert set(line) == set(keys.split())
+    assert (line["current_steps"], line["percentage"]) == (40, 100.0)
+    assert (reports / "training_loss.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((reports / "trainer_state.json").read_text())["global_step"] == 40
+
+    results = json.loads((reports / "train_results.json").read_text())
+    assert results == json.loads((reports / "all_results.json").read_text())
+    assert results["train_loss"] == pytest.approx(sum(tiny.losses(run)) / 40)
+    # 13 epochs and a bit of 24 rows: each row is seen as often as the next, and padding isn't counted
+    assert outcome.metrics["steps"] == "40"
+    assert int(outcome.metrics["tokens"]) == line["total_tokens"] < 40 * 8 * 21
+
+    facts = json.loads((run.folders.artifact / "provenance.json").read_text())
+    assert facts["job"] == run.job.to_dict()
+    assert facts["versions"]["trl"]
+    assert facts["model"]["digest"].startswith("sha256:")
+    assert facts["data"][0]["source"] == "pvc://data/rows.jsonl"
+    card = (run.folders.artifact / "README.md").read_text()
+    assert "PeftModel.from_pretrained" in card
+    assert "pvc://models/model" in card
+
+
+def test_an_adapter_names_the_source_not_the_pods_folder(root: Path) -> None:
+    run, _, _ = train(root, {"method": "lora", "lora": {"rank": 4, "targets": ["q_proj", "v_proj"]}})
+    config = json.loads((run.folders.artifact / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "pvc://models/model"
+    with safe_open(run.folders.artifact / "adapter_model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+        assert {weights.get_tensor(name).dtype.__str__() for name in names} == {"torch.float32"}
+    assert len(names) == 2 * 2 * 2  # layers x targets x (A, B)
+    assert all("q_proj" in name or "v_proj" in name for name in names)
+
+
+def test_tuning_other_than_asked_for_leaves_the_base_alone(root: Path) -> None:
+    before = digest_folder(root / "models" / "model")
+    train(root, {"method": "lora"})
+    assert digest_folder(root / "models" / "model") == before
