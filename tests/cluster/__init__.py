@@ -1,6 +1,7 @@
 """The local Kubernetes: real parts, built from pinned sources, one or two nodes, up in seconds once built.
 
-`python3 -m tests.cluster --help` is its command line; tests and the demo use the names below. Needs Python 3.11 and nothing else.
+`python3 -m tests.cluster --help` is its command line; tests and the demo use the names below. Needs Python 3.11 and
+nothing else.
 """
 
 from tests.cluster.cluster import Cluster, find, up

@@ -1,4 +1,5 @@
-"""The command line: `python3 -m tests.cluster COMMAND`. Exit codes: 0 done, 1 failed or not up, 3 this machine can't run it."""
+"""The command line: `python3 -m tests.cluster COMMAND`. Exit codes: 0 done, 1 failed or not up, 3 this machine can't
+run it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 from tests.cluster import api, binaries, cluster, images, process, sandbox, teardown
 from tests.cluster import state as states
+from tests.cluster.console import step
 from tests.cluster.requirements import CannotRun
 from tests.cluster.state import DEFAULT_NAME, NODES_ALLOWED, ClusterError, State
 
@@ -27,28 +29,42 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.cluster", description="The local Kubernetes of this checkout.")
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.cluster", description="The local Kubernetes of this checkout."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], help: str, named: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], help: str, named: bool = True
+    ) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=help, description=help)
         one.set_defaults(command=run)
         if named:
-            one.add_argument("--name", default=DEFAULT_NAME, help="which cluster of this checkout (default: %(default)s)")
+            one.add_argument(
+                "--name", default=DEFAULT_NAME, help="which cluster of this checkout (default: %(default)s)"
+            )
         return one
 
     one = add("up", _up, "start the cluster, or whatever of it is missing")
     one.add_argument("--nodes", type=int, default=1, choices=NODES_ALLOWED)
-    one.add_argument("--control-plane-only", action="store_true", help="API server and controllers on loopback; needs no root and runs no pod")
+    one.add_argument(
+        "--control-plane-only",
+        action="store_true",
+        help="API server and controllers on loopback; needs no root and runs no pod",
+    )
     add("down", _down, "stop it and leave nothing behind but caches")
     add("status", _status, "what runs, and where to reach it")
     one = add("build", _build, "build the programs and start nothing", named=False)
     one.add_argument("--control-plane-only", action="store_true")
     one = add("push", _push, f"bring an image of buildah to the nodes, as {images.REGISTRY}/NAME")
     one.add_argument("image", metavar="IMAGE")
-    one.add_argument("--as", dest="target", default="", metavar="NAME[:TAG]", help="default: the image's own name without its host")
+    one.add_argument(
+        "--as", dest="target", default="", metavar="NAME[:TAG]", help="default: the image's own name without its host"
+    )
     add("base-image", _base_image, f"make {images.BASE_IMAGE} from Debian's packages, once", named=False)
-    one = add("exec", _exec, "run a program of this machine inside a node: exec --node 2 -- ctr -n k8s.io containers list")
+    one = add(
+        "exec", _exec, "run a program of this machine inside a node: exec --node 2 -- ctr -n k8s.io containers list"
+    )
     one.add_argument("--node", type=int, default=1, choices=NODES_ALLOWED)
     one.add_argument("argv", nargs="+", metavar="PROGRAM")
     add("purge", _purge, "remove every cache: programs, pushed images, the base image", named=False)
@@ -65,7 +81,7 @@ def _down(arguments: argparse.Namespace) -> int:
     if state is None:
         print(f"cluster {arguments.name} is not up")
         return 0
-    with cluster.step(f"cluster {arguments.name} down"):
+    with step(f"cluster {arguments.name} down"):
         teardown.down(state)
     return 0
 
@@ -76,7 +92,8 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"cluster {arguments.name} is not up; start it: python3 -m tests.cluster up --name {arguments.name}")
         return 1
     server = cluster.endpoint(state).server
-    print(f"cluster     {state.name}, context {state.context}, {'control plane only' if state.control_plane_only else f'{state.nodes} node(s)'}")
+    kind = "control plane only" if state.control_plane_only else f"{state.nodes} node(s)"
+    print(f"cluster     {state.name}, context {state.context}, {kind}")
     print(f"kubeconfig  {state.kubeconfig}\nserver      {server}")
     if not state.control_plane_only:
         print(f"registry    {images.registry_address(state)}, in pods {images.REGISTRY}")
@@ -87,7 +104,10 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"  {name:<26}{told}")
     code, found = api.call(state, server, "GET", "/api/v1/nodes")
     for one in found["items"] if code == 200 else []:
-        ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in one["status"].get("conditions", []))
+        ready = any(
+            condition["type"] == "Ready" and condition["status"] == "True"
+            for condition in one["status"].get("conditions", [])
+        )
         print(f"  {one['metadata']['name']:<26}{'Ready' if ready else 'NotReady'}")
     return 0 if code == 200 and alive and all(alive.values()) else 1
 
@@ -98,14 +118,14 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    with cluster.step(f"push {arguments.image}"):
+    with step(f"push {arguments.image}"):
         reference = images.push(_full(arguments.name), arguments.image, arguments.target)
     print(reference)
     return 0
 
 
 def _base_image(arguments: argparse.Namespace) -> int:
-    with cluster.step("base image"):
+    with step("base image"):
         images.base_image()
     print(images.BASE_IMAGE)
     return 0

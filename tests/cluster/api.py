@@ -1,6 +1,6 @@
 """The few calls this package itself makes to the API server, with nothing but the standard library.
 
-Called by up.py and status. No proxy of the environment is used: the server is on this machine.
+Called by cluster.py and status. No proxy of the environment is used: the server is on this machine.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from urllib.parse import urlsplit
 from tests.cluster.state import State
 
 
-def call(state: State, server: str, method: str, path: str, body: Any = None, content_type: str = "application/json") -> tuple[int, Any]:
+def call(
+    state: State, server: str, method: str, path: str, body: Any = None, content_type: str = "application/json"
+) -> tuple[int, Any]:
     """Status code and decoded answer; 0 when the server can't be reached."""
     trust = ssl.create_default_context(cafile=str(state.pki / "ca.crt"))
     trust.load_cert_chain(state.pki / "admin.crt", state.pki / "admin.key")
     address = urlsplit(server)
     connection = http.client.HTTPSConnection(str(address.hostname), address.port, timeout=5, context=trust)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": content_type, "Accept": "application/json"})
+        connection.request(
+            method,
+            path,
+            None if body is None else json.dumps(body),
+            {"Content-Type": content_type, "Accept": "application/json"},
+        )
         response = connection.getresponse()
         text = response.read().decode()
     except (OSError, http.client.HTTPException):

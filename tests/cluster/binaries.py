@@ -1,8 +1,8 @@
 """The cluster's programs, built from pinned Go modules and kept in the cache.
 
-Called by up.py and the `build` command. `modules/<module>/go.mod` pins what is built and holds no Go code of ours.
-Invariant: the folder of a module's programs is named after all that goes into them, so it never has to be invalidated, and
-a program appears there whole or not at all: several checkouts share it.
+Called by cluster.py and the `build` command. `modules/<module>/go.mod` pins what is built and holds no Go code of ours.
+Invariant: the folder of a module's programs is named after all that goes into them, so it never has to be
+invalidated, and a program appears there whole or not at all: several checkouts share it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import platform
 import re
 import subprocess
-import time
 from pathlib import Path
 
 from tests.cluster import packages
+from tests.cluster.console import step
 from tests.cluster.state import ClusterError, cache_root, lock
 
 MODULES = Path(__file__).with_name("modules")
@@ -55,6 +55,8 @@ def ensure(programs: tuple[str, ...]) -> list[str]:
         return []
     with lock("build"):
         missing = [program for program in programs if not path(program).exists()]
+        if missing:
+            print("  the programs are built once; the first of a module takes minutes", flush=True)
         for program in missing:
             _build(program)
     return missing
@@ -65,27 +67,29 @@ def _build(program: str) -> None:
     target = path(program)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{program}.{os.getpid()}")
-    print(f"  building {program} (once; the first of a module takes minutes)", end="", flush=True)
-    began = time.monotonic()
     # The toolchain is the one we chose: no other is fetched, and no workspace file above the checkout is obeyed.
     env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     command = [packages.go(), "build", *_flags(module), "-o", str(unfinished), package]
-    done = subprocess.run(command, cwd=MODULES / module, env=env, capture_output=True, text=True)
+    with step(f"building {program}"):
+        done = subprocess.run(command, cwd=MODULES / module, env=env, capture_output=True, text=True)
     if done.returncode != 0:
         unfinished.unlink(missing_ok=True)
-        print(flush=True)
         raise ClusterError(f"building {program} failed:\n{done.stderr[-3000:]}")
     unfinished.replace(target)
-    print(f"  {time.monotonic() - began:.0f} s", flush=True)
 
 
 def _flags(module: str) -> list[str]:
     linked = ["-s", "-w"]
     if module == "kubernetes":
         # Kubernetes reads its own version from what the linker was told; without it, everything says v0.0.0.
-        found = re.search(r"^\s*k8s\.io/kubernetes (v(\d+)\.(\d+)\.\d+)", (MODULES / module / "go.mod").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^\s*k8s\.io/kubernetes (v(\d+)\.(\d+)\.\d+)", (MODULES / module / "go.mod").read_text(), re.MULTILINE
+        )
         if found is None:
             raise ClusterError(f"{MODULES / module / 'go.mod'} does not say which k8s.io/kubernetes it wants")
         names = ("gitVersion", "gitMajor", "gitMinor")
-        linked += [f"-X=k8s.io/component-base/version.{name}={value}" for name, value in zip(names, found.groups(), strict=True)]
+        linked += [
+            f"-X=k8s.io/component-base/version.{name}={value}"
+            for name, value in zip(names, found.groups(), strict=True)
+        ]
     return ["-trimpath", "-buildvcs=false", f"-ldflags={' '.join(linked)}"]

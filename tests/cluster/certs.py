@@ -1,7 +1,7 @@
 """Keys and certificates of one cluster, made by the openssl program.
 
-Called by up.py. One authority signs every identity; a file that exists is kept, so a running cluster keeps trusting itself.
-Keys are P-256: they are made in milliseconds.
+Called by cluster.py. One authority signs every identity; a file that exists is kept, so a running cluster keeps
+trusting itself. Keys are P-256: they are made in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ def ensure_authority(state: State) -> None:
     state.pki.mkdir(parents=True, exist_ok=True, mode=0o700)
     replace(state.pki / "openssl.cnf", CONFIG)
     _certificate(
-        state.pki, "ca", f"/CN={state.context}", [], ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,digitalSignature"]
+        state.pki,
+        "ca",
+        f"/CN={state.context}",
+        [],
+        ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,digitalSignature"],
     )
     key, public = state.pki / "service-accounts.key", state.pki / "service-accounts.pub"
     if not public.exists():
@@ -32,18 +36,36 @@ def ensure_authority(state: State) -> None:
 def ensure(state: State, name: str, user: str, group: str = "", hosts: tuple[str, ...] = ()) -> None:
     """One identity: a client's user and group, and the addresses it serves under, if any."""
     subject = (f"/O={group}" if group else "") + f"/CN={user}"
-    extensions = ["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature", "extendedKeyUsage=clientAuth,serverAuth"]
+    extensions = [
+        "basicConstraints=critical,CA:FALSE",
+        "keyUsage=critical,digitalSignature",
+        "extendedKeyUsage=clientAuth,serverAuth",
+    ]
     if hosts:
         kinds = ("IP" if host.replace(".", "").isdigit() else "DNS" for host in hosts)
-        extensions.append("subjectAltName=" + ",".join(f"{kind}:{host}" for kind, host in zip(kinds, hosts, strict=True)))
-    _certificate(state.pki, name, subject, ["-CA", str(state.pki / "ca.crt"), "-CAkey", str(state.pki / "ca.key")], extensions)
+        extensions.append(
+            "subjectAltName=" + ",".join(f"{kind}:{host}" for kind, host in zip(kinds, hosts, strict=True))
+        )
+    _certificate(
+        state.pki, name, subject, ["-CA", str(state.pki / "ca.crt"), "-CAkey", str(state.pki / "ca.key")], extensions
+    )
 
 
 def _certificate(pki: Path, name: str, subject: str, signer: list[str], extensions: list[str]) -> None:
     certificate, key = pki / f"{name}.crt", pki / f"{name}.key"
     if certificate.exists() and key.exists():
         return
-    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(key), "-out", f"{certificate}.new"]
+    new = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        f"{certificate}.new",
+    ]
     options = [option for extension in extensions for option in ("-addext", extension)]
     config = ["-config", str(pki / "openssl.cnf")]
     _openssl(["req", "-x509", *config, *new, *VALID, "-subj", subject, *signer, *options])

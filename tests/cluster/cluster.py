@@ -1,7 +1,7 @@
 """Bring a cluster up, and the handle by which tests and the demo hold it.
 
-Called by the command line and by tests. `up` looks at each part and starts what is missing or differs, so it finishes a start that was
-broken off, adds a second node, and takes seconds when there is nothing to do.
+Called by the command line and by tests. `up` looks at each part and starts what is missing or differs, so it finishes
+a start that was broken off, adds a second node, and takes seconds when there is nothing to do.
 """
 
 from __future__ import annotations
@@ -10,13 +10,26 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster import binaries, certs, images, kubeconfig, network, node, packages, process, requirements, sandbox, services, teardown
+from tests.cluster import (
+    binaries,
+    certs,
+    images,
+    kubeconfig,
+    network,
+    node,
+    packages,
+    process,
+    requirements,
+    sandbox,
+    services,
+    teardown,
+)
 from tests.cluster import control_plane as plane
 from tests.cluster import state as states
+from tests.cluster.console import step
 from tests.cluster.state import CHECKOUT, DEFAULT_NAME, NODES_ALLOWED, ClusterError, State
 
 PORTS = ("api", "etcd", "etcd-peer")
@@ -54,8 +67,15 @@ class Cluster:
     def env(self) -> dict[str, str]:
         """An environment in which kubectl and helm are these, and talk to this cluster without a proxy."""
         host = self.server.removeprefix("https://").rpartition(":")[0]
-        without_proxy = {name: ",".join(filter(None, [os.environ.get(name), host])) for name in ("NO_PROXY", "no_proxy")}
-        return {**os.environ, **without_proxy, "KUBECONFIG": str(self.kubeconfig), "PATH": f"{self.bin}:{os.environ.get('PATH', '')}"}
+        without_proxy = {
+            name: ",".join(filter(None, [os.environ.get(name), host])) for name in ("NO_PROXY", "no_proxy")
+        }
+        return {
+            **os.environ,
+            **without_proxy,
+            "KUBECONFIG": str(self.kubeconfig),
+            "PATH": f"{self.bin}:{os.environ.get('PATH', '')}",
+        }
 
     @property
     def processes(self) -> dict[str, bool]:
@@ -87,10 +107,13 @@ def up(name: str = DEFAULT_NAME, nodes: int = 1, control_plane_only: bool = Fals
     with states.lock(states.cluster_id(str(CHECKOUT), states.check_name(name))):
         began = time.monotonic()
         with step("packages") as say:
-            say(", ".join(packages.ensure(packages.CONTROL_PLANE if control_plane_only else packages.NODE | packages.IMAGES)))
+            say(
+                ", ".join(
+                    packages.ensure(packages.CONTROL_PLANE if control_plane_only else packages.NODE | packages.IMAGES)
+                )
+            )
         programs = binaries.CONTROL_PLANE if control_plane_only else binaries.EVERYTHING
-        with step("programs") as say:
-            say(", ".join(binaries.ensure(programs)))
+        binaries.ensure(programs)
         state = _state(name, nodes, control_plane_only)
         running = process.running(state, "kube-apiserver")
         _link_programs(state, programs)
@@ -98,18 +121,9 @@ def up(name: str = DEFAULT_NAME, nodes: int = 1, control_plane_only: bool = Fals
             _control_plane(state)
         else:
             _nodes(state)
-        words = "was up already" if running else "is up"
-        print(f"cluster {name} {words} ({time.monotonic() - began:.1f} s): kubectl --kubeconfig {os.path.relpath(state.kubeconfig)} get nodes", flush=True)
+        took = f"{'was up already' if running else 'is up'} ({time.monotonic() - began:.1f} s)"
+        print(f"cluster {name} {took}: kubectl --kubeconfig {os.path.relpath(state.kubeconfig)} get nodes", flush=True)
         return Cluster(state)
-
-
-@contextlib.contextmanager
-def step(title: str) -> Iterator[object]:
-    """One line per step, with the time it took, and what was done if it says so."""
-    details: list[str] = []
-    began = time.monotonic()
-    yield details.append
-    print(f"  {title:<18}{time.monotonic() - began:6.1f} s  {' '.join(filter(None, details))}".rstrip(), flush=True)
 
 
 def _state(name: str, nodes: int, control_plane_only: bool) -> State:
@@ -153,10 +167,22 @@ def endpoint(state: State, holder: int | None = None) -> plane.Endpoint:
 
 
 def _certificates(state: State, at: plane.Endpoint) -> None:
-    names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost")
+    names = (
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "localhost",
+    )
     certs.ensure_authority(state)
     certs.ensure(state, "etcd", "etcd", hosts=("127.0.0.1",))
-    certs.ensure(state, "apiserver", "kube-apiserver", "system:masters", hosts=(at.address, "127.0.0.1", plane.SERVICE_ADDRESS, *names))
+    certs.ensure(
+        state,
+        "apiserver",
+        "kube-apiserver",
+        "system:masters",
+        hosts=(at.address, "127.0.0.1", plane.SERVICE_ADDRESS, *names),
+    )
     certs.ensure(state, "admin", "finetune-local", "system:masters")
     certs.ensure(state, "controller-manager", "system:kube-controller-manager")
     kubeconfig.write(state, state.kubeconfig, "admin", at.server)
@@ -188,7 +214,13 @@ def _nodes(state: State) -> None:
         certs.ensure(state, "dns", "finetune-local:dns")
         certs.ensure(state, "storage", "finetune-local:storage")
         for number in nodes:
-            certs.ensure(state, f"kubelet-{number}", f"system:node:{node.name(number)}", "system:nodes", hosts=(network.address(state, number), node.name(number)))
+            certs.ensure(
+                state,
+                f"kubelet-{number}",
+                f"system:node:{node.name(number)}",
+                "system:nodes",
+                hosts=(network.address(state, number), node.name(number)),
+            )
     with step("API server"):
         plane.start_etcd(state, at)
         plane.start_api_server(state, at)

@@ -1,7 +1,7 @@
 """etcd, API server, controller manager, scheduler: their command lines.
 
-Called by up.py. In the full cluster they run inside the first node; in the control-plane-only mode as plain processes on loopback,
-each on a port of its own, where any user can run them.
+Called by cluster.py. In the full cluster they run inside the first node; in the control-plane-only mode as plain
+processes on loopback, each on a port of its own, where any user can run them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Start a program as a daemon, inside another process's namespaces if one is named, and print its process id.
 
-Run by process.py as a script: `detach.py LOG HOLDER PROGRAM [ARGUMENT...]`, HOLDER `-` for none. It is a process of its own because
-entering a PID namespace only concerns children (hence the forks), and because a daemon must not be a child of the caller:
-nobody would reap it. The printed id is the one the host sees.
+Run by process.py as a script: `detach.py LOG HOLDER PROGRAM [ARGUMENT...]`, HOLDER `-` for none. It is a process of
+its own because entering a PID namespace only concerns children (hence the forks), and because a daemon must not be a
+child of the caller: nobody would reap it. The printed id is the one the host sees.
 """
 
 import ctypes
@@ -28,7 +28,8 @@ def main(log: str, holder: str, *argv: str) -> None:
     child = os.fork()
     if child:
         print(child, flush=True)
-        # Not exit(): the interpreter has nothing to tidy up, and the daemon is adopted by the init of its own namespace.
+        # Not exit(): the interpreter has nothing to tidy up, and the daemon is adopted by the init of its own
+        # namespace.
         os._exit(0)
     os.setsid()
     os.chdir("/")

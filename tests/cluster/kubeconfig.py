@@ -1,6 +1,7 @@
 """Kubeconfig files: one for people and tests, one for each component; and the question whether one is ours.
 
-Called by up.py and, for `is_ours`, by every test that is about to change a cluster: tests refuse one that they did not make.
+Called by cluster.py and, for `is_ours`, by every test that is about to change a cluster: tests refuse one that they did
+not make.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def write(state: State, path: Path, identity: str, server: str) -> Path:
         "kind": "Config",
         "clusters": [{"name": state.context, "cluster": cluster}],
         "users": [{"name": f"{state.context}-{identity}", "user": user}],
-        "contexts": [{"name": state.context, "context": {"cluster": state.context, "user": f"{state.context}-{identity}"}}],
+        "contexts": [
+            {"name": state.context, "context": {"cluster": state.context, "user": f"{state.context}-{identity}"}}
+        ],
         "current-context": state.context,
     }
     text = json.dumps(content, indent=2) + "\n"
@@ -42,7 +45,10 @@ def is_ours(kubeconfig: Path | str, context: str | None = None) -> bool:
     candidates = states.everything()
     if not candidates or (context is not None and not context.startswith(CONTEXT_PREFIX)):
         return False
-    kubectl = next((str(state.bin / "kubectl") for state in candidates if (state.bin / "kubectl").exists()), shutil.which("kubectl"))
+    kubectl = next(
+        (str(state.bin / "kubectl") for state in candidates if (state.bin / "kubectl").exists()),
+        shutil.which("kubectl"),
+    )
     if kubectl is None:
         return False
     command = [kubectl, "config", "view", "--raw", "--minify", "--output=json", f"--kubeconfig={kubeconfig}"]

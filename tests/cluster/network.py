@@ -1,8 +1,9 @@
 """One segment per cluster: the host, node 1 and node 2 on a bridge that lives inside node 1.
 
-Called by up.py and down.py. The host sees one veth link, named after the cluster, and no route or firewall rule: kube-proxy's rules,
-the pods' routes and IP forwarding are all inside the nodes' namespaces and end with them.
-Invariant: only the segment's subnet has to be unlike all others on this machine; pod and Service subnets are never seen outside.
+Called by cluster.py and teardown.py. The host sees one veth link, named after the cluster, and no route or firewall
+rule: kube-proxy's rules, the pods' routes and IP forwarding are all inside the nodes' namespaces and end with them.
+Invariant: only the segment's subnet has to be unlike all others on this machine; pod and Service subnets are never
+seen outside.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One node: containerd, kubelet and kube-proxy inside its sandbox.
 
-Called by up.py. All configuration is written as JSON, which the components read as YAML. A node claims eight GPUs that it does not
-have, so that scheduling by `nvidia.com/gpu` is real; containers find no device.
+Called by cluster.py. All configuration is written as JSON, which the components read as YAML. A node claims eight GPUs
+that it does not have, so that scheduling by `nvidia.com/gpu` is real; containers find no device.
 """
 
 from __future__ import annotations
@@ -33,12 +33,24 @@ def start_containerd(state: State, node: int, holder: int) -> None:
         "cniVersion": "0.4.0",
         "name": "pods",
         # Each pod is a hop away from its neighbours, so a Service's answers pass the node's address rewriting, too.
-        "plugins": [{"type": "ptp", "ipMasq": False, "ipam": {"type": "host-local", "subnet": network.pod_subnet(node), "routes": [{"dst": "0.0.0.0/0"}]}}],
+        "plugins": [
+            {
+                "type": "ptp",
+                "ipMasq": False,
+                "ipam": {"type": "host-local", "subnet": network.pod_subnet(node), "routes": [{"dst": "0.0.0.0/0"}]},
+            }
+        ],
     }
     replace(directory / "cni" / "10-pods.conflist", json.dumps(cni, indent=2))
     # The name that pods and people use stands for a folder of the registry: clusters share its storage, not its tags.
-    mirror = f'server = "{registry}"\n[host."{registry}/v2/{state.id}"]\n  capabilities = ["pull", "resolve"]\n  override_path = true\n'
-    replace(directory / "registries" / images.REGISTRY / "hosts.toml", mirror)
+    replace(
+        directory / "registries" / images.REGISTRY / "hosts.toml",
+        f"""server = "{registry}"
+[host."{registry}/v2/{state.id}"]
+  capabilities = ["pull", "resolve"]
+  override_path = true
+""",
+    )
     replace(
         config,
         f"""version = 2
@@ -70,7 +82,8 @@ state = "/run/containerd"
     new = not sandbox.run(holder, ["ls", "-A", "/run/containerd"], check=False)
     if process.ensure(state, f"containerd-{node}", argv, holder=holder, files=[config]):
         _wait_for_containerd(state, node, holder)
-        # A node that was stopped leaves containers without processes: only its images are of use. containerd has to forget them, too.
+        # A node that was stopped leaves containers without processes: only its images are of use. containerd has to
+        # forget them, too.
         if new and (stale := ctr(holder, "containers", "list", "--quiet").split()):
             ctr(holder, "containers", "delete", *stale)
             process.stop(state, f"containerd-{node}")
@@ -88,14 +101,17 @@ def _wait_for_containerd(state: State, node: int, holder: int) -> None:
 
 
 def ctr(holder: int, *arguments: str) -> str:
-    return sandbox.run(holder, [packages.find("ctr") or "ctr", "--address", SOCKET, "--namespace", "k8s.io", *arguments])
+    return sandbox.run(
+        holder, [packages.find("ctr") or "ctr", "--address", SOCKET, "--namespace", "k8s.io", *arguments]
+    )
 
 
 def start_kubelet(state: State, node: int, at: Endpoint, holder: int) -> None:
     identity = f"kubelet-{node}"
     kubeconfig = write(state, state.config / identity, identity, at.server)
     config = _write(state.config / f"{identity}.json", kubelet_configuration(state, node))
-    # The kubelet sets resources it does not know to 0 when it finds none of these: then it takes the machine for a new one.
+    # The kubelet sets resources it does not know to 0 when it finds none of these: then it takes the machine for a
+    # new one.
     marker = state.node_directory(node) / "kubelet" / "device-plugins" / "kubelet_internal_checkpoint"
     if not marker.exists():
         replace(marker, "{}")
@@ -115,7 +131,11 @@ def kubelet_configuration(state: State, node: int) -> dict[str, Any]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True}, "x509": {"clientCAFile": str(pki / "ca.crt")}},
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": str(pki / "ca.crt")},
+        },
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": str(pki / f"kubelet-{node}.crt"),
         "tlsPrivateKeyFile": str(pki / f"kubelet-{node}.key"),
@@ -135,7 +155,12 @@ def kubelet_configuration(state: State, node: int) -> dict[str, Any]:
         # The disk is the machine's, and may well be nearly full: neither images nor pods are thrown out for that.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
-        "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+        "evictionHard": {
+            "memory.available": "0%",
+            "nodefs.available": "0%",
+            "nodefs.inodesFree": "0%",
+            "imagefs.available": "0%",
+        },
     }
 
 
@@ -169,7 +194,10 @@ def wait_until_ready(state: State, node: int, at: Endpoint) -> None:
     def ready() -> bool:
         code, found = api.call(state, at.server, "GET", path)
         conditions = found["status"].get("conditions", []) if code == 200 else []
-        return any(one["type"] == "Ready" and one["status"] == "True" and _time(one["lastHeartbeatTime"]) >= int(record["at"]) for one in conditions)
+        return any(
+            one["type"] == "Ready" and one["status"] == "True" and _time(one["lastHeartbeatTime"]) >= int(record["at"])
+            for one in conditions
+        )
 
     needs = [f"kubelet-{node}", f"containerd-{node}"]
     process.wait_until(state, f"{name(node)} is Ready", ready, needs=needs, timeout=90)
@@ -188,7 +216,9 @@ def give_gpus(state: State, node: int, at: Endpoint) -> None:
 
     def counted() -> bool:
         code, found = api.call(state, at.server, "GET", path)
-        if code == 200 and all(found["status"][kind].get("nvidia.com/gpu") == GPUS for kind in ("capacity", "allocatable")):
+        if code == 200 and all(
+            found["status"][kind].get("nvidia.com/gpu") == GPUS for kind in ("capacity", "allocatable")
+        ):
             return True
         api.call(state, at.server, "PATCH", path, {"status": {"capacity": gpus, "allocatable": gpus}}, MERGE)
         return False

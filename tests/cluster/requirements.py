@@ -1,6 +1,6 @@
 """Can this machine run the cluster? Asked before anything is installed or started.
 
-Called by up.py. `CannotRun` becomes exit code 3, which callers tell from a cluster that failed.
+Called by cluster.py. `CannotRun` becomes exit code 3, which callers tell from a cluster that failed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.cluster.state import ClusterError
 
 OTHERWISE = """What you can do instead:
   make demo CONTEXT=<a context of your kubeconfig>   use a cluster of your own (1.31 or newer)
-  make demo-laptop                                   run the same FineTuneJob by the trainer alone, without Kubernetes"""
+  make demo-laptop                                   run the same FineTuneJob by the trainer alone"""
 
 
 class CannotRun(ClusterError):
@@ -32,4 +32,5 @@ def check(control_plane_only: bool) -> None:
     unshare = [packages.find("unshare") or "unshare", "--net", "--mount", "--pid", "--fork", "--propagation=private"]
     tried = subprocess.run([*unshare, "mount", "-t", "tmpfs", "tmpfs", "/run"], capture_output=True, text=True)
     if tried.returncode != 0:
-        raise CannotRun(f"even root may not make namespaces and mounts here ({tried.stderr.strip()}); in a container, it would have to be privileged.")
+        why = tried.stderr.strip()
+        raise CannotRun(f"even root may not make namespaces and mounts here ({why}); a container must be privileged.")

@@ -1,8 +1,10 @@
 """A node's box: network, mount and PID namespaces held by one process, and the cgroups its pods live in.
 
-Called by up.py and down.py. Kubelet, containerd, the containers' shims and the containers themselves all live in here, so ending
-the holder ends every one of them, and their mounts and interfaces with them: the kernel cleans up, whatever state they were in.
-Invariant: paths that the programs have built in (/run, /var/lib, /var/log) are the node's own; the rest of the file system is the machine's.
+Called by cluster.py and teardown.py. Kubelet, containerd, the containers' shims and the containers themselves all
+live in here, so ending the holder ends every one of them, and their mounts and interfaces with them: the kernel
+cleans up, whatever state they were in.
+Invariant: paths that the programs have built in (/run, /var/lib, /var/log) are the node's own; the rest of the file
+system is the machine's.
 """
 
 from __future__ import annotations
@@ -41,14 +43,26 @@ def ensure(state: State, node: int) -> int:
         (directory / name).mkdir(parents=True, exist_ok=True)
     make_cgroups(state, node)
     script = SETUP.format(cache=shlex.quote(str(cache_root())), node=shlex.quote(str(directory)))
-    argv = [_program("unshare"), "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private"]
+    argv = [
+        _program("unshare"),
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--propagation=private",
+    ]
     process.ensure(state, f"node-{node}", [*argv, "/bin/sh", "-c", script])
     record = process.read(state, f"node-{node}")
     assert record is not None
     holder: int = record["pid"]
     ready = enter(holder, ["test", "-e", "/run/node-is-set-up"])
     process.wait_until(
-        state, f"node {node} has its namespaces", lambda: subprocess.run(ready, capture_output=True).returncode == 0, needs=[f"node-{node}"]
+        state,
+        f"node {node} has its namespaces",
+        lambda: subprocess.run(ready, capture_output=True).returncode == 0,
+        needs=[f"node-{node}"],
     )
     return holder
 
@@ -61,7 +75,14 @@ def kill(state: State, node: int) -> None:
 def enter(holder: int, argv: list[str]) -> list[str]:
     """The command line that runs a program inside the node and waits for it."""
     namespaces = f"/proc/{holder}/ns"
-    return [_program("nsenter"), f"--net={namespaces}/net", f"--pid={namespaces}/pid_for_children", f"--mount={namespaces}/mnt", "--", *argv]
+    return [
+        _program("nsenter"),
+        f"--net={namespaces}/net",
+        f"--pid={namespaces}/pid_for_children",
+        f"--mount={namespaces}/mnt",
+        "--",
+        *argv,
+    ]
 
 
 def run(holder: int, argv: list[str], *, check: bool = True) -> str:
@@ -109,9 +130,10 @@ def make_cgroups(state: State, node: int) -> None:
     for kind, mount in _hierarchies():
         group = mount / cgroup_name(state, node)
         if kind == "cgroup2":
-            controllers = (mount / "cgroup.controllers").read_text().split()
-            with contextlib.suppress(OSError):
-                (mount / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in controllers))
+            for controller in (mount / "cgroup.controllers").read_text().split():
+                # Each by itself: one that can't be handed on must not keep the others.
+                with contextlib.suppress(OSError):
+                    (mount / "cgroup.subtree_control").write_text(f"+{controller}")
         group.mkdir(exist_ok=True)
         for setting in ("cpuset.cpus", "cpuset.mems"):
             # In version 1 a new cpuset has no processor and no memory, and takes no process.

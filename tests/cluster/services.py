@@ -1,6 +1,6 @@
 """Name service and storage: CoreDNS and local-path-provisioner as processes on node 1, and what they need in the API.
 
-Called by up.py. The objects are in `manifests/` and are applied at each `up`.
+Called by cluster.py. The objects are in `manifests/` and are applied at each `up`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ DNS_HEALTH_PORT = 8181
 
 def apply_manifests(state: State) -> None:
     apply = ["apply", "--server-side", "--force-conflicts", "--filename", str(MANIFESTS)]
-    done = subprocess.run([str(state.bin / "kubectl"), f"--kubeconfig={state.kubeconfig}", *apply], capture_output=True, text=True)
+    done = subprocess.run(
+        [str(state.bin / "kubectl"), f"--kubeconfig={state.kubeconfig}", *apply], capture_output=True, text=True
+    )
     if done.returncode != 0:
         raise ClusterError(f"applying {MANIFESTS} failed:\n{done.stderr.strip()}")
 
@@ -28,7 +30,8 @@ def apply_manifests(state: State) -> None:
 def start_dns(state: State, at: Endpoint) -> None:
     kubeconfig = write(state, state.config / "dns", "dns", at.server)
     corefile, own = state.config / "Corefile", network.address(state, 1)
-    # Names outside of the cluster don't exist, and that is said at once. Little is remembered: tests make and remove names all the time.
+    # Names outside of the cluster don't exist, and that is said at once. Little is remembered: tests make and remove
+    # names all the time.
     replace(
         corefile,
         f"""cluster.local in-addr.arpa ip6.arpa {{
@@ -53,12 +56,20 @@ def start_dns(state: State, at: Endpoint) -> None:
 }}
 """,
     )
-    process.ensure(state, "coredns", [state.program("coredns"), "-conf", str(corefile)], holder=at.holder, files=[corefile, kubeconfig])
+    process.ensure(
+        state,
+        "coredns",
+        [state.program("coredns"), "-conf", str(corefile)],
+        holder=at.holder,
+        files=[corefile, kubeconfig],
+    )
 
 
 def wait_for_dns(state: State) -> None:
     address = network.address(state, 1)
-    process.wait_until(state, "the name service is ready", lambda: api.answers(address, DNS_HEALTH_PORT, "/ready"), needs=["coredns"])
+    process.wait_until(
+        state, "the name service is ready", lambda: api.answers(address, DNS_HEALTH_PORT, "/ready"), needs=["coredns"]
+    )
 
 
 def start_storage(state: State, at: Endpoint) -> None:
@@ -68,12 +79,19 @@ def start_storage(state: State, at: Endpoint) -> None:
         (volumes / name).mkdir(parents=True, exist_ok=True)
     classes = {
         "standard": {"sharedFileSystemPath": str(volumes / "shared")},
-        "standard-rwo": {"nodePathMap": [{"node": name, "paths": [str(volumes / name)]} for name in ("node-1", "node-2")]},
+        "standard-rwo": {
+            "nodePathMap": [{"node": name, "paths": [str(volumes / name)]} for name in ("node-1", "node-2")]
+        },
     }
     replace(config, json.dumps({"storageClassConfigs": classes}, indent=2))
     helper = state.config / "helperPod.yaml"
     container = {"name": "helper", "image": images.BUSYBOX, "imagePullPolicy": "IfNotPresent"}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "helper"}, "spec": {"enableServiceLinks": False, "containers": [container]}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "helper"},
+        "spec": {"enableServiceLinks": False, "containers": [container]},
+    }
     replace(helper, json.dumps(pod, indent=2))
     argv = [
         state.program("local-path-provisioner"),
@@ -87,4 +105,6 @@ def start_storage(state: State, at: Endpoint) -> None:
         "--configmap-name=local-path-config",
     ]
     environment = {"CONFIG_MOUNT_PATH": str(state.config)}
-    process.ensure(state, "local-path-provisioner", argv, holder=at.holder, files=[config, helper, kubeconfig], env=environment)
+    process.ensure(
+        state, "local-path-provisioner", argv, holder=at.holder, files=[config, helper, kubeconfig], env=environment
+    )

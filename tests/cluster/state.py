@@ -1,14 +1,13 @@
 """Where a local cluster keeps its things, and what is known of it between two commands.
 
-Called by every module of this package. One cluster belongs to one checkout and has a name; from both comes a short id that
-also names its network link and its cgroups, so that clusters of several checkouts stand beside each other.
+Called by every module of this package. One cluster belongs to one checkout and has a name; from both comes a short id
+that also names its network link and its cgroups, so that clusters of several checkouts stand beside each other.
 Invariant: nothing outside the cache and `<checkout>/.cluster` is written, so removing both removes the cluster.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -127,6 +126,8 @@ def replace(path: Path, text: str, mode: int = 0o600) -> None:
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
     """One command at a time per cluster (or per `build`, `subnets`); the second one waits."""
+    import fcntl  # not there on Windows, where people are told so instead of seeing an ImportError
+
     path = cache_root() / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:

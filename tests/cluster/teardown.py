@@ -1,7 +1,8 @@
 """Take a cluster down and look whether anything of it is left.
 
-Called by the command line and by Cluster.down. What goes: processes, namespaces, mounts, the link, cgroups, volumes, the objects. What stays:
-built programs, the registry's storage and the nodes' unpacked images, since making those again takes minutes; `purge` removes them.
+Called by the command line and by Cluster.down. What goes: processes, namespaces, mounts, the link, cgroups, volumes,
+the objects. What stays: built programs, the registry's storage and the nodes' unpacked images, since making those
+again takes minutes; `purge` removes them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def down(state: State) -> None:
                 sandbox.remove_cgroups(state, node)
         left = _wait_for_nothing(state, namespaces)
         if left:
-            raise ClusterError(f"cluster {state.name} is down, but this is left of it:\n" + "\n".join(f"  {one}" for one in left))
+            raise ClusterError(
+                f"cluster {state.name} is down, but this is left of it:\n" + "\n".join(f"  {one}" for one in left)
+            )
         _remove_files(state)
 
 
@@ -61,7 +64,9 @@ def leftovers(state: State, namespaces: set[str]) -> list[str]:
 
 
 def _mounts_below(directory: Path) -> list[str]:
-    mounts = (line.split()[1].encode().decode("unicode_escape") for line in Path("/proc/mounts").read_text().splitlines())
+    mounts = (
+        line.split()[1].encode().decode("unicode_escape") for line in Path("/proc/mounts").read_text().splitlines()
+    )
     return [mount for mount in mounts if Path(mount).is_relative_to(directory)]
 
 
