@@ -49,28 +49,27 @@ def build(target: str) -> str:
     """Build one image unless it is there; its name in buildah's storage."""
     cluster.base_image()
     image = f"localhost/finetune-{target}:{tag(target)}"
-    if subprocess.run(["buildah", "inspect", "--type=image", image], capture_output=True).returncode == 0:
-        return image
+    if subprocess.run(["buildah", "inspect", "--type=image", image], capture_output=True).returncode != 0:
+        print(
+            f"  building the {target} image" + (" (minutes, the first time)" if target == "trainer" else ""), flush=True
+        )
+        run_build(target, image, "--layers")
+    return image
+
+
+def run_build(target: str, image: str, *options: str) -> None:
+    """One run of buildah; the same inputs make the same image, to the byte."""
     UV_CACHE.mkdir(parents=True, exist_ok=True)
-    command = [
-        "buildah",
-        "bud",
-        "--isolation=chroot",
-        "--network=host",
-        "--layers",
-        "--timestamp=0",
-        "--target",
-        target,
-    ]
+    command = ["buildah", "bud", "--isolation=chroot", "--network=host", "--timestamp=0", *options]
+    command += ["--target", target, "--tag", image]
     command += ["--build-arg", f"BASE_IMAGE={cluster.BASE_IMAGE}"]
     command += ["--build-arg", "UV_CACHE_DIR=/run/uv-cache", "--volume", f"{UV_CACHE}:/run/uv-cache"]
     if CERTIFICATES.is_dir():
         # Behind a proxy that signs for others, its authority is known to the machine and not to the base image.
         command += ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
-    done = subprocess.run([*command, "--tag", image, str(CHECKOUT)], capture_output=True, text=True)
+    done = subprocess.run([*command, str(CHECKOUT)], capture_output=True, text=True)
     if done.returncode != 0:
         raise BuildError(f"building the {target} image failed:\n{(done.stdout + done.stderr)[-4000:]}")
-    return image
 
 
 def build_and_push(target: str, name: str | None) -> str:

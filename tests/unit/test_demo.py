@@ -1,0 +1,99 @@
+"""What the demo shows: the view of a running job, the curve, and the image references it hands to the chart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from finetune_api.contract import resolve
+from finetune_api.job import FineTuneJob
+
+from examples.demo import cluster, plot, view, volume
+from examples.demo.kubectl import DemoError
+
+PROGRESS = {"percent": 50, "summary": "40/80 (50%)", "loss": "0.6312", "eta": "1m12s"}
+
+
+def test_a_running_job_shows_bar_loss_and_eta() -> None:
+    text = "\n".join(view.describe("demo", {"phase": "Running", "attempt": 2, "progress": PROGRESS}))
+    assert "demo  Running  attempt 2" in text
+    assert "█" * 15 + "░" * 15 in text
+    assert "step 40/80 (50%)  loss 0.63  ETA 1m12s" in text
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Starting", "Failed"])
+def test_a_job_that_does_not_run_shows_why(phase: str) -> None:
+    status = {"phase": phase, "reason": "Unschedulable", "message": "no node has a GPU", "progress": PROGRESS}
+    assert view.describe("demo", status)[1] == "  Unschedulable: no node has a GPU"
+
+
+def test_a_job_that_nobody_has_looked_at_is_pending() -> None:
+    assert view.describe("demo", {}) == ["  demo  Pending"]
+
+
+def test_elsewhere_than_on_a_terminal_nothing_is_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = view.View("demo")
+    for _ in range(3):
+        shown.show({"phase": "Running", "progress": PROGRESS}, final=True)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def _dots(lines: list[str]) -> list[list[bool]]:
+    """The picture as rows of dots."""
+    cells = [line.split("│")[1] for line in lines if "│" in line]
+    return [
+        [bool(ord(cell) & plot.DOTS[row][column]) for cell in line for column in range(2)]
+        for line in cells
+        for row in range(4)
+    ]
+
+
+def test_the_curve_goes_from_corner_to_corner_without_a_gap() -> None:
+    lines = plot.curve([(0, 4.0), (10, 2.0), (20, 0.0)], width=20, height=5)
+    dots = _dots(lines)
+    assert dots[0][0]
+    assert dots[-1][-1]
+    assert all(any(row[column] for row in dots) for column in range(40))
+    assert lines[0].startswith("   4.00")
+    assert lines[4].startswith("   0.00")
+    assert lines[-1].split() == ["0", "20"]
+
+
+@pytest.mark.parametrize("points", [[(1.0, 2.0)], [(1.0, 2.0), (2.0, 2.0)]])
+def test_a_curve_of_one_value_is_drawn_too(points: list[tuple[float, float]]) -> None:
+    assert any(any(row) for row in _dots(plot.curve(points)))
+
+
+@pytest.mark.parametrize(
+    ("image", "values"),
+    [
+        ("r.example:5000/a/b:v1", {"image.repository": "r.example:5000/a/b", "image.tag": "v1"}),
+        ("r.example:5000/b@sha256:0a", {"image.repository": "r.example:5000/b", "image.digest": "sha256:0a"}),
+    ],
+)
+def test_an_image_reference_becomes_values(image: str, values: dict[str, str]) -> None:
+    assert cluster.image_values("image", image) == values
+
+
+def test_an_image_without_tag_is_refused() -> None:
+    with pytest.raises(DemoError, match="neither tag nor digest"):
+        cluster.image_values("image", "r.example:5000/b")
+
+
+@pytest.mark.parametrize("path", sorted(volume.JOB_FILE.parent.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_example_is_a_valid_job(path: Path) -> None:
+    job = FineTuneJob.model_validate(yaml.safe_load(path.read_text()))
+    assert resolve(job).name == job.metadata.name
+
+
+def test_the_data_are_questions_with_answers_and_not_the_demos_question() -> None:
+    rows = [json.loads(line)["messages"] for line in (volume.DATA / "finetunejobs.jsonl").read_text().splitlines()]
+    assert len(rows) >= 200
+    assert all(
+        [m["role"] for m in row] == ["user", "assistant"] and all(m["content"].strip() for m in row) for row in rows
+    )
+    questions = [row[0]["content"] for row in rows]
+    assert len(set(questions)) == len(questions)
+    assert volume.QUESTION not in questions
