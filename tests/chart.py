@@ -1,17 +1,21 @@
-"""The chart as objects: rendered by the real helm.
+"""The chart, by the real helm: rendered as objects for tests; linted and packed by `python -m tests.chart` (`make chart`).
 
-Used by the controlplane tier, which applies them without pods, and by the tests of the chart itself.
+Used by the controlplane tier, which applies the objects without pods, and by the tests of the chart itself.
 """
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-CHART = Path(__file__).resolve().parents[1] / "charts" / "finetune-operator"
+from tests.cluster import binaries
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+CHART = CHECKOUT / "charts" / "finetune-operator"
 RELEASE = "finetune-operator"
 NAMESPACE = "finetune-system"
 KUBERNETES = "1.35.4"
@@ -43,3 +47,20 @@ def only(manifests: list[dict[str, Any]], kind: str, name: str = "") -> dict[str
     """The one manifest of that kind (and name)."""
     [found] = [m for m in manifests if m["kind"] == kind and name in ("", m["metadata"]["name"])]
     return found
+
+
+def main() -> int:
+    """Lint it and pack it into dist/."""
+    binaries.ensure(("helm",))
+    program = binaries.path("helm")
+    try:
+        print(helm(program, "lint", "--strict", "--kube-version", KUBERNETES, str(CHART)))
+        print(helm(program, "package", str(CHART), "--destination", str(CHECKOUT / "dist")))
+    except HelmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

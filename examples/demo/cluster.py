@@ -48,8 +48,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     kubectl = Kubectl(env, NAMESPACE, context)
     with step("The model and the data, on a volume"):
+        print(f"  unpacking {volume.MODEL} (once)", flush=True)
         models = volume.make()
         prepare(kubectl)
+        print(
+            "  starting a pod that reaches the volume (first the node pulls the trainer's image: gigabytes)", flush=True
+        )
         with kubectl.pod(files_pod(trainer)) as pod:
             load(pod, models)
             remove_earlier(kubectl, pod)
@@ -161,6 +165,7 @@ def load(pod: Pod, models: Path) -> None:
     target = f"/volumes/models/{volume.MODEL}"
     there = pod("sh", "-c", f"cat {target}/.complete 2>/dev/null || true")
     if there != volume.stamp(models / volume.MODEL):
+        print(f"  copying {volume.MODEL} to the volume (once)", flush=True)
         pod.upload(models / volume.MODEL, target)
     pod.upload(models / "data", "/volumes/models/data")
 
