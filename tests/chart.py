@@ -1,4 +1,4 @@
-"""The chart, by the real helm: rendered as objects for tests; linted and packed by `python -m tests.chart` (`make chart`).
+"""The chart, by the real helm: rendered for tests, and linted and packed by `python -m tests.chart` (`make chart`).
 
 Used by the controlplane tier, which applies the objects without pods, and by the tests of the chart itself.
 """
