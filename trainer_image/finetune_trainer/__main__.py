@@ -22,7 +22,7 @@ from typing import NoReturn  # noqa: E402
 from finetune_api.exit_codes import ExitCode  # noqa: E402
 
 from finetune_trainer import jobfile, launch, workspace  # noqa: E402
-from finetune_trainer.errors import NotFound, TrainerError  # noqa: E402
+from finetune_trainer.errors import TrainerError  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,12 +68,9 @@ def generate(options: launch.Options, args: argparse.Namespace) -> int:
         job = jobfile.read_job(options.job_file)
         root = launch.workspace_root(options, in_cluster=jobfile.read_attempt(options.job_file) is not None)
         folders = workspace.layout(root, job.name, 1, "generate", launch.mounted(job, root, options.volumes))
-        base = args.checkpoint == "base"
-        if not base and not folders.artifact.is_dir():
-            raise NotFound(f"{folders.artifact} is not there: train the job first, or ask by --checkpoint base")
         from finetune_trainer.generate import generate as answer  # torch: only when it is needed
 
-        print(answer(job, folders, args.prompt, base, args.max_new_tokens))
+        print(answer(job, folders, args.prompt, args.checkpoint == "base", args.max_new_tokens))
     except TrainerError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
         return error.exit_code

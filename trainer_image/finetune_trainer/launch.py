@@ -11,6 +11,7 @@ Why not torchrun or its agent: docs/decisions/0020-launcher.md.
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -70,7 +71,8 @@ class Outlet:
     facts: AttemptFacts | None = None
     api: ApiServer | None = None
     folders: Folders | None = None
-    """Set once the fence is taken: before, nothing in the job's folder is this run's to write."""
+    owns_folders: bool = False
+    """True once the fence is taken: before, nothing in the job's folder is this run's to write."""
 
 
 def main(options: Options, stop: Stop) -> int:
@@ -99,27 +101,27 @@ def _run(options: Options, stop: Stop, outlet: Outlet) -> End:
     run_id = os.environ.get("FINETUNE_POD_UID") if in_cluster else None
     run_id = run_id or uuid4().hex[:8]
     volumes = mounted(job, root, options.volumes)
-    try:
-        if not in_cluster:
-            root.mkdir(parents=True, exist_ok=True)
+    with workspace.usable(root):
         if facts is None:
-            facts = _local_facts(job, root, run_id)
-            outlet.facts = facts
-        folders = workspace.layout(root, job.name, facts.attempt, run_id, volumes)
-        if earlier := workspace.earlier_result(folders, job):
-            log.info("This job is done already; its artifact is complete")
-            return End(ExitCode.DONE, Reason.COMPLETED, earlier.message, earlier.artifact, earlier.metrics)
-        ranks = devices.ranks_on_node(job, devices.visible_gpus(), in_cluster=in_cluster)
-        handover = Handover(job, facts, run_id, root, volumes, ranks, ranks, outlet.api)
-        devices.check_batch(job, handover.micro_batch_size, handover.world_size)
+            root.mkdir(parents=True, exist_ok=True)
+            outlet.facts = facts = _local_facts(job, root, run_id)
+        outlet.folders = folders = workspace.layout(root, job.name, facts.attempt, run_id, volumes)
+        earlier = workspace.earlier_result(folders, job)
+    if earlier is not None:
+        log.info("This job is done already; its artifact is complete")
+        return End(ExitCode.DONE, Reason.COMPLETED, earlier.message, earlier.artifact, earlier.metrics)
+
+    ranks = devices.ranks_on_node(job, devices.visible_gpus(), in_cluster=in_cluster)
+    handover = Handover(job, facts, run_id, root, volumes, ranks, ranks, outlet.api)
+    devices.check_batch(job, handover.micro_batch_size, handover.world_size)
+    with workspace.usable(root):
         fence = workspace.claim(folders, job, facts, run_id)
-        outlet.folders = folders
-        end = _train(handover, folders, fence, stop, options.worker, devices.environment(job, in_cluster=in_cluster))
-        if end.code == ExitCode.DONE:
+        outlet.owns_folders = True
+    end = _train(handover, folders, fence, stop, options.worker, devices.environment(job, in_cluster=in_cluster))
+    if end.code == ExitCode.DONE:
+        with workspace.usable(root):
             workspace.keep_result(folders, fence, results.to_result(end, facts.attempt))
-        return end
-    except OSError as error:
-        raise workspace.unusable(error, root) from error
+    return end
 
 
 def workspace_root(options: Options, *, in_cluster: bool) -> Path:
@@ -186,12 +188,12 @@ def _watch(ranks: Ranks, handover: Handover, folders: Folders, folder: Path, sto
         if ExitCode.SUPERSEDED in ranks.codes.values() or stop.interrupts > 1:
             return
         if stop.count > heard:
-            heard = stop.count
+            first, heard = heard == 0, stop.count
             answer = ask(handover.api, handover.facts, folders.reports)
             if answer in NOBODY_WANTS_IT:
                 raise Superseded(f"Told to stop, and nobody wants the result ({answer.value}): ending without a save")
-            if heard == 1 or not ranks.told:
-                deadline = stop.at + max(1.0, handover.facts.grace_period_seconds - KILL_MARGIN)
+            if first:
+                deadline = min(deadline, stop.at + max(1.0, handover.facts.grace_period_seconds - KILL_MARGIN))
                 log.info("Told to stop: the ranks have %.0f s to save", deadline - now)
                 write_deadline(folder, deadline)
                 ranks.tell()
@@ -226,11 +228,12 @@ def _watch_fence(folders: Folders, fence: workspace.Fence) -> Event:
 def _end_of(rank: int, ranks: Ranks, folder: Path, stop: Stop) -> End:
     """How one rank ended: by its own word when that fits its exit code, else by the code."""
     code = ranks.codes[rank]
-    by_us = rank in ranks.killed or (ranks.told and code == -15)
-    if by_us and stop.requested:
+    by_us = (rank in ranks.killed and code == -signal.SIGKILL) or (ranks.told and code == -signal.SIGTERM)
+    superseded = ExitCode.SUPERSEDED in ranks.codes.values()
+    if by_us and stop.requested and not superseded:
         what = "had not begun" if rank not in ranks.killed else "had not saved in time"
         return End(ExitCode.DISRUPTED, REASONS[ExitCode.DISRUPTED], f"Told to stop; rank {rank} {what}")
-    if by_us:
+    if by_us or (ranks.told and not stop.requested and code == ExitCode.DISRUPTED):
         return End(results.KILLED, Reason.KILLED, f"Rank {rank} was ended because another one failed", forced=True)
     if code < 0 or code > 128:
         return results.of_signal(-code if code < 0 else code - 128, rank)
@@ -250,7 +253,8 @@ def _tell(outlet: Outlet, end: End) -> None:
     log.log(level, "Ended with %s (%s): %s", end.code, end.reason, end.message)
     pointer = ""
     result = results.to_result(end, attempt)
-    if folders is not None and end.code != ExitCode.SUPERSEDED and results.is_cut(end, result):
+    wanted = end.code != ExitCode.SUPERSEDED
+    if folders is not None and outlet.owns_folders and wanted and results.is_cut(end, result):
         file = folders.reports / f"end-{folders.run_checkpoints.name}.json"
         try:
             results.write_end(file, end)
@@ -258,7 +262,7 @@ def _tell(outlet: Outlet, end: End) -> None:
         except OSError as error:
             log.warning("%s can't be written: %s", file, error)
         result = results.to_result(end, attempt, pointer)
-    if facts is not None and end.code != ExitCode.SUPERSEDED:
+    if facts is not None and wanted:
         apply_result(outlet.api, facts, folders.reports if folders else Path(os.devnull), result)
     # The kubelet makes the file; where there is none, nobody reads it.
     if outlet.options.termination_message.exists():

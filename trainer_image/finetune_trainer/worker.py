@@ -39,7 +39,9 @@ def main(
 ) -> NoReturn:
     """Run one rank to its end. Doesn't return: what libraries do at exit must not change or delay the outcome."""
     _die_with_launcher()
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(message)s")
+    # Rank 0 speaks for all; the others only when something is wrong.
+    level = logging.WARNING if rank else logging.INFO
+    logging.basicConfig(level=level, format=f"%(asctime)s rank {rank} %(message)s")
     handover = Handover.read(folder)
     reporter = _reporter(handover, folder, rank) if rank == 0 else None
     try:

@@ -15,6 +15,8 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ FENCE = "fence.json"
 RESULT = "RESULT.json"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 CHUNK = 1 << 20
 
 
@@ -89,8 +92,19 @@ def _damaged(file: Path, why: object) -> WorkspaceUnusable:
     return WorkspaceUnusable(f"{file} is damaged ({why}): remove {file.parent}, or use another metadata.name")
 
 
-def unusable(error: OSError, workspace: Path) -> TrainerError:
-    """What an error of the file system means for the job."""
+@contextmanager
+def usable(workspace: Path) -> Iterator[None]:
+    """Around work on the workspace: an error of the file system as what it means for the job. One that may go away by
+    itself stays what it is, and another attempt is made."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
+        raise _unusable(error, workspace) from error
+
+
+def _unusable(error: OSError, workspace: Path) -> TrainerError:
     if error.errno in NO_SPACE:
         return NoSpace(f"The workspace {workspace} is full ({error}): give its claim room, or remove old jobs/ from it")
     return WorkspaceUnusable(
@@ -166,6 +180,8 @@ def claim(folders: Folders, job: ResolvedJob, facts: AttemptFacts, run_id: str) 
     """
     fence = Fence(facts.uid, facts.attempt, run_id, job.digest)
     folders.job.mkdir(parents=True, exist_ok=True)
+    for parent in (folders.job.parent, folders.workspace):
+        sync_folder(parent)
     before = Fence.read(folders)
     if before is not None:
         _same_job(job, before.digest, FENCE)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import Any
 
 from finetune_api.contract import AttemptFacts
@@ -59,6 +59,7 @@ class Reporter:
         self._closed = False
         self._reachable = True
         self._changed = Condition()
+        self._file = Lock()
         self._thread = Thread(target=self._work, name="status", daemon=True)
         self._thread.start()
 
@@ -71,12 +72,18 @@ class Reporter:
         self._put("checkpoint", checkpoint.to_dict())
 
     def close(self) -> None:
-        """Leave the newest values in the file, for `launch` to apply with the result."""
+        """Leave the newest values in the file, for `launch` to apply with the result. Waits for no API server."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        # Longer only when the workspace or the API server hangs; the values are then lost, the training is not.
-        self._thread.join(2 * TIMEOUT)
+        self._keep()
+
+    def _keep(self) -> None:
+        with self._file:
+            try:
+                write_json(self._reports / FILE, {"uid": self._facts.uid, "status": self._status})
+            except OSError as error:
+                log.warning("%s can't be written: %s", self._reports / FILE, error)
 
     def _put(self, field: str, value: dict[str, Any]) -> None:
         with self._changed:
@@ -88,13 +95,11 @@ class Reporter:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._news or self._closed)
-                status, news, closed = self._status, self._news, self._closed
-                self._news = False
-            try:
-                if news:
-                    write_json(self._reports / FILE, {"uid": self._facts.uid, "status": status})
-                if closed:
+                if self._closed:
                     return
+                status, self._news = self._status, False
+            try:
+                self._keep()
                 self._apply(status)
             except Exception:
                 # Nothing in here is worth a training run.

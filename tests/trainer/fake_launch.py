@@ -1,0 +1,25 @@
+"""The real launcher in a process of its own, with `fake_rank` for its ranks: ``fake_launch.py SETTINGS``."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from finetune_trainer import launch
+from finetune_trainer.reporting.api import ApiServer
+from finetune_trainer.stopping import Stop
+
+if __name__ == "__main__":
+    stop = Stop().listen(signal.SIGTERM, signal.SIGINT)
+    settings = json.loads(sys.argv[1])
+    if settings["uid"] is not None:
+        os.setuid(settings["uid"])
+    options = launch.Options(
+        job_file=Path(settings["job"]),
+        workspace=Path(settings["workspace"]),
+        worker=[sys.executable, str(Path(__file__).parent / "fake_rank.py"), json.dumps(settings["ranks"])],
+        api=lambda: ApiServer(settings["url"], Path(settings["credentials"])) if settings["url"] else None,
+        termination_message=Path(settings["termination"]),
+    )
+    sys.exit(launch.main(options, stop))

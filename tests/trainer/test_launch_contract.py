@@ -1,0 +1,224 @@
+"""The contract between pod and operator, through the real launcher with two ranks: exit code, termination message,
+status, RESULT.json and fence."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer import fake_api
+from tests.trainer.fake_api import FakeApi
+from tests.trainer.pod import Pod, manifest
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[FakeApi]:
+    server = FakeApi(tmp_path / "serviceaccount")
+    yield server
+    server.close()
+
+
+DONE: list[Any] = ["done", {"train_loss": "0.5"}]
+
+
+@pytest.mark.parametrize(
+    ("scene", "code", "reason", "words"),
+    [
+        (DONE, 0, "Completed", ""),
+        (["fail", "InvalidSpec", "rank 9 given"], 64, "InvalidSpec", "rank 9 given"),
+        (["fail", "InvalidData", "rows.jsonl:7"], 65, "InvalidData", "rows.jsonl:7"),
+        (["fail", "NotFound", "no model"], 66, "NotFound", "no model"),
+        (["fail", "SourceUnreachable", "hub"], 69, "SourceUnreachable", "hub"),
+        (["crash", "a bug"], 70, "InternalError", "RuntimeError on rank 0: a bug"),
+        (["fail", "GpuOutOfMemory", "80 GiB"], 71, "GPUOutOfMemory", "80 GiB"),
+        (["fail", "Diverged", "loss is nan"], 72, "Diverged", "loss is nan"),
+        (["no_space"], 73, "NoSpace", "more room"),
+        (["fail", "WorkspaceUnusable", "stale"], 74, "WorkspaceUnusable", "stale"),
+        (["fail", "Preempted", "step 3"], 75, "Disrupted", "step 3"),
+        (["fail", "AccessDenied", "gated"], 77, "AccessDenied", "gated"),
+        (["memory_error"], 137, "OutOfMemory", "resources.memory"),
+    ],
+)
+def test_every_end_reaches_exit_code_message_and_status(
+    tmp_path: Path, api: FakeApi, scene: list[Any], code: int, reason: str, words: str
+) -> None:
+    pod = Pod(tmp_path, [scene, scene], api)
+    assert pod.run() == code
+    assert (pod.said.exit_code, pod.said.reason, pod.said.attempt) == (code, reason, 1)
+    assert words in pod.said.message
+    assert api.status["result"] == pod.said.to_dict()
+    assert api.applied[-1]["metadata"] == {"name": "tune", "namespace": "team", "uid": pod.uid}
+    path = "/apis/finetune-operator.io/v1alpha1/namespaces/team/finetunejobs/tune/status"
+    assert set(api.paths) == {f"{path}?fieldManager=finetune-trainer&force=true"}
+
+
+def test_only_an_internal_error_leaves_a_stack_trace(tmp_path: Path) -> None:
+    user = Pod(tmp_path, [["fail", "NotFound", "no model"]] * 2)
+    user.run()
+    assert "Traceback" not in user.log.read_text()
+    assert user.log.read_text().count("no model") == 1
+    ours = Pod(tmp_path, [["crash", "a bug"]] * 2, run_id="run-2", attempt=2)
+    ours.run()
+    assert "Traceback" in ours.log.read_text()
+
+
+def test_the_strongest_of_two_ends_decides(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, [["crash", "connection closed by peer"], ["fail", "InvalidData", "rows.jsonl:7"]])
+    assert pod.run() == 65
+    assert "rows.jsonl:7" in pod.said.message
+    assert "70 (InternalError)" in pod.said.message
+
+
+def test_what_is_left_of_a_failed_run_is_ended_and_does_not_count(tmp_path: Path) -> None:
+    """Rank 0, told to stop because of rank 1, says 75, which would be the stronger class."""
+    pod = Pod(tmp_path, [["save", 0], ["fail", "Diverged", "loss is nan"]])
+    assert pod.run() == 72
+
+
+def test_a_rank_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, [["deaf"], ["fail", "GpuOutOfMemory", "80 GiB"]])
+    assert pod.run() == 71
+
+
+def test_a_killed_rank_is_told_as_the_hosts_memory(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, [["crash", "connection closed by peer"], ["die", 9]])
+    assert pod.run() == 137
+    assert pod.said.reason == "OutOfMemory"
+    assert "resources.memory" in pod.said.message
+
+
+def test_a_huge_message_is_valid_json_and_whole_in_the_workspace(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, [["shout", "🦙", 50_000]] * 2)
+    assert pod.run() == 65
+    pointer = "jobs/tune/reports/end-1-run-1.json"
+    assert pointer in pod.said.message
+    assert json.loads((tmp_path / "workspace" / pointer).read_text())["message"] == "🦙" * 50_000
+
+
+def test_status_has_all_that_the_trainer_owns_every_time(tmp_path: Path, api: FakeApi) -> None:
+    """An apply that leaves a field out would remove it."""
+    pod = Pod(tmp_path, [["flood", 200], DONE], api)
+    assert pod.run() == 0
+    assert set(api.status) == {"progress", "checkpoint", "result"}
+    assert api.status["progress"]["step"] == 10
+    assert all("checkpoint" in body["status"] for body in api.applied[1:])
+    # 200 reports in two seconds, at most one write a second: most are skipped.
+    assert 3 <= len(api.applied) <= 50
+
+
+def test_a_later_attempt_keeps_the_checkpoint_that_was_reported(tmp_path: Path, api: FakeApi) -> None:
+    Pod(tmp_path, [["flood", 3], ["fail", "SourceUnreachable", "x"]], api).run()
+    Pod(tmp_path, [["crash", "x"]] * 2, api, run_id="run-2", attempt=2).run()
+    assert api.status["result"]["attempt"] == 2
+    assert api.status["checkpoint"]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [fake_api.broken, fake_api.forbidden, fake_api.hang], ids=lambda answer: answer.__name__
+)
+def test_training_does_not_need_the_api_server(tmp_path: Path, api: FakeApi, answer: Any) -> None:
+    api.answer = answer
+    pod = Pod(tmp_path, [["flood", 50], DONE], api)
+    assert pod.run() == 0
+    assert pod.said.artifact is not None
+
+
+def test_the_result_is_written_again_after_a_failure(tmp_path: Path, api: FakeApi) -> None:
+    answers = iter([fake_api.broken, fake_api.broken])
+    api.answer = lambda body: next(answers, fake_api.accept)(body) if "result" in body["status"] else (200, {})
+    assert Pod(tmp_path, [DONE, DONE], api).run() == 0
+    assert len([body for body in api.applied if "result" in body["status"]]) == 3
+
+
+def test_a_job_that_is_done_is_not_trained_again(tmp_path: Path, api: FakeApi) -> None:
+    """Made again under the same name with another uid, as after a restore without status."""
+    first = Pod(tmp_path, [DONE, DONE], api)
+    assert first.run() == 0
+    again = Pod(tmp_path, [["crash", "trained again"]] * 2, api, run_id="run-2", uid="22222222-bbbb", allow_cpu=False)
+    assert again.run() == 0
+    assert again.said == first.said
+    assert api.status["result"] == first.said.to_dict()
+
+
+def test_an_attempt_that_finds_the_result_keeps_what_status_says(tmp_path: Path, api: FakeApi) -> None:
+    """The pod was evicted between RESULT.json and its exit."""
+    Pod(tmp_path, [["flood", 3], DONE], api).run()
+    assert Pod(tmp_path, [["crash", "trained again"]] * 2, api, run_id="run-2", attempt=2).run() == 0
+    assert api.status["result"]["attempt"] == 2
+    assert set(api.status) == {"progress", "checkpoint", "result"}
+
+
+def test_a_result_without_its_artifact_is_no_result(tmp_path: Path) -> None:
+    first = Pod(tmp_path, [DONE, DONE])
+    assert first.run() == 0
+    (first.home / "artifact" / "adapter.safetensors").write_text("something else")
+    again = Pod(tmp_path, [["fail", "Diverged", "trained again"]] * 2, run_id="run-2", attempt=2)
+    assert again.run() == 72
+    assert not (first.home / "RESULT.json").exists()
+
+
+@pytest.mark.parametrize("scene", [DONE, ["crash", "x"]], ids=["finished", "unfinished"])
+def test_another_jobs_folder_is_left_alone(tmp_path: Path, scene: list[Any]) -> None:
+    first = Pod(tmp_path, [scene, scene])
+    first.run()
+    before = {p: p.read_bytes() for p in first.home.rglob("*") if p.is_file()}
+    other = Pod(tmp_path, [DONE, DONE], job=manifest(learningRate=0.5), run_id="run-2", uid="22222222-bbbb")
+    assert other.run() == 74
+    assert other.said.reason == "WorkspaceOccupied"
+    assert "another metadata.name, or remove jobs/tune" in other.said.message
+    assert {p: p.read_bytes() for p in first.home.rglob("*") if p.is_file()} == before
+
+
+def test_an_older_attempt_gives_way(tmp_path: Path, api: FakeApi) -> None:
+    newer = Pod(tmp_path, [["crash", "x"]] * 2, run_id="run-2", attempt=2)
+    newer.run()
+    older = Pod(tmp_path, [DONE, DONE], api, run_id="run-1", attempt=1)
+    assert older.run() == 78
+    assert older.said.reason == "Superseded"
+    assert not (older.home / "RESULT.json").exists()
+    assert api.applied == []
+
+
+def test_a_job_made_again_takes_over(tmp_path: Path) -> None:
+    Pod(tmp_path, [["crash", "x"]] * 2, run_id="run-7", attempt=7).run()
+    again = Pod(tmp_path, [DONE, DONE], run_id="run-8", uid="22222222-bbbb")
+    assert again.run() == 0
+
+
+def test_a_run_ends_when_another_takes_its_fence(tmp_path: Path) -> None:
+    old = Pod(tmp_path, [["deaf"], ["deaf"]])
+    process = old.start()
+    old.wait_until_training(process)
+    assert Pod(tmp_path, [DONE, DONE], run_id="run-2", attempt=2).run() == 0
+    assert process.wait(60) == 78
+    assert (old.home / "RESULT.json").exists()
+
+
+def test_a_workspace_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    # Not below tmp_path, which other users can't enter: the launcher runs as the image's user here.
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        (folder / "closed").mkdir(mode=0o555)
+        user = 10001 if os.getuid() == 0 else None
+        pod = Pod(folder, [DONE, DONE], user=user, workspace=folder / "closed")
+        pod.termination.chmod(0o666)
+        assert pod.run() == 74
+        assert pod.said.reason == "WorkspaceUnusable"
+        assert f"uid {user or os.getuid()}" in pod.said.message
+        assert "Permission denied" in pod.said.message
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_asked_for_gpus_that_are_not_there(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, [DONE, DONE], allow_cpu=False)
+    assert pod.run() == 70
+    assert "asked for 2 GPUs per node, but this pod can use 0" in pod.said.message
+    assert "trainer.allowCpu" in pod.said.message
+    assert not (pod.home / "fence.json").exists()

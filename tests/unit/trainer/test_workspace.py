@@ -1,0 +1,196 @@
+"""Whose a job's folder is, whether the job is done, and what a crash between two writes leaves."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api.contract import AttemptFacts, ResolvedJob, resolve
+from finetune_api.job import FineTuneJob
+from finetune_api.status import Artifact, Result
+from finetune_trainer import workspace
+from finetune_trainer.errors import NoSpace, Superseded, WorkspaceOccupied, WorkspaceUnusable
+from finetune_trainer.run import Folders
+
+
+def job(**training: Any) -> ResolvedJob:
+    spec = {
+        "stage": "sft",
+        "model": {"source": "pvc://models/small"},
+        "datasets": [{"source": "pvc://models/data.jsonl", "format": "openai"}],
+        "training": {"maxSteps": 10, **training},
+        "workspace": {"claimName": "work"},
+    }
+    head = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "tune"}}
+    return resolve(FineTuneJob.model_validate({**head, "spec": spec}))
+
+
+JOB = job()
+
+
+def facts(attempt: int = 1, uid: str = "u1") -> AttemptFacts:
+    return AttemptFacts(namespace="n", name="tune", uid=uid, attempt=attempt, job_name="j")
+
+
+def folders(root: Path, attempt: int = 1, run_id: str = "r1") -> Folders:
+    return workspace.layout(root, "tune", attempt, run_id, {})
+
+
+def claim(root: Path, attempt: int = 1, run_id: str = "r1", uid: str = "u1") -> workspace.Fence:
+    return workspace.claim(folders(root, attempt, run_id), JOB, facts(attempt, uid), run_id)
+
+
+def finish(root: Path) -> Result:
+    """A finished job."""
+    fence = claim(root)
+    home = folders(root)
+    home.artifact.mkdir()
+    (home.artifact / "adapter.safetensors").write_bytes(b"weights")
+    digest, size = workspace.digest_folder(home.artifact)
+    artifact = Artifact(uri="pvc://work/jobs/tune/artifact", kind="adapter", digest=digest, size_bytes=size)
+    result = Result(kind="train", attempt=1, exit_code=0, reason="Completed", message="", artifact=artifact)
+    workspace.keep_result(home, fence, result)
+    return result
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "fence.json"
+    workspace.write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        workspace.write_json(file, {"a": [1] * 100_000, "b": object()})
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_finished_job_is_found_finished(tmp_path: Path) -> None:
+    assert workspace.earlier_result(folders(tmp_path), JOB) is None
+    result = finish(tmp_path)
+    assert workspace.earlier_result(folders(tmp_path), JOB) == result
+
+
+@pytest.mark.parametrize("change", ["removed", "changed", "added", "renamed"])
+def test_a_result_stands_only_as_long_as_its_artifact(tmp_path: Path, change: str) -> None:
+    finish(tmp_path)
+    file = folders(tmp_path).artifact / "adapter.safetensors"
+    if change == "removed":
+        file.unlink()
+    elif change == "changed":
+        file.write_bytes(b"weightz")
+    elif change == "added":
+        (file.parent / "more").touch()
+    else:
+        file.rename(file.parent / "model.safetensors")
+    assert workspace.earlier_result(folders(tmp_path), JOB) is None
+    claim(tmp_path, 2, "r2")
+
+
+def test_another_job_is_refused_before_and_after_its_end(tmp_path: Path) -> None:
+    claim(tmp_path)
+    other = job(learningRate=0.5)
+    with pytest.raises(WorkspaceOccupied, match=r"another metadata.name, or remove jobs/tune"):
+        workspace.claim(folders(tmp_path), other, facts(2), "r2")
+    finish(tmp_path)
+    with pytest.raises(WorkspaceOccupied, match=r"RESULT.json"):
+        workspace.earlier_result(folders(tmp_path), other)
+
+
+def test_settings_that_do_not_decide_the_result_may_differ(tmp_path: Path) -> None:
+    claim(tmp_path)
+    workspace.claim(folders(tmp_path, 2, "r2"), job(microBatchSize=1), facts(2), "r2")
+
+
+def test_a_crash_after_each_write_can_be_continued(tmp_path: Path) -> None:
+    home = folders(tmp_path)
+    home.job.mkdir(parents=True)  # before the fence
+    (home.job / ".fence.json.12345678.tmp").touch()  # while it is written
+    claim(tmp_path)
+    home.artifact.mkdir()  # after the artifact, before the result
+    assert workspace.earlier_result(folders(tmp_path), JOB) is None
+    claim(tmp_path, 2, "r2")
+
+
+def test_checkpoints_without_a_fence_are_nobodys(tmp_path: Path) -> None:
+    (folders(tmp_path).checkpoints / "1-x").mkdir(parents=True)
+    with pytest.raises(WorkspaceOccupied, match=r"no fence.json"):
+        claim(tmp_path)
+
+
+def test_a_lower_attempt_gives_way_an_equal_or_higher_takes_over(tmp_path: Path) -> None:
+    claim(tmp_path, 2, "r2")
+    with pytest.raises(Superseded):
+        claim(tmp_path, 1, "r1")
+    claim(tmp_path, 2, "r2-again")
+    claim(tmp_path, 3, "r3")
+    claim(tmp_path, 1, "r9", uid="u2")
+    now = workspace.Fence.read(folders(tmp_path))
+    assert now is not None
+    assert (now.uid, now.attempt, now.run_id) == ("u2", 1, "r9")
+
+
+@pytest.mark.parametrize(("attempt", "uid"), [(2, "u1"), (1, "u1"), (1, "u2")])
+def test_a_later_run_is_noticed(tmp_path: Path, attempt: int, uid: str) -> None:
+    mine = claim(tmp_path)
+    workspace.check_fence(folders(tmp_path), mine)
+    claim(tmp_path, attempt, "r2", uid)
+    with pytest.raises(Superseded, match="r2"):
+        workspace.check_fence(folders(tmp_path), mine)
+    with pytest.raises(Superseded):
+        workspace.keep_result(folders(tmp_path), mine, finish_nothing())
+    assert not (folders(tmp_path).job / workspace.RESULT).exists()
+
+
+def finish_nothing() -> Result:
+    return Result(kind="train", attempt=1, exit_code=0, reason="Completed", message="")
+
+
+def test_a_straggler_does_not_keep_the_fence(tmp_path: Path) -> None:
+    """It looked before attempt 2 wrote, and wrote after."""
+    mine = claim(tmp_path, 2, "r2")
+    straggler = workspace.Fence("u1", 1, "r1", JOB.digest)
+    straggler.write(folders(tmp_path))
+    workspace.check_fence(folders(tmp_path), mine)
+    with pytest.raises(Superseded):
+        workspace.check_fence(folders(tmp_path), straggler)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"uid": "u1"}', '{"uid": 1, "attempt": "x", "runId": 1, "digest": 1}']
+)
+def test_a_damaged_fence_is_named(tmp_path: Path, content: str) -> None:
+    folders(tmp_path).job.mkdir(parents=True)
+    (folders(tmp_path).job / workspace.FENCE).write_text(content)
+    with pytest.raises(WorkspaceUnusable, match=r"fence.json is damaged"):
+        claim(tmp_path)
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    claim(tmp_path)
+    file = folders(tmp_path).job / workspace.RESULT
+    file.write_text(json.dumps({"digest": JOB.digest, "result": {"kind": "?"}}))
+    with pytest.raises(WorkspaceUnusable, match=r"RESULT.json is damaged"):
+        workspace.earlier_result(folders(tmp_path), JOB)
+
+
+def test_local_runs_count_up(tmp_path: Path) -> None:
+    assert workspace.next_local_attempt(folders(tmp_path), "laptop") == 1
+    claim(tmp_path, 4, "r4", uid="u1")
+    assert workspace.next_local_attempt(folders(tmp_path), "laptop") == 1
+    claim(tmp_path, 4, "r5", uid="laptop")
+    assert workspace.next_local_attempt(folders(tmp_path), "laptop") == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, NoSpace),
+        (errno.EDQUOT, NoSpace),
+        (errno.EROFS, WorkspaceUnusable),
+        (errno.ENOTDIR, WorkspaceUnusable),
+        (errno.EIO, OSError),
+        (errno.ESTALE, OSError),
+    ],
+)
+def test_what_an_error_of_the_workspace_means(number: int, kind: type[Exception]) -> None:
+    with pytest.raises(kind), workspace.usable(Path("/workspace")):
+        raise OSError(number, "x")
