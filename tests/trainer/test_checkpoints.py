@@ -15,7 +15,6 @@ from finetune_trainer.stages.sft import workflow
 from tests.trainer import tiny
 from tests.trainer.test_equivalence import stopped_at
 
-
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 

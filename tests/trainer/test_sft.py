@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from finetune_api.status import Progress
+from finetune_trainer.errors import Preempted
 from finetune_trainer.generate import generate
 from finetune_trainer.run import Outcome, Run
 from finetune_trainer.stages.sft import workflow
@@ -13,6 +14,7 @@ from finetune_trainer.workspace import digest_folder
 from safetensors import safe_open
 
 from tests.trainer import tiny
+from tests.trainer.test_equivalence import stopped_at
 
 TRAINING = {"learningRate": 0.01, "globalBatchSize": 8, "microBatchSize": 8}
 
@@ -95,3 +97,23 @@ def test_tuning_other_than_asked_for_leaves_the_base_alone(root: Path) -> None:
     before = digest_folder(root / "models" / "model")
     train(root, {"method": "lora"})
     assert digest_folder(root / "models" / "model") == before
+
+
+@pytest.mark.parametrize("precision", ["bf16", "pureBf16"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_small_number_types_and_recomputation_train_and_resume(root: Path, precision: str, method: str) -> None:
+    training = {"precision": precision, "gradientCheckpointing": True, "maxSteps": 4}
+    job = tiny.job(training=training, tuning={"method": method}, checkpoints={"everySteps": 2})
+    whole = tiny.make_run(root, job, workspace="whole")
+    workflow.run(whole)
+
+    first = stopped_at(tiny.make_run(root, job, workspace="again"), 1)
+    with pytest.raises(Preempted):
+        workflow.run(first)
+    second = tiny.make_run(root, job, attempt=2, workspace="again")
+    workflow.run(second)
+    assert tiny.losses(second) == pytest.approx(tiny.losses(whole), abs=1e-6)
+    weights = next(second.folders.artifact.glob("*.safetensors"))
+    with safe_open(weights, "pt") as tensors:
+        dtypes = {str(tensors.get_tensor(name).dtype) for name in tensors.keys()}  # noqa: SIM118
+    assert dtypes == {"torch.bfloat16" if precision == "pureBf16" else "torch.float32"}

@@ -4,6 +4,8 @@ Driven by `stages.steps` after each step and by the trainer's log calls. The wor
 more often than it should be. Tokens and seconds are counted over all attempts: they travel in the checkpoint.
 """
 
+# ruff: noqa: ARG002  (a callback's arguments are given, used or not)
+
 import json
 import logging
 import time
@@ -54,7 +56,7 @@ class ProgressReport(TrainerCallback, ExportableState):
             return None
         return steps / elapsed, (self.tokens - self.tokens_before) / elapsed
 
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
         self.tokens, self.seconds_before = int(saved.get("tokens", 0)), float(saved.get("seconds", 0.0))
         self.started = self.first_step_done = self.last_step_done = time.monotonic()
@@ -75,7 +77,7 @@ class ProgressReport(TrainerCallback, ExportableState):
             self._report(state)
 
     def on_log(
-        self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_kwargs: Any
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         if not self.run.is_main or not logs or "loss" not in logs:
             return

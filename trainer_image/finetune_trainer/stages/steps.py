@@ -4,6 +4,8 @@ A callback of the trainer. Ranks agree in a single exchange whether the loss is 
 to stop and whether a checkpoint is due by rank 0's clock, so none of them ever saves, stops or fails alone.
 """
 
+# ruff: noqa: ARG002  (a callback's arguments are given, used or not)
+
 import logging
 import math
 import time
@@ -54,16 +56,16 @@ class Steps(TrainerCallback):
         """The run starts at an earlier run's checkpoint."""
         self.newest = self._named(checkpoint.step, checkpoint.path)
 
-    def on_train_begin(self, _args: Any, _state: Any, _control: Any, **_kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
         trained = sum(w.numel() * w.element_size() for w in self.trainer.model.parameters() if w.requires_grad)
         self.save_seconds = 3 * trained / ASSUMED_BANDWIDTH  # weights and the two moments of Adam
         self.last_save = time.monotonic()
 
-    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         seed_step(self.run.job.training.seed, state.global_step, self.run.rank)
 
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
         facts = self.trainer.step_facts
         loss = float(torch.stack(facts.losses).sum())
@@ -87,7 +89,7 @@ class Steps(TrainerCallback):
             control.should_save = True
             self.save_started = time.monotonic()
 
-    def on_save(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         wait_for_all()  # a rank that ended now would take the one that still writes with it
         self.save_seconds = time.monotonic() - self.save_started
         self.last_save = time.monotonic()

@@ -1,0 +1,127 @@
+"""Models and adapters that can't be trained are refused by name, before time is spent on them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from finetune_api.tuning import TuningSpec
+from finetune_trainer.errors import InvalidSpec, NotFound, TrainerError
+from finetune_trainer.model import adapters, base, tokenizer
+
+from tests.trainer import tiny
+
+SOURCE = "pvc://models/model"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Path) -> Path:
+    """A copy to break."""
+    shutil.copytree(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change_config(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
+def only_bin(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), NotFound, "has no config.json.*it has: chat_template.jinja"),
+        (lambda f: (f / "config.json").write_text("{"), InvalidSpec, "config.json is not JSON"),
+        (lambda f: (f / "model.safetensors").unlink(), NotFound, "no weights"),
+        (only_bin, InvalidSpec, "only as pytorch_model.bin; only safetensors"),
+        (lambda f: [file.unlink() for file in f.glob("tokenizer*")], NotFound, "has no tokenizer"),
+        (change_config(model_type="martian"), InvalidSpec, "of type 'martian', which can't be loaded"),
+        (change_config(model_type="vit"), InvalidSpec, "of type 'vit', which is no causal language model"),
+        (
+            change_config(model_type="own", auto_map={"AutoConfig": "code.Own"}),
+            InvalidSpec,
+            "brings its own code, which is not run",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(
+    folder: Path, damage: Callable[[Path], None], error: type[TrainerError], message: str
+) -> None:
+    damage(folder)
+    with pytest.raises(error, match=message):
+        base.check(folder, SOURCE)
+
+
+def test_weights_that_are_not_all_there_are_refused(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InvalidSpec, match=r"1 weights are missing.*layers\.1\.mlp\.up_proj"):
+        base.load(folder, SOURCE, torch.float32)
+
+
+def test_weights_cut_short_are_refused(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-100])
+    with pytest.raises(InvalidSpec, match=f"weights of {SOURCE} can't be loaded"):
+        base.load(folder, SOURCE, torch.float32)
+
+
+def test_a_tokenizer_without_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = tiny.save_model(tmp_path / "model", template=None)
+    with pytest.raises(InvalidSpec, match=r"no chat template.*chat or instruct variant"):
+        tokenizer.template(tokenizer.load(folder), folder)
+
+
+def test_stop_tokens_are_those_of_tokenizer_and_generation_config(folder: Path) -> None:
+    tokens = tokenizer.load(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, tokens.eos_token_id]}))
+    assert tokenizer.template(tokens, folder).stop_ids == {0, tokens.eos_token_id}
+
+
+def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:
+    config = base.check(model, SOURCE)
+    with pytest.raises(InvalidSpec, match="tokenizer and weights are of different models"):
+        base.check_rows(config, longest=10, highest_id=config.vocab_size)
+    with pytest.raises(InvalidSpec, match=r"training\.cutoffLength: .* set it to at most 256"):
+        base.check_rows(config, longest=257, highest_id=1)
+    base.check_rows(config, longest=256, highest_id=config.vocab_size - 1)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_prj"], ["lm_head"]])
+def test_a_target_that_is_no_layer_is_refused_with_those_that_are(model: Path, targets: list[str]) -> None:
+    tuning = TuningSpec.model_validate({"lora": {"targets": targets}})
+    loaded = base.load(model, SOURCE, torch.float32)
+    with pytest.raises(InvalidSpec, match=rf"{targets[-1]} is no linear layer.*down_proj, gate_proj, k_proj"):
+        adapters.apply(loaded, tuning, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "frozen", "trained"),
+    [
+        ("lora", "fp32", torch.float32, torch.float32),
+        ("lora", "bf16", torch.bfloat16, torch.float32),
+        ("lora", "pureBf16", torch.bfloat16, torch.bfloat16),
+        ("full", "bf16", None, torch.float32),
+        ("full", "pureBf16", None, torch.bfloat16),
+    ],
+)
+def test_trained_weights_are_fp32_unless_asked_otherwise(
+    model: Path, method: str, precision: base.Precision, frozen: torch.dtype | None, trained: torch.dtype
+) -> None:
+    loaded = base.load(model, SOURCE, adapters.load_dtype(method, precision))
+    spec = {"method": method} | ({"lora": {"rank": 2}} if method == "lora" else {})
+    tuned = adapters.apply(loaded, TuningSpec.model_validate(spec), seed=1)
+    adapters.cast_trainable(tuned, precision)
+    assert {w.dtype for w in tuned.parameters() if w.requires_grad} == {trained}
+    assert {w.dtype for w in tuned.parameters() if not w.requires_grad} == ({frozen} if frozen else set())

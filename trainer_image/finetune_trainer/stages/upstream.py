@@ -1,0 +1,44 @@
+"""What we take of TRL and transformers beyond their public promises: each member that we override, with its signature.
+
+Read by a test, which fails when an upgrade changes one of them: then look at what changed, adapt the override, and
+write the new signature here. A member that is overridden and not listed fails the test too.
+"""
+
+OVERRIDDEN: dict[str, dict[str, str]] = {
+    "transformers.trainer.Trainer": {
+        "_get_train_sampler": "(self, train_dataset=None)",
+        "get_batch_samples": "(self, epoch_iterator, num_batches, device)",
+        "_get_grad_norm": "(self, model, grad_norm=None)",
+        "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
+        "_save_rng_state": "(self, output_dir)",
+        "_load_rng_state": "(self, checkpoint)",
+    },
+    "trl.trainer.base_trainer._BaseTrainer": {
+        "create_model_card": "(self, model_name=None, dataset_name=None, tags=None)",
+        "_send_telemetry": "(self)",
+    },
+    "trl.trainer.sft_trainer.SFTTrainer": {
+        "__init__": (
+            "(self, model, args=None, data_collator=None, train_dataset=None, eval_dataset=None, processing_class=None,"
+            " compute_loss_func=None, compute_metrics=None, callbacks=None, optimizers=(None, None),"
+            " optimizer_cls_and_kwargs=None, preprocess_logits_for_metrics=None, quantization_config=None,"
+            " peft_config=None, formatting_func=None)"
+        ),
+        "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",
+        "training_step": "(self, *args, **kwargs)",
+        "_save_checkpoint": "(self, model, trial)",
+    },
+}
+"""Class -> member -> signature without types. The class is the one whose version ours runs before."""
+
+USED: dict[str, str] = {
+    # Between two steps, the order of calls that `steps` relies on is tested by training itself.
+    "transformers.trainer.Trainer.train": "(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None)",
+    "trl.trainer.utils.add_fused_lm_head": (
+        "(model, temperature=1.0, cast_lm_head_to_fp32=False, outputs=('log_probs',))"
+    ),
+}
+"""Functions that we don't override, but whose inner workings `model.head` and `steps` build on."""
+
+NEVER_ENTERED = "trl.trainer.sft_trainer.SFTTrainer._prepare_dataset"
+"""TRL would tokenize, cut and pack again what is ready."""
