@@ -25,9 +25,13 @@ ARG UV_VERSION
 ARG UV_CACHE_DIR
 COPY requirements/install.sh requirements/operator.txt /opt/requirements/
 RUN --mount=type=cache,target=/var/cache/uv sh /opt/requirements/install.sh /opt/requirements/operator.txt
+COPY requirements/metadata.py /opt/requirements/
+COPY crds/pyproject.toml /opt/crds/
+COPY operator/pyproject.toml /opt/operator/
 COPY crds/finetune_api /opt/finetune/finetune_api
 COPY operator/finetune_operator /opt/finetune/finetune_operator
-RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune
+RUN python /opt/requirements/metadata.py /opt/finetune /opt/crds/pyproject.toml /opt/operator/pyproject.toml \
+    && python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080
@@ -48,9 +52,13 @@ ENV HF_HOME=/tmp/hf \
     TRITON_CACHE_DIR=/tmp/triton
 COPY requirements/install.sh requirements/trainer.txt /opt/requirements/
 RUN --mount=type=cache,target=/var/cache/uv sh /opt/requirements/install.sh /opt/requirements/trainer.txt
+COPY requirements/metadata.py /opt/requirements/
+COPY crds/pyproject.toml /opt/crds/
+COPY trainer_image/pyproject.toml /opt/trainer/
 COPY crds/finetune_api /opt/finetune/finetune_api
 COPY trainer_image/finetune_trainer /opt/finetune/finetune_trainer
-RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune
+RUN python /opt/requirements/metadata.py /opt/finetune /opt/crds/pyproject.toml /opt/trainer/pyproject.toml \
+    && python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune
 USER 10001:10001
 WORKDIR /tmp
 ENTRYPOINT ["python", "-m", "finetune_trainer"]

@@ -19,10 +19,17 @@ from tests import cluster
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TARGETS = {
-    "operator": ("operator/finetune_operator", "requirements/operator.txt"),
-    "trainer": ("trainer_image/finetune_trainer", "requirements/trainer.txt"),
+    "operator": ("operator/finetune_operator", "operator/pyproject.toml", "requirements/operator.txt"),
+    "trainer": ("trainer_image/finetune_trainer", "trainer_image/pyproject.toml", "requirements/trainer.txt"),
 }
-SHARED = ("Dockerfile", ".dockerignore", "requirements/install.sh", "crds/finetune_api")
+SHARED = (
+    "Dockerfile",
+    ".dockerignore",
+    "requirements/install.sh",
+    "requirements/metadata.py",
+    "crds/finetune_api",
+    "crds/pyproject.toml",
+)
 # Where uv keeps packages: mounted into the build, so that what `make setup` has fetched is not fetched again.
 UV_CACHE = Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache" / "uv")
 CERTIFICATES = Path("/etc/ssl/certs")

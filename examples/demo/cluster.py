@@ -24,6 +24,8 @@ RELEASE = "finetune-operator"
 CHART = volume.CHECKOUT / "charts" / "finetune-operator"
 CLAIMS = {"models": "2Gi", "workspace": "5Gi"}
 RUN_AS = 10001
+LOOK_SECONDS = 2
+"""Between two looks at the job: each costs the machine some of what it trains with."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -189,7 +191,7 @@ def follow(kubectl: Kubectl, name: str) -> dict[str, Any]:
         view.show(status, final=ended)
         if ended:
             return status
-        time.sleep(1)
+        time.sleep(LOOK_SECONDS)
 
 
 def ask(pod: Pod) -> tuple[str, str]:

@@ -77,6 +77,13 @@ def test_only_the_trainer_has_torch(image: str) -> None:
     assert found == ("['kopf']" if "operator" in image else "['torch']")
 
 
+def test_its_packages_know_their_version(image: str) -> None:
+    package = "finetune-operator" if "operator" in image else "finetune-trainer"
+    ask = f"from importlib.metadata import version as v; print(v('{package}'), v('finetune-api'))"
+    with _container(image) as (name, _):
+        assert _buildah("run", "--isolation=chroot", name, "--", "python", "-c", ask) == "0.1.0 0.1.0"
+
+
 def test_the_operator_image_is_small() -> None:
     with _container(images.build("operator")) as (_, whole), _container(cluster.BASE_IMAGE) as (_, base):
         added = _megabytes(whole) - _megabytes(base)
