@@ -62,7 +62,7 @@ def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
     assert status["phase"] == "Succeeded", status["message"]
     assert status["artifact"]["uri"] == "pvc://workspace/jobs/trained/artifact"
     assert status["artifact"]["digest"].startswith("sha256:")
-    assert float(status["metrics"]["train_loss"]) > 0
+    assert float(status["metrics"]["trainLoss"]) > 0
     assert status["progress"]["step"] == status["progress"]["totalSteps"] == 20
     assert status["attempt"] == 1
     assert status["startTime"] < status["completionTime"]
