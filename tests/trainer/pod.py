@@ -84,7 +84,12 @@ class Pod:
         with self.log.open("w") as log:
             return subprocess.Popen(
                 [sys.executable, str(HERE / "fake_launch.py"), json.dumps(settings)],
-                env={**os.environ, "FINETUNE_POD_UID": self.run_id, "CUDA_VISIBLE_DEVICES": ""},
+                env={
+                    **os.environ,
+                    "FINETUNE_POD_UID": self.run_id,
+                    "CUDA_VISIBLE_DEVICES": "",
+                    "TMPDIR": str(self.etc),
+                },
                 stdout=log, stderr=log, text=True,
             )
 
