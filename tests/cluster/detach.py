@@ -25,12 +25,16 @@ def main(log: str, holder: str, *argv: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     if holder != "-":
         enter(holder)
+    # The pipe closes when the program runs, and says why when it can't be run.
+    heard, said = os.pipe()
     child = os.fork()
     if child:
-        print(child, flush=True)
+        os.close(said)
+        trouble = os.read(heard, 4096).decode()
+        print(trouble or child, file=sys.stderr if trouble else sys.stdout, flush=True)
         # Not exit(): the interpreter has nothing to tidy up, and the daemon is adopted by the init of its own
         # namespace.
-        os._exit(0)
+        os._exit(1 if trouble else 0)
     os.setsid()
     os.chdir("/")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -39,8 +43,8 @@ def main(log: str, holder: str, *argv: str) -> None:
     try:
         os.execv(argv[0], argv)
     except OSError as error:
-        os.write(2, f"cannot run {argv[0]}: {error.strerror}\n".encode())
-        os._exit(127)
+        os.write(said, f"cannot run {argv[0]}: {error.strerror}".encode())
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,11 @@ def _start(state: State, name: str, record: dict[str, Any]) -> None:
     replace(state.directory / "processes" / f"{name}.json", json.dumps(save, indent=2))
 
 
-def stop(state: State, name: str, grace: float = 10.0) -> None:
-    """SIGTERM, then SIGKILL after the grace time; the record stays, for `restart`."""
+def stop(state: State, name: str, grace: float = 3.0) -> None:
+    """SIGTERM, then SIGKILL after the grace time; the record stays, for `restart`.
+
+    The grace time is short because an API server waits for its watchers to leave, who have no reason to.
+    """
     record = read(state, name)
     if not record or not alive(record):
         return

@@ -30,7 +30,8 @@ def down(state: State) -> None:
                 namespaces |= sandbox.namespaces(holder["pid"])
                 sandbox.kill(state, node)
         for name in ORDER:
-            process.stop(state, name)
+            # Nothing that they would still write is wanted.
+            process.stop(state, name, grace=0)
         if nodes:
             network.remove(state)
             for node in nodes:
