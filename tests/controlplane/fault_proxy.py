@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from tests.kube import Object
+from tests.kube import Object, until
 
 Kind = Literal["crash before", "crash after", "drop before", "drop after", "refuse", "delay"]
 WATCHED = ("finetunejobs", "jobs", "pods")
@@ -64,6 +64,8 @@ class FaultProxy:
         self.calls: list[Call] = []
         self.faults: dict[str, Fault] = {}
         """Per namespace."""
+        self.listings = 0
+        """Times that all FineTuneJobs were listed: by the first look at a start, and by each resync."""
         self.happened: dict[str, Call] = {}
         """The call that a namespace's fault hit."""
         self.crash: Callable[[], object] = lambda: None
@@ -73,7 +75,7 @@ class FaultProxy:
         """Watch events that never come."""
         self._server, self._ca, self._namespace = server, ca, namespace
         self._counts: Counter[str] = Counter()
-        self._watches: set[web.Request] = set()
+        self._watches: list[web.Request] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -109,6 +111,11 @@ class FaultProxy:
             if (call.method == "DELETE" and call.status < 300) or call.status == 201
         )
 
+    def wait_for_listings(self, more: int) -> None:
+        """Until the operator has looked at everything so many times more."""
+        enough = self.listings + more
+        until("the operator has looked at everything again", lambda: self.listings >= enough)
+
     def cut_watches(self) -> int:
         """Close every watch, as a restarting API server does; how many there were."""
         cut = list(self._watches)
@@ -138,6 +145,7 @@ class FaultProxy:
             return await self._watch(request)
         body = await request.read()
         if request.method == "GET":
+            self.listings += request.path.endswith("v1alpha1/finetunejobs")
             return await self._forward(request, body)
         method, (namespace, resource, name) = request.method, _parsed(request.path)
         fault = None if resource == "events" else self._due(namespace)
@@ -170,7 +178,7 @@ class FaultProxy:
             return web.Response(status=answer.status, body=content, headers={"Content-Type": answer.content_type})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        self._watches.add(request)
+        self._watches.append(request)
         try:
             while self.silent:
                 await asyncio.sleep(0.05)
@@ -185,7 +193,7 @@ class FaultProxy:
                             await stream.write(line + b"\n")
                 return stream
         finally:
-            self._watches.discard(request)
+            self._watches.remove(request)
 
     def _ask(self, request: web.Request, body: bytes) -> Any:
         path = request.raw_path
@@ -195,7 +203,7 @@ class FaultProxy:
         headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
         headers["Accept-Encoding"] = "identity"
         url = URL(self._server + path, encoded=True)
-        return self._session.request(request.method, url, data=body, headers=headers)
+        return self._session.request(request.method, url, data=body or None, headers=headers)
 
 
 def _parsed(path: str) -> tuple[str, str, str]:

@@ -81,6 +81,11 @@ class Kubelet:
         self.finish(pod, code, message)
         self.remove(pod)
 
+    def lose(self, pod: Object) -> None:
+        """Failed, and nobody knows how: no exit code, no reason."""
+        self._patch(pod, {"phase": "Failed", "containerStatuses": []})
+        self.remove(pod)
+
     def remove(self, pod: Object) -> None:
         """The last word of a kubelet about a pod that was deleted."""
         self._kube.delete("Pod", pod["metadata"]["name"], self._namespace, grace=0)

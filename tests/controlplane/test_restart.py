@@ -1,0 +1,149 @@
+"""What an operator makes of what happened while it was away, and what it does not do when it comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.controlplane.lane import Lane
+from tests.controlplane.scene import FTJ, Scene, result
+from tests.kube import Object, until
+
+
+def finished(scene: Scene, kind: str = "Failed") -> None:
+    """Wait until the Job controller has said its last word on the newest Job."""
+
+    def said() -> bool:
+        conditions = scene.batches()[-1].get("status", {}).get("conditions", [])
+        return any(c["type"] == kind and c["status"] == "True" for c in conditions)
+
+    until(f"the Job is {kind}", said)
+
+
+@pytest.fixture
+def running(scene: Scene, own: Lane) -> Object:
+    """The pod of a job that runs, and whose operator has just died. No second attempt would count against it."""
+    own.operator.start()
+    scene.submit(backoffLimit=0)
+    pod = scene.running()
+    own.operator.kill()
+    return pod
+
+
+def test_the_job_ends_as_if_nothing_had_happened(scene: Scene, own: Lane, running: Object) -> None:
+    scene.kubelet.finish(running, 0, json.dumps(result(0)))
+    finished(scene, "Complete")
+    own.operator.start()
+    scene.reaches("Succeeded")
+    assert own.proxy.effects(scene.namespace)["create jobs"] == 1
+
+
+def test_it_goes_on_with_what_still_runs(scene: Scene, own: Lane, running: Object) -> None:
+    own.operator.start()
+    scene.kubelet.finish(running, 65, json.dumps(result(65)))
+    scene.reaches("Failed", "InvalidData")
+    assert own.operator.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(75, "Disrupted"), (143, "Disrupted"), (65, "InvalidData"), (72, "Diverged"), (70, "InternalError")],
+)
+def test_a_pod_that_is_gone_is_judged_by_what_its_job_remembers(
+    scene: Scene, own: Lane, running: Object, code: int, reason: str
+) -> None:
+    """A drained pod's object is gone at once, and nobody looked."""
+    if reason == "Disrupted":
+        scene.kubelet.drain(running)
+    scene.kubelet.finish(running, code)
+    scene.kubelet.remove(running)
+    finished(scene)
+    until("the pod is gone", lambda: not scene.kubelet.pods("job", 1))
+    own.operator.start()
+    if reason == "Disrupted":
+        scene.running(attempt=2)
+    else:
+        scene.reaches("Failed")
+    first = scene.status()["attempts"][0]
+    assert first["reason"] == reason
+    assert first["failures"] == (1 if code == 70 else 0)
+
+
+@pytest.mark.parametrize(("attempt", "reason"), [(1, "InvalidData"), (2, "BackoffLimitExceeded")])
+def test_a_pod_that_left_no_code_is_judged_by_what_the_trainer_wrote(
+    scene: Scene, own: Lane, running: Object, attempt: int, reason: str
+) -> None:
+    """A result of another attempt says nothing of this one."""
+    scene.report(running, {"result": result(65, attempt=attempt)})
+    scene.kubelet.lose(running)
+    finished(scene)
+    own.operator.start()
+    scene.reaches("Failed", reason)
+
+
+def test_attempts_keep_the_image_they_were_accepted_with(scene: Scene, own: Lane) -> None:
+    own.operator.start(trainer_image="trainer:old")
+    scene.submit()
+    pod = scene.running()
+    assert own.operator.stop() == 0
+    own.operator.start(trainer_image="trainer:new")
+    scene.kubelet.finish(pod, 70)
+    assert scene.running(attempt=2)["spec"]["containers"][0]["image"] == "trainer:old"
+    assert scene.status()["resolved"]["image"] == "trainer:old"
+    scene.submit("later")
+    assert scene.kubelet.pod("later")["spec"]["containers"][0]["image"] == "trainer:new"
+
+
+@pytest.mark.parametrize("code", [0, 65])
+def test_an_end_is_for_good(scene: Scene, own: Lane, code: int) -> None:
+    """Though its Job is deleted, and the operator looks at everything again and again, also after a restart."""
+    own.operator.start(resync_seconds=0.3)
+    scene.submit()
+    scene.kubelet.finish(scene.running(), code, json.dumps(result(code)))
+    end = scene.reaches("Failed" if code else "Succeeded")
+    before = own.proxy.counted(scene.namespace)
+    scene.kube.delete("Job", scene.batches()[0]["metadata"]["name"], scene.namespace)
+    until("its Job is gone", lambda: not scene.batches())
+    own.proxy.wait_for_listings(3)
+    own.operator.kill()
+    own.operator.start()
+    own.proxy.wait_for_listings(3)
+    assert own.proxy.counted(scene.namespace) == before
+    assert scene.status() == end
+
+
+def test_a_stranger_with_the_name_of_our_job_is_named_and_left_alone(scene: Scene, own: Lane) -> None:
+    """Once it is gone the job goes on by itself."""
+    uid = scene.submit()["metadata"]["uid"]
+    name = f"job-{uid[:5]}-1"
+    scene.kube.create(_stranger(name), scene.namespace)
+    own.operator.start(resync_seconds=1)
+    status = scene.reaches("Starting", "PodsRejected")
+    assert f"A Job named {name} exists" in status["message"]
+    scene.kube.delete("Job", name, scene.namespace)
+    scene.running()
+    assert "DELETE" not in {call.method for call in own.proxy.counted(scene.namespace)}
+
+
+def _stranger(name: str) -> dict[str, Any]:
+    container = {"name": "c", "image": "i"}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {"suspend": True, "template": template},
+    }
+
+
+def test_deleted_while_it_was_away(scene: Scene, own: Lane, running: Object) -> None:
+    """And another made under the name: it gets a Job of its own, the first's goes."""
+    scene.kube.delete(FTJ, "job", scene.namespace)
+    scene.submit()
+    own.operator.start()
+    until("two Jobs' pods, or one", lambda: scene.status().get("attempt") == 1)
+    scene.kubelet.remove(running)
+    scene.running()
+    assert len(scene.batches()) == 1
