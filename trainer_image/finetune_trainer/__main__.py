@@ -38,17 +38,32 @@ def parser() -> Parser:
     top = Parser(prog="python -m finetune_trainer", description="Train a FineTuneJob, or ask its result a question.")
     commands = top.add_subparsers(dest="command", required=True, metavar="train|generate")
     common = Parser(add_help=False)
-    common.add_argument("--job", type=Path, required=True, metavar="FILE",
-                        help="FineTuneJob (YAML), or resolved job (JSON)")
-    common.add_argument("--workspace", type=Path, metavar="DIR",
-                        help="folder for checkpoints, reports and artifact; default: the pod's mount, else ./workspace")
-    common.add_argument("--volume", type=_volume, action="append", default=[], metavar="CLAIM=DIR",
-                        help="folder that stands for a claim of the job's sources; may be given several times")
+    common.add_argument(
+        "--job", type=Path, required=True, metavar="FILE", help="FineTuneJob (YAML), or resolved job (JSON)"
+    )
+    common.add_argument(
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        help="folder for checkpoints, reports and artifact; default: the pod's mount, else ./workspace",
+    )
+    common.add_argument(
+        "--volume",
+        type=_volume,
+        action="append",
+        default=[],
+        metavar="CLAIM=DIR",
+        help="folder that stands for a claim of the job's sources; may be given several times",
+    )
     commands.add_parser("train", parents=[common], help="train the job, or go on from its newest checkpoint")
     generate = commands.add_parser("generate", parents=[common], help="answer a prompt with what the job trained")
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
-    generate.add_argument("--checkpoint", choices=("base", "artifact"), default="artifact",
-                          help="ask the model before (base) or after (artifact) training; default: %(default)s")
+    generate.add_argument(
+        "--checkpoint",
+        choices=("base", "artifact"),
+        default="artifact",
+        help="ask the model before (base) or after (artifact) training; default: %(default)s",
+    )
     generate.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N", help="default: %(default)s")
     return top
 

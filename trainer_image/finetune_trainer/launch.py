@@ -155,7 +155,11 @@ def _train(
         raise Preempted("Told to stop before training began; there was nothing to save")
     log.info(
         "Job %s, attempt %s, run %s: %s rank(s), checkpoints in %s",
-        handover.job.name, handover.facts.attempt, handover.run_id, handover.world_size, folders.run_checkpoints,
+        handover.job.name,
+        handover.facts.attempt,
+        handover.run_id,
+        handover.world_size,
+        folders.run_checkpoints,
     )
     folder = Path(tempfile.mkdtemp(prefix="finetune-run-"))
     try:

@@ -43,7 +43,8 @@ class Folders:
             parent = next(p for p in found.parents if p.exists())
             there = ", ".join(sorted(p.name for p in parent.iterdir())[:20]) or "nothing"
             inside = parent.relative_to(root.resolve()).as_posix()
-            raise NotFound(f"{uri}: no such file or folder; pvc://{claim}/{'' if inside == '.' else inside} has: {there}")
+            inside = "" if inside == "." else inside
+            raise NotFound(f"{uri}: no such file or folder; pvc://{claim}/{inside} has: {there}")
         return found
 
 

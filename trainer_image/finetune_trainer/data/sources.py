@@ -57,9 +57,7 @@ def _list(file: Path) -> Iterator[tuple[str, Any]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         hint = "; a file with one object a line must be named .jsonl" if error.msg == "Extra data" else ""
-        raise InvalidData(
-            f"{file.name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}{hint}"
-        ) from None
+        raise InvalidData(f"{file.name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}{hint}") from None
     if not isinstance(rows, list):
         raise InvalidData(f"{file.name}: holds one {type(rows).__name__}, expected a list of objects: [{{...}}, ...]")
     for index, row in enumerate(rows):

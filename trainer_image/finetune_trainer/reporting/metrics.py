@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.data.dataset import TrainingData
 from finetune_trainer.reporting.progress import ProgressReport
@@ -22,6 +24,7 @@ STATUS_NAMES = {
     "num_tokens": "tokens",
     "train_tokens_per_second": "tokensPerSecond",
     "train_runtime": "trainSeconds",
+    "peak_gpu_memory_gib": "peakGpuMemoryGiB",
 }
 """Name in the files, as transformers and TRL have them -> name in status.metrics. A name that isn't here stays in the
 files."""
@@ -48,7 +51,15 @@ def final(
         "train_samples_per_second": round(steps * global_batch / seconds, 3),
         "train_steps_per_second": round(steps / seconds, 3),
         "train_tokens_per_second": round(progress.tokens / seconds, 2),
+        **_gpu_memory(),
     }
+
+
+def _gpu_memory() -> dict[str, float]:
+    """The most that rank 0's tensors held at once, where there is a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
 
 
 def for_status(values: dict[str, float]) -> dict[str, str]:

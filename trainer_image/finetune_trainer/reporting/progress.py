@@ -76,9 +76,7 @@ class ProgressReport(TrainerCallback, ExportableState):
         if self.run.is_main:
             self._report(state)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not self.run.is_main or not logs or "loss" not in logs:
             return
         self.logged = logs
@@ -87,8 +85,12 @@ class ProgressReport(TrainerCallback, ExportableState):
             file.write(json.dumps(line) + "\n")
         log.info(
             "step %d/%d  loss %.4f  lr %.3g  %s tok/s  %s left",
-            state.global_step, self.total_steps, logs["loss"], logs["learning_rate"],
-            f"{self.rate[1]:.0f}" if self.rate else "-", line["remaining_time"],
+            state.global_step,
+            self.total_steps,
+            logs["loss"],
+            logs["learning_rate"],
+            f"{self.rate[1]:.0f}" if self.rate else "-",
+            line["remaining_time"],
         )
         self._report(state)
 

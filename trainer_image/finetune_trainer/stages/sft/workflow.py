@@ -72,8 +72,16 @@ def run(run: Run) -> Outcome:
     trained, of = adapters.count(trainer.model)
     log.info(
         "%d steps of %d rows (%d ranks x %d x %d), %s of %s weights trained, %s; ready after %.1f s, from %s",
-        total_steps, training.global_batch_size, run.world_size, run.micro_batch_size, run.accumulation,
-        f"{trained:,}", f"{of:,}", precision, time.monotonic() - began, steps.newest or "the start",
+        total_steps,
+        training.global_batch_size,
+        run.world_size,
+        run.micro_batch_size,
+        run.accumulation,
+        f"{trained:,}",
+        f"{of:,}",
+        precision,
+        time.monotonic() - began,
+        steps.newest or "the start",
     )
     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
 
