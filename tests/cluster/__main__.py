@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--node", type=int, default=1, choices=NODES_ALLOWED)
     one.add_argument("argv", nargs="+", metavar="PROGRAM")
-    add("purge", _purge, "remove every cache: programs, pushed images, the base image", named=False)
+    add("purge", _purge, "remove every cache: programs, pushed images, unpacked images", named=False)
     return parser
 
 

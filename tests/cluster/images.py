@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from tests.cluster import api, network, packages, process
-from tests.cluster.state import ClusterError, State, cache_root, replace
+from tests.cluster.state import ClusterError, State, cache_root, lock, replace
 
 REGISTRY = "registry.local:5000"
 BUSYBOX = f"{REGISTRY}/busybox:local"
@@ -76,23 +76,27 @@ def push(state: State, image: str, name: str = "") -> str:
 def base_image(image: str = BASE_IMAGE) -> bool:
     """Make the base for the Dockerfile's BASE_IMAGE from Debian's packages; false when it is there."""
     packages.ensure(packages.IMAGES)
-    if subprocess.run(["buildah", "inspect", "--type=image", image], capture_output=True).returncode == 0:
-        return False
-    with tempfile.TemporaryDirectory() as scratch:
-        # Not below a folder that others may not enter: mmdebstrap's helpers run as other users.
-        archive = Path(scratch) / "base.tar"
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm", str(archive)]
-        made = subprocess.run(command, capture_output=True, text=True)
-        if made.returncode != 0:
-            raise ClusterError(f"mmdebstrap failed:\n{made.stderr[-2000:]}")
-        container = _buildah(["from", "scratch"])
-        try:
-            _buildah(["add", "--quiet", container, str(archive), "/"])
-            _buildah(["config", "--cmd", "/bin/sh", container])
-            _buildah(["commit", "--quiet", container, image])
-        finally:
-            _buildah(["rm", container])
+    with lock("base-image"):
+        if subprocess.run(["buildah", "inspect", "--type=image", image], capture_output=True).returncode == 0:
+            return False
+        with tempfile.TemporaryDirectory() as scratch:
+            _make_base(image, Path(scratch) / "base.tar")
     return True
+
+
+def _make_base(image: str, archive: Path) -> None:
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm", str(archive)]
+    # No times: the same packages make the same image, and what was built on it before fits again.
+    made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
+    if made.returncode != 0:
+        raise ClusterError(f"mmdebstrap failed:\n{made.stderr[-2000:]}")
+    container = _buildah(["from", "scratch"])
+    try:
+        _buildah(["add", "--quiet", container, str(archive), "/"])
+        _buildah(["config", "--cmd", "/bin/sh", container])
+        _buildah(["commit", "--quiet", "--timestamp=0", container, image])
+    finally:
+        _buildah(["rm", container])
 
 
 def _buildah(arguments: list[str]) -> str:

@@ -8,11 +8,10 @@ again takes minutes; `purge` removes them.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
-from tests.cluster import images, network, process, sandbox
+from tests.cluster import network, process, sandbox
 from tests.cluster import state as states
 from tests.cluster.state import ClusterError, State, cache_root
 
@@ -95,10 +94,8 @@ def _remove(path: Path) -> None:
 
 
 def purge() -> None:
-    """Remove everything that was cached on this machine; refused while a cluster is up."""
+    """Remove everything that is cached; refused while a cluster is up. Buildah's images are the machine's, and stay."""
     found = [f"{state.name} (of {state.checkout})" for state in states.everything()]
     if found:
         raise ClusterError(f"these clusters are up: {', '.join(found)}; take them down first")
     shutil.rmtree(cache_root(), ignore_errors=True)
-    if shutil.which("buildah"):
-        subprocess.run(["buildah", "rmi", images.BASE_IMAGE], capture_output=True)
