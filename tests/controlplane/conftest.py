@@ -7,7 +7,6 @@ one works. Every test has a namespace of its own.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from tests.cluster import Cluster
 from tests.controlplane import kubelet, operator_process
 from tests.controlplane.lane import Lane, lane
 from tests.controlplane.operator_process import OperatorProcess
-from tests.controlplane.scene import Scene
+from tests.controlplane.scene import Scene, stage
 from tests.kube import ApiError, Kube, until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sft-lora.yaml"
@@ -69,10 +68,16 @@ def namespace(kube: Kube) -> Iterator[str]:
     kube.delete("Namespace", name)
 
 
+@pytest.fixture(scope="session")
+def example() -> Path:
+    """The example of the README."""
+    return EXAMPLE
+
+
 @pytest.fixture
-def manifest() -> dict[str, Any]:
+def manifest(example: Path) -> dict[str, Any]:
     """A FineTuneJob to change and apply: the example of the README."""
-    loaded: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+    loaded: dict[str, Any] = yaml.safe_load(example.read_text())
     return loaded
 
 
@@ -115,17 +120,8 @@ def own(kube: Kube, deployed: dict[str, str], namespace: str, tmp_path: Path) ->
 @pytest.fixture
 def scene(kube: Kube, namespace: str, manifest: dict[str, Any]) -> Iterator[Scene]:
     """A namespace to play in, which enforces the restricted Pod Security level."""
-    with restricted(kube, namespace):
-        yield Scene(kube, namespace, manifest)
-
-
-@contextlib.contextmanager
-def restricted(kube: Kube, namespace: str) -> Iterator[None]:
-    """Pods of it must meet the restricted level; in the end they are let go, which else a kubelet would do."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    kube.patch("Namespace", namespace, {"metadata": {"labels": labels}})
-    yield
-    kube.call("DELETE", f"api/v1/namespaces/{namespace}/pods", {"gracePeriodSeconds": 0})
+    with stage(kube, namespace, manifest) as made:
+        yield made
 
 
 def _established(admin: Kube) -> bool:

@@ -69,6 +69,17 @@ class Kubelet:
         }
         self._report(pod, "Failed" if code else "Succeeded", {"terminated": ended})
 
+    def lose_node(self, pod: Object) -> None:
+        """What the taint manager writes when the node no longer answers; the pod stays."""
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "DeletionByTaintManager",
+            "message": "Taint manager: deleting due to NoExecute taint",
+        }
+        self._patch(pod, {"conditions": [condition]})
+        self._kube.delete("Pod", pod["metadata"]["name"], self._namespace)
+
     def drain(self, pod: Object) -> None:
         """The Eviction API, as `kubectl drain` asks it: marks the pod as disrupted and asks it to end."""
         meta = pod["metadata"]
@@ -95,6 +106,10 @@ class Kubelet:
         for pod in self._kube.list("Pod", self._namespace, f"{JOB}={job}"):
             if "deletionTimestamp" in pod["metadata"]:
                 self.remove(pod)
+
+    def shut_down(self) -> None:
+        """Let go of every pod: else the namespace could not be deleted."""
+        self._kube.call("DELETE", f"api/v1/namespaces/{self._namespace}/pods", {"gracePeriodSeconds": 0})
 
     def _bind(self, pod: Object) -> None:
         name = pod["metadata"]["name"]

@@ -6,7 +6,9 @@ test has to meet it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,16 @@ def result(code: int, message: str = "", *, attempt: int = 1, reason: str = "") 
     if code == 0:
         said |= {"artifact": ARTIFACT, "metrics": METRICS}
     return Result.model_validate(said).to_dict()
+
+
+@contextlib.contextmanager
+def stage(kube: Kube, namespace: str, manifest: Object) -> Iterator[Scene]:
+    """Make a namespace ready to play in, and leave it without pods."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kube.patch("Namespace", namespace, {"metadata": {"labels": labels}})
+    made = Scene(kube, namespace, manifest)
+    yield made
+    made.kubelet.shut_down()
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,15 @@ class Scene:
         """Its Jobs, by attempt."""
         found = self.kube.list("Job", self.namespace, f"finetune-operator.io/job={name}")
         return sorted(found, key=lambda job: int(job["metadata"]["labels"]["finetune-operator.io/attempt"]))
+
+    def unfinished(self, name: str = "job") -> list[Object]:
+        """Its Jobs that have not ended."""
+
+        def over(batch: Object) -> bool:
+            conditions = batch.get("status", {}).get("conditions", [])
+            return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
+
+        return [batch for batch in self.batches(name) if not over(batch)]
 
     def running(self, name: str = "job", attempt: int = 1) -> Object:
         """Let an attempt run; its pod."""
