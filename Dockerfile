@@ -40,8 +40,12 @@ ENTRYPOINT ["python", "-m", "finetune_operator"]
 FROM base AS trainer
 ARG UV_VERSION
 ARG UV_CACHE_DIR
-# Whatever a library wants to write goes to /tmp: the root file system is read-only.
-ENV HF_HOME=/tmp/hf \
+COPY requirements/install.sh requirements/trainer.txt /opt/requirements/
+RUN --mount=type=cache,target=/var/cache/uv sh /opt/requirements/install.sh /opt/requirements/trainer.txt
+# Whatever a library wants to write goes to /tmp: the root file system is read-only. Threads that wait for each other
+# sleep: by default they spin, which more than halves a CPU's speed as soon as anything else runs on the node.
+ENV OMP_WAIT_POLICY=PASSIVE \
+    HF_HOME=/tmp/hf \
     HF_HUB_DISABLE_TELEMETRY=1 \
     HF_HUB_DISABLE_PROGRESS_BARS=1 \
     DO_NOT_TRACK=1 \
@@ -50,8 +54,6 @@ ENV HF_HOME=/tmp/hf \
     TOKENIZERS_PARALLELISM=false \
     TORCHINDUCTOR_CACHE_DIR=/tmp/inductor \
     TRITON_CACHE_DIR=/tmp/triton
-COPY requirements/install.sh requirements/trainer.txt /opt/requirements/
-RUN --mount=type=cache,target=/var/cache/uv sh /opt/requirements/install.sh /opt/requirements/trainer.txt
 COPY requirements/metadata.py /opt/requirements/
 COPY crds/pyproject.toml /opt/crds/
 COPY trainer_image/pyproject.toml /opt/trainer/

@@ -64,22 +64,30 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.cpu:
         job["spec"]["resources"]["gpusPerNode"] = 0
     name = job["metadata"]["name"]
-    where = f"KUBECONFIG={env['KUBECONFIG']} " if context is None else ""
     print(f"\n$ kubectl apply -f {os.path.relpath(volume.JOB_FILE)}\n", flush=True)
     kubectl.apply(job)
     status = follow(kubectl, name)
     if status["phase"] != "Succeeded":
-        logs = f"{where}kubectl --namespace {NAMESPACE} logs -l finetune-operator.io/job={name} --tail=-1"
-        raise DemoError(f"{name} failed: {status.get('reason')}: {status.get('message')}\nIts logs: {logs}")
+        logs = by_hand(env, context, f"logs -l finetune-operator.io/job={name} --tail=-1")
+        raise DemoError(f"{name} failed: {status.get('reason')}: {status.get('message')}\nIts logs:\n{logs}")
 
     with kubectl.pod(files_pod(trainer)) as pod:
         pod.download(f"/workspace/jobs/{name}/reports", place)
         before, after = ask(pod)
     ending.show(place, before, after)
     print(f"\n  The adapter: {status['artifact']['uri']}")
-    print(f"  Look around: {where}kubectl --namespace {NAMESPACE} get ftj --output wide")
+    print(f"  Look around:\n{by_hand(env, context, 'get ftj --output wide')}")
     if context is None:
         print("  The local Kubernetes goes on; `make cluster-down` stops it.")
+
+
+def by_hand(env: dict[str, str], context: str | None, arguments: str) -> str:
+    """How a person runs the same kubectl."""
+    if context is not None:
+        return f"  kubectl --context {context} --namespace {NAMESPACE} {arguments}"
+    path = env["PATH"].partition(":")[0]
+    export = f"  export KUBECONFIG={os.path.relpath(env['KUBECONFIG'])} PATH={path}:$PATH"
+    return f"{export}\n  kubectl --namespace {NAMESPACE} {arguments}"
 
 
 @contextmanager
