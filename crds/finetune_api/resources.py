@@ -116,6 +116,8 @@ class Volume(ApiModel):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         _exactly_one(self, "persistent_volume_claim", "config_map", "secret", "empty_dir")
+        if self.name.startswith(RESERVED_VOLUME):
+            raise ValueError(f"{self.name}: names that start with {RESERVED_VOLUME} belong to the operator")
         return self
 
 
@@ -132,6 +134,12 @@ class VolumeMount(ApiModel):
     """Folder or file in the volume; unset: its root."""
     read_only: bool = False
     """Mount it read-only."""
+
+    @model_validator(mode="after")
+    def _outside_the_trainers_folders(self) -> Self:
+        if any(self.mount_path == path or self.mount_path.startswith(path + "/") for path in RESERVED_MOUNTS):
+            raise ValueError(f"{self.mount_path}: must not be at or below {', '.join(RESERVED_MOUNTS)}")
+        return self
 
 
 _RULES: list[JsonDict] = [

@@ -1,0 +1,356 @@
+"""The API as the API server holds it: what is refused, what may change, what is explained, what fits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from finetune_api.contract import AttemptFacts, resolve
+from finetune_api.crd import CRD_BYTES, crd, schema
+from finetune_api.job import NAME_MAX, FineTuneJob
+from finetune_api.status import MAX_ATTEMPTS
+from finetune_operator.manifests.training import children
+from finetune_operator.names import training_job
+from finetune_operator.settings import Settings
+from pydantic import ValidationError
+
+from tests.cluster import Cluster
+from tests.controlplane.scene import FTJ
+from tests.kube import ApiError, Kube, Object
+
+HEAD = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": FTJ}
+SPEC_SCHEMA: Object = schema()["properties"]["spec"]
+FULL: Object = yaml.safe_load((Path(__file__).parent / "full.yaml").read_text())
+MUTABLE = {"backoffLimit", "startDeadlineSeconds", "checkpoints.keep"}
+EXCLUDED = {"training.epochs"}
+"""Not in FULL, since it excludes maxSteps."""
+SINGLE = {"stage", "resources.nodes"}
+"""Have one valid value only, for now."""
+MOST_NODES = 9999
+
+Part = dict[str, Any] | list[Any]
+Steps = tuple[str | int, ...]
+
+
+def fields(node: Object, at: str = "") -> Iterator[tuple[str, Object]]:
+    """Every field below a schema's node, as a dotted path without list positions."""
+    for name, sub in node.get("properties", {}).items():
+        path = f"{at}.{name}".lstrip(".")
+        yield path, sub
+        yield from fields(sub, path)
+    if isinstance(node.get("items"), dict):
+        yield from fields(node["items"], at)
+
+
+def places(value: Any, node: Object, steps: Steps = ()) -> Iterator[tuple[Steps, Object, bool]]:
+    """Every field set in a value: how to get there, its schema, and whether it may be left out."""
+    if "properties" in node:
+        for name, sub in value.items():
+            here = (*steps, name)
+            yield here, node["properties"][name], name not in node.get("required", [])
+            yield from places(sub, node["properties"][name], here)
+    elif "items" in node:
+        for position, item in enumerate(value):
+            yield from places(item, node["items"], (*steps, position))
+
+
+def path_of(steps: Steps) -> str:
+    return ".".join(step for step in steps if isinstance(step, str))
+
+
+def another(value: Any, node: Object) -> Any:
+    """A valid value that is not this one; None where there is none."""
+    if "enum" in node:
+        return next((choice for choice in node["enum"] if choice != value), None)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return next((n for n in (value + 1, value - 1) if node.get("minimum", n) <= n <= node.get("maximum", n)), None)
+    if isinstance(value, str):
+        return "7" if node.get("x-kubernetes-int-or-string") else value + "x"
+    if isinstance(value, dict) and "additionalProperties" in node:
+        return {**value, "more": "x"}
+    if isinstance(value, list) and isinstance(value[0], str):
+        return [*value, "more"]
+    return None
+
+
+def changed(spec: Object, steps: Steps, value: Any) -> Object:
+    """The spec with another value there; None: without it."""
+    out = copy.deepcopy(spec)
+    part: Any = out
+    for step in steps[:-1]:
+        part = part[step]
+    if value is None:
+        del part[steps[-1]]
+    else:
+        part[steps[-1]] = value
+    return out
+
+
+def updates(kube: Kube, namespace: str, spec: Object) -> Callable[[Object], str]:
+    """Creates a job with the spec; the returned function tries to change it: what the server says, '' if it's fine."""
+    stored = kube.create({**HEAD, "metadata": {"name": "job"}, "spec": spec}, namespace)
+
+    def attempt(wanted: Object) -> str:
+        path = f"apis/{HEAD['apiVersion']}/namespaces/{namespace}/finetunejobs/job"
+        try:
+            kube.call("PUT", path, {**stored, "spec": wanted}, dryRun="All", fieldValidation="Strict")
+        except ApiError as error:
+            return error.message
+        return ""
+
+    return attempt
+
+
+def test_full_is_full() -> None:
+    """The tests below change every field that there is."""
+    assert {path_of(steps) for steps, _, _ in places(FULL, SPEC_SCHEMA)} | EXCLUDED == {
+        p for p, _ in fields(SPEC_SCHEMA)
+    }
+    assert (
+        json.loads(
+            FineTuneJob.model_validate({**HEAD, "metadata": {"name": "job"}, "spec": FULL}).spec.model_dump_json(
+                by_alias=True, exclude_none=True
+            )
+        )
+        == FULL
+    )
+
+
+def test_fields_changed_or_removed_are_refused_unless_mutable(kube: Kube, namespace: str) -> None:
+    attempt, wrong, tried = updates(kube, namespace, FULL), [], set()
+    for steps, node, optional in places(FULL, SPEC_SCHEMA):
+        value: Any = FULL
+        for step in steps:
+            value = value[step]
+        other = another(value, node)
+        wanted = [] if other is None else [("changed", other)]
+        # What is left out at its default comes back.
+        wanted += [("removed", None)] if optional and node.get("default") != value else []
+        for how, new in wanted:
+            said, path = attempt(changed(FULL, steps, new)), path_of(steps)
+            tried.add(path)
+            refused = "cannot be changed: delete the job" in said
+            if refused == (path in MUTABLE) or (said and not refused):
+                wrong.append(f"{path} {how}: {said or 'accepted'}")
+    assert not wrong, "\n".join(wrong)
+    # A section that must be there has no other value of its own: its fields are tried. So it is with an enum of one.
+    untried = {path_of(steps) for steps, _, _ in places(FULL, SPEC_SCHEMA)} - tried
+    assert untried == {path for path in untried if any(other.startswith(f"{path}.") for other in tried)} | SINGLE
+
+
+def test_fields_added_are_refused(kube: Kube, namespace: str, manifest: Object) -> None:
+    """To a job that says only what it must. (A per-field rule would not see a section come.)"""
+    least = {key: FULL[key] for key in SPEC_SCHEMA["required"]} | {"training": {"maxSteps": 100}}
+    attempt, wrong = updates(kube, namespace, least), []
+    for section in (set(FULL) - set(least)) | {"training.learningRate", "training.microBatchSize"}:
+        if section in MUTABLE:
+            continue
+        steps = tuple(section.split("."))
+        part: Any = FULL
+        for step in steps:
+            part = part[step]
+        if "cannot be changed" not in (said := attempt(changed(least, steps, part))):
+            wrong.append(f"{section} added: {said or 'accepted'}")
+    assert not wrong, "\n".join(wrong)
+
+
+def kubectl(control_plane: Cluster, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    program = str(control_plane.bin / "kubectl")
+    return subprocess.run([program, *arguments], input=given, capture_output=True, text=True, env=control_plane.env)
+
+
+def _without_model(manifest: Object) -> None:
+    del manifest["spec"]["model"]
+
+
+MISTAKES: dict[str, tuple[Callable[[Object], Any], str]] = {
+    "unknown stage": (lambda m: m["spec"].update(stage="sfft"), r'spec\.stage.*"sfft".*supported values: "sft"'),
+    "negative rank": (
+        lambda m: m["spec"]["tuning"]["lora"].update(rank=-4),
+        r"spec\.tuning\.lora\.rank.*-4.*greater than or equal to 1",
+    ),
+    "no model": (_without_model, r"spec\.model: Required value"),
+    "unknown field": (
+        lambda m: m["spec"]["training"].update(learningrate=1),
+        r'unknown field "spec\.training\.learningrate"',
+    ),
+    "dot in the name": (
+        lambda m: m["metadata"].update(name="qwen2.5-sft"),
+        r"at most 40 lower-case letters.*have no dots: it becomes a host name",
+    ),
+    "no such format": (
+        lambda m: m["spec"]["datasets"][0].update(format="csv"),
+        r'spec\.datasets\[0\]\.format.*"csv".*"alpaca", "openai"',
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_kubectl_apply_refuses_mistakes_and_says_what_is_allowed(
+    control_plane: Cluster, kube: Kube, namespace: str, manifest: Object, mistake: str
+) -> None:
+    make, words = MISTAKES[mistake]
+    make(manifest)
+    said = kubectl(control_plane, "apply", "-n", namespace, "-f", "-", given=yaml.safe_dump(manifest))
+    assert said.returncode != 0
+    assert re.search(words, said.stderr, re.DOTALL), said.stderr
+    assert not kube.list(FTJ, namespace)
+
+
+def test_kubectl_applies_and_shows_a_job(control_plane: Cluster, namespace: str, manifest: Object) -> None:
+    """By its short name, with the columns of the README; and the same file again changes nothing."""
+    given = yaml.safe_dump(manifest)
+    assert kubectl(control_plane, "apply", "-n", namespace, "-f", "-", given=given).stdout.endswith(" created\n")
+    assert kubectl(control_plane, "apply", "-n", namespace, "-f", "-", given=given).stdout.endswith(" unchanged\n")
+    shown = kubectl(control_plane, "get", "ftj", "-n", namespace, "-o", "wide").stdout.splitlines()
+    columns = [
+        "NAME",
+        "STAGE",
+        "MODEL",
+        "PHASE",
+        "PROGRESS",
+        "LOSS",
+        "ETA",
+        "AGE",
+        "ATTEMPT",
+        "REASON",
+        "MESSAGE",
+        "ARTIFACT",
+    ]
+    assert shown[0].split() == columns
+    assert shown[1].split()[:3] == [manifest["metadata"]["name"], "sft", manifest["spec"]["model"]["source"]]
+
+
+def test_kubectl_explains_every_field(control_plane: Cluster, kube: Kube) -> None:
+    del kube  # there for the CRD
+    explained = kubectl(control_plane, "explain", "finetunejob.spec", "--recursive").stdout
+    found, stack = set(), [""] * 32
+    for line in explained.splitlines():
+        if match := re.match(r"( +)(\w+)\t<", line):
+            depth = len(match[1]) // 2
+            stack[depth] = match[2]
+            found.add(".".join(stack[1 : depth + 1]))
+    assert found == {path for path, _ in fields(SPEC_SCHEMA)}
+    mute = [path for path, node in fields(schema()) if not node.get("description") and path != "metadata"]
+    assert not mute
+
+
+def rules(node: Object, at: str = "") -> Iterator[tuple[str, str]]:
+    """(where, message) of every CEL rule that is not about change."""
+    for rule in node.get("x-kubernetes-validations", []):
+        if "oldSelf" not in rule["rule"]:
+            yield at, rule["message"]
+    for name, sub in node.get("properties", {}).items():
+        yield from rules(sub, f"{at}.{name}".lstrip("."))
+    if isinstance(node.get("items"), dict):
+        yield from rules(node["items"], at)
+
+
+INSIDE = "must not have '.' or '..' parts"
+LOOKS = "must look like pvc://claim/path/in/the/volume"
+VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
+    ("spec.model.source", LOOKS): (("model", "source"), "hf://org/name"),
+    ("spec.model.source", INSIDE): (("model", "source"), "pvc://models/../etc"),
+    ("spec.datasets.source", LOOKS): (("datasets", 0, "source"), "/data/rows.jsonl"),
+    ("spec.datasets.source", INSIDE): (("datasets", 0, "source"), "pvc://models/./rows.jsonl"),
+    ("spec.tuning", "lora settings need method: lora"): (("tuning", "method"), "full"),
+    ("spec.tuning", "all-linear already means every linear layer: name either it or the modules"): (
+        ("tuning", "lora", "targets"),
+        ["all-linear", "q_proj"],
+    ),
+    ("spec.training", "say how long to train: set exactly one of epochs and maxSteps"): (("training", "epochs"), 2),
+    ("spec.training", "microBatchSize must divide globalBatchSize"): (("training", "microBatchSize"), 5),
+    ("spec.resources", "every volumeMount must name one of resources.volumes"): (
+        ("resources", "volumeMounts", 0, "name"),
+        "other",
+    ),
+    ("spec.resources.env", "set exactly one of value, secretKeyRef and configMapKeyRef"): (
+        ("resources", "env", 1, "value"),
+        "both",
+    ),
+    ("spec.resources.env", "names that start with FINETUNE_ belong to the trainer"): (
+        ("resources", "env", 0, "name"),
+        "FINETUNE_POD_UID",
+    ),
+    ("spec.resources.volumes", "set exactly one of persistentVolumeClaim, configMap, secret and emptyDir"): (
+        ("resources", "volumes", 0, "emptyDir"),
+        {},
+    ),
+    ("spec.resources.volumes", "names that start with finetune- belong to the operator"): (
+        ("resources", "volumes", 0, "name"),
+        "finetune-shm",
+    ),
+    ("spec.resources.volumeMounts", "must not be at or below /workspace, /volumes, /etc/finetune, /tmp, /dev/shm"): (
+        ("resources", "volumeMounts", 0, "mountPath"),
+        "/workspace/mine",
+    ),
+}
+
+
+def test_every_rule_is_tried() -> None:
+    """The name's rule is tried with `kubectl apply`."""
+    assert {rule for rule in rules(schema()) if rule[0]} == set(VIOLATIONS)
+
+
+@pytest.mark.parametrize("rule", VIOLATIONS, ids=lambda rule: f"{rule[0]}: {rule[1]}")
+def test_a_rule_is_kept_by_the_server_and_on_a_laptop(kube: Kube, rule: tuple[str, str]) -> None:
+    where, message = rule
+    broken = {**HEAD, "metadata": {"name": "job", "namespace": "default"}, "spec": changed(FULL, *VIOLATIONS[rule])}
+    with pytest.raises(ApiError) as refused:
+        kube.create(broken, dry_run=True)
+    assert message in refused.value.message
+    assert re.search(where.replace(".", r"(\[\d\])?\."), refused.value.message)
+    with pytest.raises(ValidationError):
+        FineTuneJob.model_validate(broken)
+
+
+@pytest.mark.parametrize("name", ["Upper", "7b-sft", "qwen2.5", "under_score", "end-", "a" * (NAME_MAX + 1)])
+def test_names_are_the_same_to_the_server_and_on_a_laptop(kube: Kube, name: str) -> None:
+    broken = {**HEAD, "metadata": {"name": name, "namespace": "default"}, "spec": FULL}
+    with pytest.raises(ApiError):
+        kube.create(broken, dry_run=True)
+    with pytest.raises(ValidationError):
+        FineTuneJob.model_validate(broken)
+
+
+def test_the_longest_names_fit_every_child(kube: Kube, namespace: str) -> None:
+    """A name of 40 characters, attempt 999, the last of 9999 nodes: nothing is refused, and nothing is cut."""
+    name = "a" * NAME_MAX
+    stored = kube.create({**HEAD, "metadata": {"name": name}, "spec": FULL}, namespace)
+    job = FineTuneJob.model_validate({**HEAD, "metadata": stored["metadata"], "spec": FULL})
+    uid = stored["metadata"]["uid"]
+    facts = AttemptFacts(
+        namespace=namespace, name=name, uid=uid, attempt=MAX_ATTEMPTS, job_name=training_job(name, uid, MAX_ATTEMPTS)
+    )
+    resolved = resolve(job)
+    resolved = resolved.model_copy(update={"runtime": resolved.runtime.model_copy(update={"nodes": MOST_NODES})})
+    spec = job.spec.model_copy(
+        update={"resources": job.spec.resources.model_copy(update={"service_account_name": None})}
+    )
+    made = children(facts, spec, resolved, "trainer:1", Settings(trainer_image="trainer:1"))
+    assert [child["kind"] for child in made] == ["ServiceAccount", "RoleBinding", "Service", "Job"]
+    for child in made:
+        kube.create(child, dry_run=True)
+    batch = made[-1]
+    prefix = f"{batch['metadata']['name']}-{MOST_NODES - 1}-"
+    assert len(prefix) <= 58, "the Job controller cuts pod names there"
+    pod = batch["spec"]["template"]
+    pod["metadata"]["name"] = f"{prefix}x7k2p"
+    pod["spec"] |= {"hostname": prefix.rstrip("-"), "serviceAccountName": "default"}
+    del pod["spec"]["priorityClassName"]
+    kube.create({"apiVersion": "v1", "kind": "Pod", **pod}, namespace, dry_run=True)
+
+
+def test_the_crd_is_small_enough_to_be_applied(kube: Kube) -> None:
+    assert len(json.dumps(crd())) < CRD_BYTES
+    served = kube.get("CustomResourceDefinition", "finetunejobs.finetune-operator.io")
+    assert len(json.dumps(served["spec"])) < CRD_BYTES
