@@ -116,12 +116,15 @@ class FaultProxy:
         enough = self.listings + more
         until("the operator has looked at everything again", lambda: self.listings >= enough)
 
-    def cut_watches(self) -> int:
-        """Close every watch, as a restarting API server does; how many there were."""
-        cut = list(self._watches)
-        for request in cut:
+    @property
+    def watches(self) -> int:
+        """How many are open."""
+        return len(self._watches)
+
+    def cut_watches(self) -> None:
+        """Close every watch, as a restarting API server does."""
+        for request in list(self._watches):
             self._loop.call_soon_threadsafe(_cut, request)
-        return len(cut)
 
     async def _start(self) -> None:
         self._session = aiohttp.ClientSession(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -263,6 +264,36 @@ def test_a_wiped_status_is_found_again(scene: Scene) -> None:
     scene.kubelet.finish(pod, 0, json.dumps(result(0)))
     scene.reaches("Succeeded")
     assert len(scene.batches()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resources": {"gpusPerNode": 3}}, "8, which 3 GPUs can't share evenly: use a multiple of 3"),
+        ({"datasets": [{"source": "pvc://models/" + "x" * 1000, "format": "openai"}] * 64}, "at most 65536 fit"),
+    ],
+    ids=["numbers that do not fit together", "more than fits into a Job"],
+)
+def test_what_the_server_can_not_check_fails_before_anything_is_made(
+    scene: Scene, changes: dict[str, Any], words: str
+) -> None:
+    scene.submit(**changes)
+    status = scene.reaches("Failed", "InvalidSpec")
+    assert words in status["message"]
+    conditions = {c["type"]: c["status"] for c in status["conditions"]}
+    assert (conditions["Accepted"], conditions["Failed"]) == ("False", "True")
+    assert not status.get("attempts")
+    assert not scene.batches()
+    assert not scene.kube.find("RoleBinding", "finetune-trainer", scene.namespace)
+
+
+def test_the_largest_job_that_is_accepted_travels_whole(scene: Scene) -> None:
+    datasets = [{"source": f"pvc://models/{number}-" + "x" * 960, "format": "openai"} for number in range(62)]
+    scene.submit(datasets=datasets)
+    pod = scene.running()
+    resolved = pod["metadata"]["annotations"]["finetune-operator.io/resolved-job"]
+    assert json.loads(resolved)["datasets"] == datasets
+    assert 60_000 < len(resolved) <= 65_536
 
 
 def test_children_carry_our_labels_and_none_of_the_jobs_own(scene: Scene) -> None:
