@@ -123,5 +123,5 @@ class Scene:
             "metadata": {key: meta[key] for key in ("name", "namespace", "uid")},
             "status": status,
         }
-        trainer = self.kube.as_pod(pod["metadata"]["name"], self.namespace)
+        trainer = self.kube.as_pod(pod["metadata"]["name"], self.namespace, pod["spec"]["serviceAccountName"])
         trainer.apply(body, manager="finetune-trainer", part="status")

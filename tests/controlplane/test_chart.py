@@ -253,7 +253,8 @@ def test_the_operator_makes_a_namespaces_identity_and_gives_it_one_role_only(kub
     assert not _may(kube, trainer, namespace, "get", "secrets")
 
     kube.delete("RoleBinding", "finetune-trainer", namespace)
-    for name, role in (("finetune-trainer", "cluster-admin"), ("mine", "finetune-trainer")):
+    kube.apply({**binding("somebodys", "edit"), "subjects": []})
+    for name, role in (("finetune-trainer", "cluster-admin"), ("mine", "view"), ("somebodys", "edit")):
         with pytest.raises(ApiError) as refused:
             operator.apply(binding(name, role))
         assert refused.value.code == 403

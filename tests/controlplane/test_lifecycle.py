@@ -296,6 +296,18 @@ def test_the_largest_job_that_is_accepted_travels_whole(scene: Scene) -> None:
     assert 60_000 < len(resolved) <= 65_536
 
 
+def test_an_account_of_the_users_own_may_report_progress(scene: Scene) -> None:
+    """For workload identity. The operator gives it the one right it needs, and makes no other account."""
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mine"}}
+    scene.kube.create(account, scene.namespace)
+    scene.submit(resources={"serviceAccountName": "mine"})
+    pod = scene.running()
+    assert pod["spec"]["serviceAccountName"] == "mine"
+    scene.report(pod, checkpoint(1, 5))
+    assert scene.status()["checkpoint"]["step"] == 5
+    assert not scene.kube.find("ServiceAccount", "finetune-trainer", scene.namespace)
+
+
 def test_children_carry_our_labels_and_none_of_the_jobs_own(scene: Scene) -> None:
     """Else what looks after the FineTuneJob, as Argo CD does by a label, would take them for its own."""
     foreign = {"app.kubernetes.io/instance": "argo-app", "team": "nlp"}

@@ -69,7 +69,9 @@ def plan(view: JobView, observed: Observed, now: datetime, settings: Settings) -
     batch = observed.batch(attempt.number)
     alive = [pod for pod in observed.pods if pod.attempt == attempt.number and not pod.gone]
     if observed.foreign:
-        return Plan(_waiting(view, status, Reason.PODS_REJECTED, observed.foreign, now))
+        # No watch tells of it: it doesn't carry our label.
+        status = _waiting(view, status, Reason.PODS_REJECTED, observed.foreign, now)
+        return Plan(status, look_again=startup.QUIET_SECONDS)
     if batch is None:
         if alive:
             return Plan(_waiting(view, status, Reason.ENDING, "Waiting for pods of a deleted Job.", now))
