@@ -12,8 +12,8 @@ include tests/cluster/cluster.mk
 
 ##@ Start here
 .PHONY: demo demo-laptop test
-demo: setup ## The main job on the local Kubernetes (CONTEXT=name: on a cluster of yours)
-	$(PY) -m examples.demo cluster $(if $(CONTEXT),--context $(CONTEXT))
+demo: setup ## The main job on the local Kubernetes (CONTEXT=name: on a cluster of yours; CPU=1: without GPUs)
+	$(PY) -m examples.demo cluster $(if $(CONTEXT),--context $(CONTEXT)) $(if $(CPU),--cpu)
 
 demo-laptop: setup ## The same FineTuneJob, run by the trainer alone: no Kubernetes, no root
 	$(PY) -m examples.demo laptop
@@ -22,7 +22,7 @@ test: setup static ## Every tier; ends non-zero when one could not run
 	$(PY) -m pytest tests/unit tests/trainer tests/controlplane tests/e2e
 
 ##@ While you work
-.PHONY: setup check static format generate lock images gpu-check clean help
+.PHONY: setup check static format generate lock images chart gpu-check clean help
 check: setup static ## Lint, types, contracts, drift of generated files, unit tests: under two minutes
 	$(PY) -m pytest -q tests/unit
 
@@ -38,8 +38,11 @@ format: setup ## Ruff's formatter and its safe fixes
 generate: setup ## CRD, chart's CRD, editors' schema and API reference, from crds/finetune_api
 	$(PY) -m finetune_api generate
 
-images: setup ## Both images, pushed to the local registry
-	$(PYTHON3) -m tests.images
+images: ## Both images (PUSH=local: and push them to the local cluster of that name)
+	$(PYTHON3) -m tests.images $(if $(PUSH),--push $(PUSH))
+
+chart: setup ## Lint the chart and pack it into dist/
+	$(PY) -m tests.chart
 
 gpu-check: setup ## On a machine with a GPU: every tuning method in bf16, throughput and memory
 	$(PY) -m tests.bench.gpu_check
