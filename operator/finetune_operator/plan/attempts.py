@@ -92,15 +92,11 @@ def final_reason(
             )
         return None
     if verdict.end is EndClass.RETRY and attempt.failures > spec.backoff_limit:
-        reason = (
-            Reason.START_DEADLINE_EXCEEDED
-            if verdict.reason is Reason.START_DEADLINE_EXCEEDED
-            else Reason.BACKOFF_LIMIT_EXCEEDED
-        )
-        return reason, (
-            f"{attempt.failures} attempts failed, and spec.backoffLimit is {spec.backoff_limit}."
-            f" The last one: {verdict.reason}: {verdict.message}"
-        )
+        count = "1 attempt" if attempt.failures == 1 else f"{attempt.failures} attempts"
+        counted = f"{count} failed; spec.backoffLimit is {spec.backoff_limit}."
+        if verdict.reason is Reason.START_DEADLINE_EXCEEDED:
+            return verdict.reason, f"{verdict.message} {counted}"
+        return Reason.BACKOFF_LIMIT_EXCEEDED, f"{verdict.reason}: {verdict.message} {counted}"
     return None
 
 
