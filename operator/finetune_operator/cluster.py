@@ -103,7 +103,7 @@ class Cluster:
         try:
             return await self._call("POST", _path(manifest["apiVersion"], plural, namespace), body=manifest)
         except ApiError as error:
-            if error.status != 409:
+            if error.status != 409 or not owners(manifest):
                 raise
             found = await self._get(_path(manifest["apiVersion"], plural, namespace, name))
             if found is not None and owners(found) & owners(manifest):

@@ -6,6 +6,7 @@ its kubelet says so (`remove`), as in a real cluster. Used by the lifecycle and 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from tests.kube import ApiError, Kube, Object, until
@@ -76,6 +77,8 @@ class Kubelet:
             "status": "True",
             "reason": "DeletionByTaintManager",
             "message": "Taint manager: deleting due to NoExecute taint",
+            # An old one of a pod that is not deleted yet is taken back by the disruption controller.
+            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         self._patch(pod, {"conditions": [condition]})
         self._kube.delete("Pod", pod["metadata"]["name"], self._namespace)

@@ -324,8 +324,15 @@ def test_children_carry_our_labels_and_none_of_the_jobs_own(scene: Scene) -> Non
         assert child["metadata"]["labels"]["finetune-operator.io/managed"] == "true"
 
 
-def test_events_tell_the_story_once(scene: Scene) -> None:
+def test_events_tell_the_story_once(scene: Scene, operator: OperatorProcess) -> None:
+    """Also when the same happens twice to an attempt; and none is too much for the operator's rights."""
+    before = operator.log.stat().st_size
     scene.submit()
+    scene.kubelet.find_no_node(scene.kubelet.pod("job"), "no node fits")
+    scene.reaches("Starting", "Unschedulable")
+    for why in ("ErrImagePull", "", "ErrImagePull"):
+        scene.kubelet.hold(scene.kubelet.pod("job"), why or "ContainerCreating", "not found")
+        scene.reaches("Starting", "ImagePullFailed" if why else "Starting")
     end(scene, 65, message=json.dumps(result(65)))
     scene.reaches("Failed")
 
@@ -336,5 +343,8 @@ def test_events_tell_the_story_once(scene: Scene) -> None:
     assert sorted((e["type"], e["reason"], e["count"]) for e in told()) == [
         ("Normal", "Running", 1),
         ("Normal", "Starting", 1),
+        ("Warning", "ImagePullFailed", 1),
         ("Warning", "InvalidData", 1),
+        ("Warning", "Unschedulable", 1),
     ]
+    assert "event not posted" not in operator.said(before)
