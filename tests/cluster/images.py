@@ -64,6 +64,7 @@ def push(state: State, image: str, name: str = "") -> str:
         # not even read. A layer of torch takes half as long as with gzip, packing and unpacking.
         options = [
             "--tls-verify=false",
+            "--format=oci",
             "--compression-format=zstd",
             "--compression-level=1",
             "--quiet",

@@ -34,7 +34,8 @@ def test_what_is_built_is_not_built_again(modules: Path, monkeypatch: pytest.Mon
         binaries.path(program).touch()
     binaries.path("helm").unlink()
     built: list[str] = []
-    monkeypatch.setattr(binaries, "_build", built.append)
+    monkeypatch.setattr("tests.cluster.packages.go", lambda: "/usr/bin/go")
+    monkeypatch.setattr(binaries, "_build", lambda _go, program: built.append(program))
     assert binaries.ensure(binaries.EVERYTHING) == built == ["helm"]
 
 
