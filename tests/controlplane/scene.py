@@ -19,6 +19,8 @@ from tests.controlplane.kubelet import Kubelet
 from tests.kube import Kube, Object, until
 
 FTJ = "FineTuneJob"
+GARBAGE_SECONDS = 60.0
+"""The garbage collector learns of a kind that is new to the cluster, as ours is to a fresh one, within 30 s."""
 ARTIFACT = {"uri": "pvc://workspace/jobs/job/artifact", "kind": "adapter", "digest": "sha256:1a2b", "sizeBytes": 4096}
 METRICS = {"train_loss": "1.25", "train_runtime": "60.5"}
 

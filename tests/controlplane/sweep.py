@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.controlplane.fault_proxy import FaultProxy
-from tests.controlplane.scene import FTJ, Scene, result
+from tests.controlplane.scene import FTJ, GARBAGE_SECONDS, Scene, result
 from tests.kube import Object, until
 
 LIVES: dict[str, tuple[int, ...]] = {"success": (0,), "user error": (65,), "retry": (70, 0)}
@@ -47,8 +47,10 @@ def live(scene: Scene, life: str, name: str, keep_up: Callable[[], None] = lambd
         assert time.monotonic() < end, f"no end in {PATIENCE:.0f} s: {json.dumps(status)}"
         alive = [batch["metadata"]["name"] for batch in scene.unfinished(name)]
         assert len(alive) <= 1, f"two live Jobs: {alive}"
-        for pod in scene.kubelet.pods(name, status["attempt"]) if status.get("attempt") else []:
-            _play(scene, pod, LIVES[life][status["attempt"] - 1], status)
+        attempt, codes = status.get("attempt", 0), LIVES[life]
+        assert attempt <= len(codes), f"attempt {attempt} was made: {json.dumps(status)}"
+        for pod in scene.kubelet.pods(name, attempt) if attempt else []:
+            _play(scene, pod, codes[attempt - 1], status)
         time.sleep(0.1)
 
 
@@ -80,4 +82,8 @@ def tidy(scene: Scene, name: str) -> None:
     for kind in ("RoleBinding", "ServiceAccount"):
         scene.kube.delete(kind, "finetune-trainer", scene.namespace)
     scene.kubelet.shut_down()
-    until(f"{name} is gone", lambda: not scene.kube.find(FTJ, name, scene.namespace) and not scene.batches(name))
+
+    def gone() -> bool:
+        return not scene.kube.find(FTJ, name, scene.namespace) and not scene.batches(name)
+
+    until(f"{name} is gone", gone, timeout=GARBAGE_SECONDS)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.controlplane.operator_process import OperatorProcess
-from tests.controlplane.scene import ARTIFACT, FTJ, METRICS, Scene, result
+from tests.controlplane.scene import ARTIFACT, FTJ, GARBAGE_SECONDS, METRICS, Scene, result
 from tests.kube import Object, until
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -227,6 +227,7 @@ def test_a_job_deleted_in_mid_run_leaves_nothing(scene: Scene, propagation: str)
     until(
         "its pod is asked to end",
         lambda: [p for p in scene.kubelet.pods("job", 1) if "deletionTimestamp" in p["metadata"]],
+        timeout=GARBAGE_SECONDS,
     )
     scene.kubelet.remove_all("job")
     kinds = ("Job", "Pod", "Service", FTJ)
@@ -247,7 +248,7 @@ def test_a_job_made_anew_under_the_same_name_is_another(scene: Scene) -> None:
     scene.reaches("Running")
     scene.kubelet.finish(old, 65, json.dumps(result(65)))
     scene.kubelet.remove_all("job")
-    until("the first's Job is gone", lambda: len(scene.batches()) == 1)
+    until("the first's Job is gone", lambda: len(scene.batches()) == 1, timeout=GARBAGE_SECONDS)
     scene.kubelet.finish(new, 0, json.dumps(result(0)))
     status = scene.reaches("Succeeded")
     assert first["metadata"]["uid"][:5] not in status["attempts"][0]["job"]

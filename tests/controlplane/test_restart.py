@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.controlplane.lane import Lane
-from tests.controlplane.scene import FTJ, Scene, result
+from tests.controlplane.scene import FTJ, GARBAGE_SECONDS, Scene, result
 from tests.kube import Object, until
 
 
@@ -138,7 +138,9 @@ def test_deleted_while_it_was_away(scene: Scene, own: Lane, running: Object) -> 
     scene.kube.delete(FTJ, "job", scene.namespace)
     scene.submit()
     own.operator.start()
-    until("two Jobs' pods, or one", lambda: scene.status().get("attempt") == 1)
+    old = running["metadata"]["labels"]["batch.kubernetes.io/job-name"]
+    until("the first's Job is gone", lambda: not scene.kube.find("Job", old, scene.namespace), timeout=GARBAGE_SECONDS)
     scene.kubelet.remove(running)
+    until("its pod is gone", lambda: running["metadata"]["name"] not in json.dumps(scene.kubelet.pods("job", 1)))
     scene.running()
     assert len(scene.batches()) == 1
