@@ -33,15 +33,17 @@ class Operator:
         self.cluster = cluster
         self.cache = Cache()
         self.lag = WatchLag()
+        self.listed = False
         self.queue: WorkQueue[Key] = WorkQueue()
         self.background: list[asyncio.Task[None]] = []
         self.reconciler = Reconciler(self.cache, cluster, settings, self.lag, lambda: datetime.now(UTC))
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT (kopf takes them)."""
-        health = await serve(self.settings.health_port, self.complaints)
+        health = await serve(self.settings.health_port, self.complaints, lambda: self.listed)
         try:
             await self._first_listing()
+            self.listed = True
             self.background = [asyncio.create_task(self._resync_for_ever())]
             self.background += [asyncio.create_task(self._work_for_ever()) for _ in range(self.settings.workers)]
             watching = asyncio.create_task(self._watch())
@@ -94,12 +96,19 @@ class Operator:
                 await asyncio.sleep(FIRST_RETRY_SECONDS)
 
     async def _resync_for_ever(self) -> None:
+        """Every resync_seconds; earlier when a watch seems to lag, since what it owes may be no more."""
+        clock = asyncio.get_running_loop().time
+        patience = self.settings.health_stuck_seconds / 2
+        due = clock() + self.settings.resync_seconds
         while True:
-            await asyncio.sleep(self.settings.resync_seconds)
+            await asyncio.sleep(min(self.settings.resync_seconds, patience))
+            if clock() < due and self.lag.oldest() <= patience:
+                continue
             try:
                 await self.resync()
             except ApiError as error:
                 log.warning("resync put off: %s", error)
+            due = clock() + self.settings.resync_seconds
 
     async def resync(self) -> None:
         """List every kind anew, drop what is no more, and queue everything: what repairs a lost watch event."""
@@ -116,7 +125,8 @@ class Operator:
         before = {view.uid for siblings in shelf.views.values() for view in siblings.values()}
         shelf.replace(views, at)
         for view in views:
-            self.lag.expect(view.uid, view.resource_version)
+            if view.uid not in shelf.deleted:
+                self.lag.expect(view.uid, view.resource_version)
         for uid in before - {view.uid for view in views}:
             if uid in shelf.deleted:
                 self.lag.gone(uid)

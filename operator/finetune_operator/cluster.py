@@ -44,7 +44,7 @@ class Cluster:
 
     @classmethod
     async def connect(cls) -> Self:
-        """From KUBECONFIG or ~/.kube/config where there is one, else from inside a pod."""
+        """As the pod that this runs in, else by KUBECONFIG or ~/.kube/config."""
         settings = client.Configuration()
         try:
             config.load_incluster_config(client_configuration=settings)

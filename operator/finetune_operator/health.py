@@ -44,14 +44,21 @@ class WatchLag:
         return max((now - since for _, since in self._missing.values()), default=0.0)
 
 
-async def serve(port: int, check: Callable[[], list[str]]) -> web.AppRunner:
-    """Serve GET /healthz: 200 'ok', or 503 with what is wrong, a line each."""
+async def serve(port: int, check: Callable[[], list[str]], ready: Callable[[], bool]) -> web.AppRunner:
+    """Serve GET /healthz: 200 'ok', or 503 with what is wrong, a line each; and /readyz, which besides wants the first
+    listing done. They are two because starting anew does not cure a missing CRD or right."""
 
     async def healthz(_: web.Request) -> web.Response:
         wrong = check()
         return web.Response(status=503 if wrong else 200, text="\n".join(wrong or ["ok"]) + "\n")
 
+    async def readyz(request: web.Request) -> web.Response:
+        if not ready():
+            return web.Response(status=503, text="nothing could be listed yet: see the log\n")
+        return await healthz(request)
+
     app = web.Application()
+    app.router.add_get("/readyz", readyz)
     app.router.add_get("/healthz", healthz)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

@@ -47,23 +47,25 @@ class Observer:
         if is_terminal(status) or attempt is None or attempt.state == "Ended":
             return view, Observed(batches)
         batch = next((batch for batch in batches if batch.attempt == attempt.number), None)
-        foreign = ""
-        if batch is None:
+        refused = ""
+        if batch is None or batch.finished:
             fresh = await self._live_job(view)
             if fresh is None:
                 return None
             view = fresh
-            batch, foreign = await self._live_batch(view, attempt)
+        if batch is None:
+            batch, refused = await self._live_batch(view, attempt)
             batches = (*batches, batch) if batch else batches
         pods = await self._pods(key, attempt, live=batch is None or batch.finished)
         events: tuple[EventView, ...] = ()
         ranks = int(view.spec.get("resources", {}).get("nodes", 1))
         if batch and not batch.finished and needs_events(pods, ranks, parse_time(attempt.start_time), now):
             events = await self._events(batch, pods)
-        return view, Observed(batches, pods, events, foreign)
+        return view, Observed(batches, pods, events, refused)
 
     async def _live_job(self, view: JobView) -> JobView | None:
-        """The FineTuneJob as it is now, since a Job is about to be made for it."""
+        """The FineTuneJob as it is now: a Job is about to be made for it, or an attempt to be judged by what its
+        trainer last wrote."""
         raw = await self.cluster.get_job(view.key)
         if raw is None or raw["metadata"]["uid"] != view.uid:
             self.cache.jobs.drop(view)

@@ -138,8 +138,8 @@ class Observed:
     """Pods of the current attempt."""
     events: tuple[EventView, ...] = field(default=())
     """Events of the current attempt's Job and pods, listed only while it doesn't come up."""
-    foreign: str = ""
-    """Says which object of somebody else has the name that the attempt's Job needs."""
+    refused: str = ""
+    """Why the attempt's objects can't be made: the API server's words, or whose the name is that its Job needs."""
 
     def batch(self, attempt: int) -> BatchView | None:
         return next((batch for batch in self.batches if batch.attempt == attempt), None)

@@ -6,7 +6,7 @@ write returned, exactly as it would after a crash.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from finetune_api.status import FineTuneJobStatus
@@ -23,6 +23,8 @@ from finetune_operator.settings import Settings
 log = logging.getLogger(__name__)
 
 AT_ONCE = 0.0
+REFUSALS = (400, 403, 404, 409, 422)
+"""What trying again at once can't cure: quota counts, admission, a namespace that is going, a name that is taken."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,12 @@ class Reconciler:
         if await self._write_status(view, planned.status, now):
             return AT_ONCE
         if isinstance(planned.step, Create):
-            await self._create(planned.step)
-            return AT_ONCE
+            refused = await self._create(planned.step)
+            if not refused:
+                return AT_ONCE
+            planned = plan(view, replace(observed, refused=refused), now, self.settings)
+            if await self._write_status(view, planned.status, now):
+                return AT_ONCE
         if isinstance(planned.step, Delete):
             await self._delete(planned.step.batch)
         return planned.look_again
@@ -59,21 +65,29 @@ class Reconciler:
         if wanted == operator_part(before.to_dict()):
             return False
         written = job_view(await self.cluster.apply_status(view, wanted))
-        self.lag.expect(written.uid, written.resource_version)
-        self.cache.jobs.put(written)
+        if self.cache.jobs.put(written):
+            self.lag.expect(written.uid, written.resource_version)
         log.info("%s/%s: %s %s: %s", view.namespace, view.name, status.phase, status.reason, status.message)
         await events.post(self.cluster, events.event(view, before, status, now))
         return True
 
-    async def _create(self, step: Create) -> None:
+    async def _create(self, step: Create) -> str:
+        """Make the attempt's objects. What the API server says if it refuses one for good, else nothing."""
         *prerequisites, job = step.children
-        for manifest in prerequisites:
-            await self.cluster.ensure(manifest)
-        made = batch_view(await self.cluster.create(job))
+        try:
+            for manifest in prerequisites:
+                await self.cluster.ensure(manifest)
+            made = batch_view(await self.cluster.create(job))
+        except ApiError as error:
+            if error.status not in REFUSALS:
+                raise
+            log.warning("%s: refused: %s", job["metadata"]["name"], error)
+            return f"The cluster refuses what the attempt needs: {error}."
         assert made is not None, "our own labels"
-        self.lag.expect(made.uid, made.resource_version)
-        self.cache.batches.put(made)
+        if self.cache.batches.put(made):
+            self.lag.expect(made.uid, made.resource_version)
         log.info("%s/%s: created Job %s", *made.key, made.name)
+        return ""
 
     async def _delete(self, batch: BatchView) -> None:
         log.info("%s/%s: deleting Job %s", *batch.key, batch.name)

@@ -28,6 +28,8 @@ def pod_template(
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "serviceAccountName": wanted.service_account_name or SERVICE_ACCOUNT,
+        # Also where the account says otherwise: without its token a run can report nothing.
+        "automountServiceAccountToken": True,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": wanted.termination_grace_period_seconds,
         "securityContext": {
@@ -79,7 +81,7 @@ def _container(wanted: ResourcesSpec, image: str, claims: dict[str, str], settin
         "args": ["train", "--job", JOB_FILE],
         "env": [
             {"name": "FINETUNE_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
-            {"name": "FINETUNE_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": "FINETUNE_IMAGE", "value": image},
             {"name": "HOME", "value": "/tmp"},
             {"name": "TMPDIR", "value": "/tmp"},
             {"name": "HF_HOME", "value": "/tmp/hf"},

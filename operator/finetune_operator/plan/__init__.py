@@ -24,6 +24,9 @@ from finetune_operator.plan.deadlines import EXPIRED, mark_expired, start_deadli
 from finetune_operator.plan.judgement import Verdict, judge
 from finetune_operator.settings import Settings
 
+TRY_AGAIN_SECONDS = 5.0
+"""Between two tries to make what the API server refuses."""
+
 
 @dataclass(frozen=True)
 class Create:
@@ -68,10 +71,6 @@ def plan(view: JobView, observed: Observed, now: datetime, settings: Settings) -
         return _next_attempt(view, status, resolved, observed, now, settings)
     batch = observed.batch(attempt.number)
     alive = [pod for pod in observed.pods if pod.attempt == attempt.number and not pod.gone]
-    if observed.foreign:
-        # No watch tells of it: it doesn't carry our label.
-        status = _waiting(view, status, Reason.PODS_REJECTED, observed.foreign, now)
-        return Plan(status, look_again=startup.QUIET_SECONDS)
     if batch is None:
         if alive:
             return Plan(_waiting(view, status, Reason.ENDING, "Waiting for pods of a deleted Job.", now))
@@ -80,6 +79,8 @@ def plan(view: JobView, observed: Observed, now: datetime, settings: Settings) -
         if attempt.state == "Running":
             gone = Verdict(EndClass.RETRY, Reason.JOB_DELETED, "The attempt's Job was deleted by somebody.")
             return _ended(view, status, job, resolved, attempt, gone, now, settings)
+        if observed.refused:
+            return _refused(view, status, job, attempt, observed.refused, now)
         return Plan(status, Create(_children(view, status, job, resolved, attempt, settings)))
     if attempt.reason == EXPIRED:
         return Plan(status, None if batch.deleting else Delete(batch))
@@ -134,6 +135,19 @@ def _next_attempt(
     status = with_attempt(status, entry)
     status = status.model_copy(update={"start_time": status.start_time or format_time(now)})
     return Plan(_waiting(view, status, Reason.STARTING, startup.BEGINNING, now))
+
+
+def _refused(
+    view: JobView, status: FineTuneJobStatus, job: FineTuneJob, attempt: Attempt, why: str, now: datetime
+) -> Plan:
+    """The attempt's objects can't be made. It is tried again until the start deadline."""
+    message = f"{why} Check the namespace's quota and admission policies, and spec.resources."
+    left = start_deadline(attempt, job.spec, now)
+    if left <= 0:
+        finding = startup.Finding(False, Reason.PODS_REJECTED, message)
+        return Plan(mark_expired(status, attempt, job.spec, finding))
+    status = _waiting(view, status, Reason.PODS_REJECTED, message, now)
+    return Plan(status, look_again=min(max(left, 1.0), TRY_AGAIN_SECONDS))
 
 
 def _under_way(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from finetune_api.exit_codes import SEVERITY, ExitCode
 from finetune_operator.exit_classes import ROWS, EndClass, Row, end_class
 from finetune_operator.manifests.training import _rule
 from finetune_operator.observed import PodView
@@ -96,3 +97,9 @@ def test_the_jobs_rules_cover_every_code_once() -> None:
     assert len(codes) == len(set(codes))
     assert all(code != 0 for code in codes)
     assert [end_class(code) for code in (0, 1, 255)] == [EndClass.DONE, EndClass.RETRY, EndClass.RETRY]
+
+
+def test_launcher_and_operator_rank_the_codes_alike() -> None:
+    """Between ranks the launcher goes by SEVERITY, between pods the operator by ROWS."""
+    rows = [tuple(code for code in row.codes if code in list(ExitCode)) for row in ROWS if row.codes]
+    assert [set(row) for row in rows] == [set(group) for group in SEVERITY]

@@ -214,6 +214,19 @@ def test_the_start_deadline_is_written_down_before_the_job_is_deleted() -> None:
     assert "Insufficient nvidia.com/gpu" in (planned.status.message or "")
 
 
+def test_objects_that_the_cluster_refuses_are_named_and_given_up_at_the_deadline() -> None:
+    view = begun(startDeadlineSeconds=60, backoffLimit=0)
+    refused = Observed(refused="The cluster refuses what the attempt needs: 403: exceeded quota: count/jobs.batch.")
+    planned = step(view, refused, after=5)
+    assert (planned.status.reason, planned.step) == ("PodsRejected", None)
+    assert "count/jobs.batch" in (planned.status.message or "")
+    assert isinstance(step(with_status(view, planned), Observed(), after=10).step, Create)
+    view = with_status(view, step(view, refused, after=61))
+    planned = step(view, Observed(), after=62)
+    assert (planned.status.phase, planned.status.reason) == ("Failed", "StartDeadlineExceeded")
+    assert "count/jobs.batch" in (planned.status.message or "")
+
+
 def test_what_cannot_be_run_is_refused_with_what_to_do() -> None:
     view = job(training={"epochs": 1, "globalBatchSize": 6}, resources={"gpusPerNode": 4})
     planned = step(view)
