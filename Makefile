@@ -53,6 +53,8 @@ clean: cluster-down ## Stop the cluster, remove what is built in the checkout
 setup: .venv/.complete ## .venv with the three packages and the tools, as locked
 
 .tools/.uv-$(UV_VERSION):
+	@$(PYTHON3) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; } \
+		|| { echo "Python's venv is missing: install python3-venv (Debian) and try again" >&2; exit 1; }
 	$(PYTHON3) -m venv .tools && .tools/bin/python -m pip install --quiet uv==$(UV_VERSION) && touch $@
 
 .venv/.complete: .tools/.uv-$(UV_VERSION) requirements/dev.txt $(MEMBERS:%=%/pyproject.toml)

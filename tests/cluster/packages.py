@@ -20,11 +20,13 @@ SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/
 CNI_PLUGINS = Path("/usr/lib/cni")
 
 # What has to be there -> the Debian package that brings it.
-CONTROL_PLANE = {"openssl": "openssl"}
-NODE = {
-    **CONTROL_PLANE,
+CONTROL_PLANE = {
+    "openssl": "openssl",
     # For Go, which fetches the sources of the programs.
     "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
+}
+NODE = {
+    **CONTROL_PLANE,
     "ip": "iproute2",
     "nsenter": "util-linux",
     "iptables": "iptables",
