@@ -5,6 +5,7 @@ finetune-system (the operator) and finetune-demo.
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ RELEASE = "finetune-operator"
 CHART = volume.CHECKOUT / "charts" / "finetune-operator"
 CLAIMS = {"models": "2Gi", "workspace": "5Gi"}
 RUN_AS = 10001
+DEMO_MARK = "installed-by"
 LOOK_SECONDS = 2
 """Between two looks at the job: each costs the machine some of what it trains with."""
 
@@ -46,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
                 "\nthem: make demo CONTEXT=... IMAGE_OPERATOR=registry/name:tag IMAGE_TRAINER=registry/name:tag"
             )
     with step("The operator, by helm"):
+        if context is not None:
+            refuse_to_overwrite(env, context)
         install(env, context, place, operator, trainer)
 
     kubectl = Kubectl(env, NAMESPACE, context)
@@ -108,10 +112,23 @@ def install(env: dict[str, str], context: str | None, place: Path, operator: str
         **image_values("trainer.image", trainer),
         "trainer.allowCpu": str(context is None).lower(),
         "trainer.progressIntervalSeconds": "5",
+        f"podLabels.{DEMO_MARK}": "demo",
     }
     sets = [f"--set={key}={value}" for key, value in settings.items()]
     target = ["upgrade", RELEASE, packed, "--install", "--namespace", OPERATOR_NAMESPACE, "--create-namespace"]
     helm(env, context, *target, "--wait", "--timeout=5m", *sets)
+
+
+def refuse_to_overwrite(env: dict[str, str], context: str) -> None:
+    """An installation that people use must not get the demo's images and settings; the demo's own may."""
+    if not helm(env, context, "list", "--short", "--filter", f"^{RELEASE}$", "--namespace", OPERATOR_NAMESPACE).strip():
+        return
+    values = helm(env, context, "get", "values", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--output=json")
+    if DEMO_MARK not in (json.loads(values) or {}).get("podLabels", {}):
+        raise DemoError(
+            f"{RELEASE} is installed in namespace {OPERATOR_NAMESPACE} of {context} already, and not by the demo."
+            "\nApply examples/sft-lora.yaml there yourself, or uninstall it first."
+        )
 
 
 def image_values(key: str, image: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ between runs. Jobs train a model of two layers, so what takes time is starting p
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from examples.demo import cluster as demo
+from examples.demo import volume
 from examples.demo.kubectl import Kubectl
 from tests import cluster, images
 from tests.cluster import Cluster
@@ -122,13 +124,16 @@ def scene(whole_cluster: Cluster, trainer_image: str, operator: str, tmp_path_fa
     tiny.save_model(folder / "tiny")
     data = folder / "data"
     tiny.save_rows(data / "rows.jsonl", ROWS)
+    shutil.copytree(volume.DATA, data, dirs_exist_ok=True)
     break_a_row(data / "rows.jsonl", data / "broken.jsonl")
     manifest = demo.files_pod(trainer_image)
     manifest["metadata"]["namespace"] = NAMESPACE
     with kubectl.pod(manifest) as pod:
         pod("sh", "-c", "rm -rf /workspace/jobs")
-        for part in ("tiny", "data"):
-            pod.upload(folder / part, f"/volumes/models/{part}")
+        pod.upload(folder / "tiny", "/volumes/models/tiny")
+        # Under the name that the examples give the real one, so that they run as they stand.
+        pod.upload(folder / "tiny", f"/volumes/models/{volume.MODEL}")
+        pod.upload(data, "/volumes/models/data")
     return Scene(kube, kubectl, NAMESPACE)
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 
 from examples.demo import cluster as demo
+from examples.demo import volume
 from examples.demo.kubectl import helm
 from tests.e2e.conftest import BROKEN_ROW, Scene
 from tests.kube import until
@@ -79,6 +81,18 @@ def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
     assert again["phase"] == "Succeeded", again["message"]
     assert again["artifact"] == status["artifact"]
     assert again.get("progress") is None
+
+
+@pytest.mark.parametrize("example", ["sft-lora", "sft-full"])
+def test_the_examples_run_as_they_stand(scene: Scene, example: str) -> None:
+    """On a tiny model under the real one's name, and for fewer steps; nothing else is changed."""
+    job = yaml.safe_load((volume.CHECKOUT / "examples" / f"{example}.yaml").read_text())
+    job["metadata"]["namespace"] = scene.namespace
+    job["spec"]["training"]["maxSteps"] = 4
+    scene.kubectl.apply(job)
+    status = reaches(scene, example, "Succeeded", "Failed")
+    assert status["phase"] == "Succeeded", status["message"]
+    assert status["artifact"]["kind"] == ("adapter" if example == "sft-lora" else "model")
 
 
 def test_a_users_error_ends_the_job_in_the_trainers_words(scene: Scene) -> None:
