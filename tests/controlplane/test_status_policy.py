@@ -128,6 +128,13 @@ def test_pods_of_other_jobs_are_refused(
     assert "progress" not in kube.get("FineTuneJob", "one", namespace)["status"]
 
 
+def test_a_job_named_like_anothers_job_gains_nothing(kube: Kube, job: dict[str, Any]) -> None:
+    """The uid is no secret: a FineTuneJob may be named so that its pods' names begin like those of our attempt."""
+    lookalike = f"one-{job['metadata']['uid'][:5]}-{ATTEMPT}-x-1a2b3-1-0-x7k2p"
+    with pytest.raises(ApiError, match="is not the current attempt"):
+        _write(kube, job, PROGRESS, pod=lookalike)
+
+
 def test_pods_of_other_namespaces_are_refused(kube: Kube, job: dict[str, Any], namespace: str) -> None:
     """Also when their account was given the right here, and with the very name of our pod."""
     _allow(kube, namespace, "default")
