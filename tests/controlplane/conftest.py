@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,20 @@ def shared_operator(
 
 
 @pytest.fixture
-def operator(shared_operator: OperatorProcess) -> Iterator[OperatorProcess]:
-    """The module's operator; what it logs in a test is shown when the test fails."""
-    before = shared_operator.log.stat().st_size
-    yield shared_operator
-    print(shared_operator.said(before))
+def operator(shared_operator: OperatorProcess) -> OperatorProcess:
+    """The module's operator; the end of its log is shown when the test fails."""
+    return shared_operator
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the operator logged belongs to a failure, also to one of a fixture."""
+    report = yield
+    given = getattr(item, "funcargs", {})
+    process = given["own"].operator if "own" in given else given.get("operator")
+    if report.failed and process is not None and process.log.exists():
+        report.sections.append(("Log of the operator", process.said()[-6000:]))
+    return report
 
 
 @pytest.fixture
@@ -114,7 +123,6 @@ def own(kube: Kube, deployed: dict[str, str], namespace: str, tmp_path: Path) ->
     """An operator for this test's namespace alone, behind a fault proxy; the test starts it."""
     with lane(kube, deployed, tmp_path, namespace) as made:
         yield made
-        print(made.operator.said())
 
 
 @pytest.fixture
