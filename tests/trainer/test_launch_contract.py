@@ -141,8 +141,10 @@ def test_a_job_that_is_done_is_not_trained_again(tmp_path: Path, api: FakeApi) -
     assert first.run() == 0
     again = Pod(tmp_path, [["crash", "trained again"]] * 2, api, run_id="run-2", uid="22222222-bbbb", allow_cpu=False)
     assert again.run() == 0
-    assert again.said == first.said
-    assert api.status["result"] == first.said.to_dict()
+    assert again.said.artifact == first.said.artifact
+    assert "Complete already: jobs/tune/RESULT.json" in again.said.message
+    assert "remove jobs/tune from the workspace or use another name" in again.said.message
+    assert api.status["result"] == again.said.to_dict()
 
 
 def test_an_attempt_that_finds_the_result_keeps_what_status_says(tmp_path: Path, api: FakeApi) -> None:
@@ -156,7 +158,7 @@ def test_an_attempt_that_finds_the_result_keeps_what_status_says(tmp_path: Path,
 def test_a_result_without_its_artifact_is_no_result(tmp_path: Path) -> None:
     first = Pod(tmp_path, [DONE, DONE])
     assert first.run() == 0
-    (first.home / "artifact" / "adapter.safetensors").write_text("something else")
+    shutil.rmtree(first.home / "artifact")
     again = Pod(tmp_path, [["fail", "Diverged", "trained again"]] * 2, run_id="run-2", attempt=2)
     assert again.run() == 72
     assert not (first.home / "RESULT.json").exists()

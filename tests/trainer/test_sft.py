@@ -1,13 +1,15 @@
 """A whole run of stage sft: it learns, its artifact works, it is reported."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from finetune_api.status import Progress
-from finetune_trainer.errors import Preempted
+from finetune_trainer.errors import NoSpace, Preempted
 from finetune_trainer.generate import generate
+from finetune_trainer.reporting import model_card
 from finetune_trainer.run import Outcome, Run
 from finetune_trainer.stages.sft import workflow
 from finetune_trainer.workspace import digest_folder
@@ -54,7 +56,8 @@ def test_a_run_learns_and_leaves_a_usable_artifact(root: Path, method: str, kind
     assert progress[-1].eta == "0s"
 
 
-def test_reports_say_what_happened(root: Path) -> None:
+def test_reports_say_what_happened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_IMAGE", "registry.example/trainer:1.2")
     run, outcome, _ = train(root, {"method": "lora"})
     reports = run.folders.reports
 
@@ -74,12 +77,26 @@ def test_reports_say_what_happened(root: Path) -> None:
 
     facts = json.loads((run.folders.artifact / "provenance.json").read_text())
     assert facts["job"] == run.job.to_dict()
+    assert facts["image"] == "registry.example/trainer:1.2"
     assert facts["versions"]["trl"]
     assert facts["model"]["digest"].startswith("sha256:")
     assert facts["data"][0]["source"] == "pvc://data/rows.jsonl"
     card = (run.folders.artifact / "README.md").read_text()
     assert "PeftModel.from_pretrained" in card
     assert "pvc://models/model" in card
+
+
+def test_an_artifact_that_cannot_be_written_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is half written would keep a full workspace full."""
+
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(model_card, "render", full)
+    run = tiny.make_run(root, tiny.job(training=TRAINING | {"maxSteps": 1}, tuning={"method": "lora"}))
+    with pytest.raises(NoSpace):
+        workflow.run(run)
+    assert not list(run.folders.job.glob("*artifact*"))
 
 
 def test_an_adapter_names_the_source_not_the_pods_folder(root: Path) -> None:

@@ -28,13 +28,18 @@ def write(run: Run, model: Any, tokenizer: Any, provenance: dict[str, Any], metr
     with guard(staging):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        kind = _save_model(run, model, staging)
-        tokenizer.save_pretrained(staging)
-        (staging / "README.md").write_text(model_card.render(run.job, kind, provenance, metrics), encoding="utf-8")
-        (staging / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-        digest, size = digest_folder(staging)
-        _flush(staging)
-        _replace(staging, place, run.run_id)
+        try:
+            kind = _save_model(run, model, staging)
+            tokenizer.save_pretrained(staging)
+            (staging / "README.md").write_text(model_card.render(run.job, kind, provenance, metrics), encoding="utf-8")
+            (staging / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+            digest, size = digest_folder(staging)
+            _flush(staging)
+            _replace(staging, place, run.run_id)
+        except BaseException:
+            # A full workspace stays no fuller than it was.
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
     uri = f"pvc://{run.job.workspace_claim}/{place.relative_to(run.folders.workspace).as_posix()}"
     return Artifact(uri=uri, kind=kind, digest=digest, size_bytes=size)
 

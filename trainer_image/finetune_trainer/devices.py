@@ -5,6 +5,7 @@ would see: CUDA_VISIBLE_DEVICES, MIG slices, WSL.
 """
 
 import ctypes
+import os
 
 from finetune_api.contract import ResolvedJob
 
@@ -55,6 +56,11 @@ def check_batch(job: ResolvedJob, micro_batch_size: int, world_size: int) -> Non
         )
 
 
-def environment(job: ResolvedJob, *, in_cluster: bool) -> dict[str, str]:
-    """Hides GPUs from a job that asked for none: some container runtimes show all of the node's."""
-    return {"CUDA_VISIBLE_DEVICES": ""} if in_cluster and job.runtime.gpus_per_node == 0 else {}
+def environment(job: ResolvedJob, visible: int, *, in_cluster: bool) -> dict[str, str]:
+    """Hides GPUs that a job didn't ask for: some container runtimes show all of the node's, and a rank that sees more
+    than its own would be given a share of its batch on each."""
+    asked = job.runtime.gpus_per_node
+    if not in_cluster or (visible <= asked and asked > 0):
+        return {}
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return {"CUDA_VISIBLE_DEVICES": ",".join((named or [str(index) for index in range(visible)])[:asked])}

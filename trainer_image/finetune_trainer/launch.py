@@ -40,7 +40,7 @@ WORKER = (sys.executable, "-m", "finetune_trainer.worker")
 LOCAL_UID = "laptop"
 """Stands for the CR's uid where there is no CR."""
 KILL_MARGIN = 15.0
-"""Seconds of the grace period that are kept for saying how it ended."""
+"""Seconds of the grace period that are kept for saying how it ended; half of it where it is short."""
 NOTICE = 5.0
 """Seconds in which ranks may find out by themselves why another one failed."""
 GIVE_UP = 10.0
@@ -94,6 +94,10 @@ def _run(options: Options, stop: Stop, outlet: Outlet) -> End:
     in_cluster = facts is not None
     if facts is not None:
         outlet.facts, outlet.api = facts, options.api()
+        if outlet.api is None:
+            log.warning(
+                "No API server can be asked (no service account token): no progress will reach the job's status"
+            )
     job = jobfile.read_job(options.job_file)
     if job.runtime.nodes != 1:
         raise InvalidSpec(f"spec.resources.nodes: {job.runtime.nodes} given; this image trains on one node")
@@ -109,15 +113,23 @@ def _run(options: Options, stop: Stop, outlet: Outlet) -> End:
         earlier = workspace.earlier_result(folders, job)
     if earlier is not None:
         log.info("This job is done already; its artifact is complete")
-        return End(ExitCode.DONE, Reason.COMPLETED, earlier.message, earlier.artifact, earlier.metrics)
+        message = (
+            f"Complete already: jobs/{job.name}/{workspace.RESULT} of an earlier run with the same spec; to train again"
+            f" (for instance on changed data under the same path) remove jobs/{job.name} from the workspace or use"
+            " another name"
+        )
+        return End(ExitCode.DONE, Reason.COMPLETED, message, earlier.artifact, earlier.metrics)
 
-    ranks = devices.ranks_on_node(job, devices.visible_gpus(), in_cluster=in_cluster)
+    visible = devices.visible_gpus()
+    ranks = devices.ranks_on_node(job, visible, in_cluster=in_cluster)
     handover = Handover(job, facts, run_id, root, volumes, ranks, ranks, outlet.api)
     devices.check_batch(job, handover.micro_batch_size, handover.world_size)
     with workspace.usable(root):
         fence = workspace.claim(folders, job, facts, run_id)
         outlet.owns_folders = True
-    end = _train(handover, folders, fence, stop, options.worker, devices.environment(job, in_cluster=in_cluster))
+        workspace.clear_leftovers(folders, fence)
+    environment = devices.environment(job, visible, in_cluster=in_cluster)
+    end = _train(handover, folders, fence, stop, options.worker, environment)
     if end.code == ExitCode.DONE:
         with workspace.usable(root):
             workspace.keep_result(folders, fence, results.to_result(end, facts.attempt))
@@ -193,12 +205,14 @@ def _watch(ranks: Ranks, handover: Handover, folders: Folders, folder: Path, sto
             return
         if stop.count > heard:
             first, heard = heard == 0, stop.count
-            answer = ask(handover.api, handover.facts, folders.reports)
+            saving = saving_seconds(handover.facts.grace_period_seconds)
+            left = stop.at + saving - now
+            answer = ask(handover.api, handover.facts, folders.reports, max(0.0, left / 3))
             if answer in NOBODY_WANTS_IT:
                 raise Superseded(f"Told to stop, and nobody wants the result ({answer.value}): ending without a save")
             if first:
-                deadline = min(deadline, stop.at + max(1.0, handover.facts.grace_period_seconds - KILL_MARGIN))
-                log.info("Told to stop: the ranks have %.0f s to save", deadline - now)
+                deadline = min(deadline, stop.at + saving)
+                log.info("Told to stop: the ranks have %.0f s to save", deadline - time.monotonic())
                 write_deadline(folder, deadline)
                 ranks.tell()
         elif not stop.requested and failed_at is None and any(ranks.codes.values()):
@@ -208,6 +222,11 @@ def _watch(ranks: Ranks, handover: Handover, folders: Folders, folder: Path, sto
             ranks.tell()
         if now > deadline:
             return
+
+
+def saving_seconds(grace: float) -> float:
+    """How much of the grace period is the ranks'."""
+    return grace - min(KILL_MARGIN, grace / 2)
 
 
 def _watch_fence(folders: Folders, fence: workspace.Fence) -> Event:
@@ -266,11 +285,11 @@ def _tell(outlet: Outlet, end: End) -> None:
         except OSError as error:
             log.warning("%s can't be written: %s", file, error)
         result = results.to_result(end, attempt, pointer)
-    if facts is not None and wanted:
-        apply_result(outlet.api, facts, folders.reports if folders else Path(os.devnull), result)
-    # The kubelet makes the file; where there is none, nobody reads it.
+    # First, as it takes no time. The kubelet makes the file; where there is none, nobody reads it.
     if outlet.options.termination_message.exists():
         try:
             outlet.options.termination_message.write_bytes(results.termination_message(result, pointer))
         except OSError as error:
             log.warning("The termination message can't be written: %s", error)
+    if facts is not None and wanted:
+        apply_result(outlet.api, facts, folders.reports if folders else Path(os.devnull), result)

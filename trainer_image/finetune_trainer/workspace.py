@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,8 +154,9 @@ class Fence:
 
 def earlier_result(folders: Folders, job: ResolvedJob) -> Result | None:
     """What an earlier run of the same job made, its artifact checked byte for byte; None when there is work to do.
+    Changes nothing: the folder isn't this run's yet.
 
-    Raises WorkspaceOccupied when the result is another job's.
+    Raises WorkspaceOccupied when the result is another job's, or the artifact isn't what the result says.
     """
     content = read_json(folders.job / RESULT)
     if content is None:
@@ -164,12 +166,14 @@ def earlier_result(folders: Folders, job: ResolvedJob) -> Result | None:
         result = Result.model_validate(content.get("result"))
     except ValidationError as error:
         raise _damaged(folders.job / RESULT, error) from error
-    if result.artifact and folders.artifact.is_dir() and digest_folder(folders.artifact)[0] == result.artifact.digest:
-        return result
-    # The artifact is gone or was changed, so the job isn't done any more.
-    (folders.job / RESULT).unlink()
-    sync_folder(folders.job)
-    return None
+    if result.artifact is None or not folders.artifact.exists():
+        return None
+    if digest_folder(folders.artifact)[0] != result.artifact.digest:
+        raise WorkspaceOccupied(
+            f"jobs/{job.name}/artifact in the workspace ({job.workspace_claim}) was changed after the training that"
+            f" {RESULT} tells of: move it away and this job trains anew, or use another metadata.name"
+        )
+    return result
 
 
 def claim(folders: Folders, job: ResolvedJob, facts: AttemptFacts, run_id: str) -> Fence:
@@ -196,6 +200,18 @@ def claim(folders: Folders, job: ResolvedJob, facts: AttemptFacts, run_id: str) 
     for folder in (folders.run_checkpoints, folders.reports):
         folder.mkdir(parents=True, exist_ok=True)
     return fence
+
+
+def clear_leftovers(folders: Folders, mine: Fence) -> None:
+    """After the fence was taken: remove what earlier runs of this job began to write or to delete when they ended, and
+    a result whose artifact is gone."""
+    if not folders.artifact.exists():
+        (folders.job / RESULT).unlink(missing_ok=True)
+        sync_folder(folders.job)
+    staged = (path for path in folders.job.glob(".artifact-*") if path.name != f".artifact-{mine.run_id}")
+    doomed = (path for path in folders.checkpoints.glob("*/.deleting-checkpoint-*"))
+    for path in (*staged, *(path for path in doomed if path.parent != folders.run_checkpoints)):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check_fence(folders: Folders, mine: Fence) -> None:

@@ -43,10 +43,29 @@ def test_ranks_on_a_laptop(asked: int, visible: int, ranks: int) -> None:
     assert devices.ranks_on_node(job(asked), visible, in_cluster=False) == ranks
 
 
-def test_a_job_without_gpus_sees_none() -> None:
-    assert devices.environment(job(0), in_cluster=True) == {"CUDA_VISIBLE_DEVICES": ""}
-    assert devices.environment(job(1), in_cluster=True) == {}
-    assert devices.environment(job(0), in_cluster=False) == {}
+@pytest.mark.parametrize(
+    ("asked", "visible", "named", "shown"),
+    [
+        (0, 8, None, ""),
+        (0, 0, None, ""),
+        (1, 1, None, None),
+        (2, 0, None, None),
+        (1, 8, None, "0"),
+        (2, 8, "", "0,1"),
+        (2, 3, "GPU-a,GPU-b,GPU-c", "GPU-a,GPU-b"),
+        (2, 2, "6,7", None),
+    ],
+)
+def test_a_job_sees_no_more_gpus_than_it_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: int, visible: int, named: str | None, shown: str | None
+) -> None:
+    """A single rank that saw two would train on both, as nn.DataParallel."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    expected = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    assert devices.environment(job(asked), visible, in_cluster=True) == expected
+    assert devices.environment(job(asked), visible, in_cluster=False) == {}
 
 
 def test_the_global_batch_must_be_shared_evenly() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_a_finished_job_is_found_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["removed", "changed", "added", "renamed"])
-def test_a_result_stands_only_as_long_as_its_artifact(tmp_path: Path, change: str) -> None:
+def test_an_artifact_that_was_changed_is_neither_reported_nor_overwritten(tmp_path: Path, change: str) -> None:
     finish(tmp_path)
     file = folders(tmp_path).artifact / "adapter.safetensors"
     if change == "removed":
@@ -81,8 +82,40 @@ def test_a_result_stands_only_as_long_as_its_artifact(tmp_path: Path, change: st
         (file.parent / "more").touch()
     else:
         file.rename(file.parent / "model.safetensors")
-    assert workspace.earlier_result(folders(tmp_path), JOB) is None
-    claim(tmp_path, 2, "r2")
+    with pytest.raises(WorkspaceOccupied, match=r"jobs/tune/artifact .* move it away .* or use another metadata.name"):
+        workspace.earlier_result(folders(tmp_path), JOB)
+    assert (folders(tmp_path).job / workspace.RESULT).exists()
+
+
+def test_a_result_without_artifact_goes_once_the_fence_is_taken(tmp_path: Path) -> None:
+    finish(tmp_path)
+    home = folders(tmp_path, 2, "r2")
+    shutil.rmtree(home.artifact)
+    assert workspace.earlier_result(home, JOB) is None
+    assert (home.job / workspace.RESULT).exists()
+    workspace.clear_leftovers(home, claim(tmp_path, 2, "r2"))
+    assert not (home.job / workspace.RESULT).exists()
+
+
+def test_leftovers_of_earlier_runs_go_and_nothing_else(tmp_path: Path) -> None:
+    finish(tmp_path)
+    home = folders(tmp_path, 2, "r2")
+    other = tmp_path / "jobs" / "other"
+    gone = [home.job / ".artifact-r1", home.job / ".artifact-old-r1", home.checkpoints / "1-r1/.deleting-checkpoint-5"]
+    kept = [
+        home.job / ".artifact-r2",
+        home.run_checkpoints / ".deleting-checkpoint-5",
+        home.checkpoints / "1-r1/checkpoint-6",
+        home.artifact,
+        other / ".artifact-r1",
+    ]
+    for folder in (*gone, *kept):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "file").touch()
+    workspace.clear_leftovers(home, claim(tmp_path, 2, "r2"))
+    assert [folder for folder in gone if folder.exists()] == []
+    assert [folder for folder in kept if not (folder / "file").exists()] == []
+    assert (home.job / workspace.RESULT).exists()
 
 
 def test_another_job_is_refused_before_and_after_its_end(tmp_path: Path) -> None:

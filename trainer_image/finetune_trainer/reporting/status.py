@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Condition, Lock, Thread
 from typing import Any
@@ -40,8 +41,9 @@ def read_status(reports: Path, uid: str) -> dict[str, Any]:
 class Reporter:
     """Rank 0's line to the outside. Every method returns at once and never raises.
 
-    A thread writes the newest values at once and then at most every `interval` seconds; what came in between is
-    skipped. `on_superseded` is called from that thread, once, when the API server says that another run does this job.
+    A thread writes the newest values at once and then every `interval` seconds; what came in between is skipped. Where
+    nothing came, as in a long step, progress is said again with the time of now, which shows that the run is alive.
+    `on_superseded` is called from that thread, once, when the API server says that another run does this job.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Reporter:
         self._interval, self._on_superseded = interval, on_superseded
         self._status = read_status(reports, facts.uid)
         self._news = False
+        self._progressing = False
+        """Whether this run has said anything yet: an earlier one's progress isn't a sign of its life."""
         self._closed = False
         self._reachable = True
         self._changed = Condition()
@@ -89,14 +93,17 @@ class Reporter:
         with self._changed:
             self._status = {**self._status, field: value}
             self._news = True
+            self._progressing |= field == "progress"
             self._changed.notify()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._news or self._closed)
+                self._changed.wait_for(lambda: self._news or self._progressing or self._closed)
                 if self._closed:
                     return
+                if not self._news:
+                    self._status = {**self._status, "progress": _as_of_now(self._status["progress"])}
                 status, self._news = self._status, False
             try:
                 self._keep()
@@ -119,12 +126,17 @@ class Reporter:
         self._reachable = reachable
 
 
-def ask(api: ApiServer | None, facts: AttemptFacts, reports: Path) -> Answer:
-    """Apply what was last said, to learn whether anybody still wants the result. Takes TIMEOUT at most."""
+def _as_of_now(progress: dict[str, Any]) -> dict[str, Any]:
+    return {**progress, "lastUpdateTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+
+
+def ask(api: ApiServer | None, facts: AttemptFacts, reports: Path, seconds: float) -> Answer:
+    """Apply what was last said, to learn whether anybody still wants the result. Takes `seconds` at most, and never
+    more than TIMEOUT."""
     if api is None:
         return Answer.UNREACHABLE
     status = read_status(reports, facts.uid)
-    answer, _ = within(TIMEOUT, lambda: api.apply(facts, status), (Answer.UNREACHABLE, ""))
+    answer, _ = within(min(seconds, TIMEOUT), lambda: api.apply(facts, status), (Answer.UNREACHABLE, ""))
     return answer
 
 
