@@ -83,7 +83,7 @@ def combine(ends: Sequence[End]) -> End:
     """One end of many: the strongest code, in the words of the first rank that has it; others are mentioned.
 
     Ranks that ``launch`` ended don't count beside one that ended by itself. Nor does an internal error beside a rank
-    that was killed: it is the connection to that rank that broke.
+    that was killed (137): it is the connection to that rank that broke.
     """
     own = [end for end in ends if not end.forced] or list(ends)
     failed = [end for end in own if end.code != 0]
@@ -91,7 +91,7 @@ def combine(ends: Sequence[End]) -> End:
         if len(own) < len(ends):
             return next(end for end in ends if end.forced)
         return next((end for end in ends if end.artifact is not None), ends[0])
-    if any(end.code > 128 for end in failed):
+    if any(end.code == KILLED for end in failed):
         failed = [end for end in failed if end.code != ExitCode.INTERNAL_ERROR]
     code = strongest([end.code for end in failed])
     decisive = next(end for end in failed if end.code == code)

@@ -3,6 +3,7 @@
 `Run` is made by ``worker`` and handed down; nothing below reads environment variables or fixed paths.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from finetune_api import source
 from finetune_api.contract import AttemptFacts, ResolvedJob
 from finetune_api.status import Artifact, Checkpoint, Progress
 
-from finetune_trainer.errors import NotFound
+from finetune_trainer.errors import AccessDenied, NotFound
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Folders:
     """Claim -> folder where it is mounted."""
 
     def find(self, uri: str) -> Path:
-        """The file or folder behind ``pvc://claim/path``. Raises NotFound, saying what is there instead."""
+        """The file or folder behind ``pvc://claim/path``. Raises NotFound, saying what is there instead, and
+        AccessDenied."""
         claim, path = source.parse(uri)
         root = self.volumes.get(claim)
         if root is None:
@@ -39,13 +41,42 @@ class Folders:
         found = (root / path).resolve()
         if not found.is_relative_to(root.resolve()):
             raise NotFound(f"{uri}: a link leads out of the volume; put the file itself there")
-        if not found.exists():
-            parent = next(p for p in found.parents if p.exists())
-            there = ", ".join(sorted(p.name for p in parent.iterdir())[:20]) or "nothing"
-            inside = parent.relative_to(root.resolve()).as_posix()
-            inside = "" if inside == "." else inside
-            raise NotFound(f"{uri}: no such file or folder; pvc://{claim}/{inside} has: {there}")
+        try:
+            found.stat()
+        except PermissionError:
+            raise denied(found, uri) from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"{uri}: no such file or folder; {_what_is_there(claim, root.resolve(), found)}") from None
+        check_readable(found, uri)
         return found
+
+
+def _what_is_there(claim: str, root: Path, missing: Path) -> str:
+    parent = next(p for p in missing.parents if p.exists())
+    inside = parent.relative_to(root).as_posix()
+    where = f"pvc://{claim}/{'' if inside == '.' else inside}"
+    if not parent.is_dir():
+        return f"{where} is a file"
+    try:
+        return f"{where} has: {', '.join(sorted(p.name for p in parent.iterdir())[:20]) or 'nothing'}"
+    except PermissionError:
+        return f"{where} can't be listed by uid {os.getuid()}"
+
+
+def check_readable(path: Path, uri: str) -> None:
+    """Raises AccessDenied. By opening it: file servers decide by more than the mode."""
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except PermissionError:
+        raise denied(path, uri) from None
+
+
+def denied(path: Path, what: str) -> AccessDenied:
+    """A source that is there, but not for this user."""
+    return AccessDenied(
+        f"{what}: uid {os.getuid()}, gid {os.getgid()} may not read {path}. Make it readable for that user (chmod -R"
+        " a+rX or chown), or use a volume whose StorageClass supports fsGroup"
+    )
 
 
 def nothing(*_: object) -> None:

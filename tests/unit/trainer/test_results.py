@@ -72,7 +72,7 @@ def ends(*codes: int, forced: tuple[int, ...] = ()) -> list[End]:
         (ends(72, 71), 72),
         (ends(76, 71), 71),
         (ends(70, 137), 137),
-        (ends(70, 139), 139),
+        (ends(70, 139), 70),
         (ends(137, 65), 65),
         (ends(71, forced=(137,)), 71),
         (ends(78, forced=(137,)), 78),

@@ -19,7 +19,8 @@ def total_steps(rows: int, global_batch: int, epochs: float | None, max_steps: i
     if max_steps is not None:
         return max_steps
     assert epochs is not None
-    return max(1, math.ceil(epochs * steps_per_epoch(rows, global_batch)))
+    # Rounded: 1.1 * 10 is a little more than 11 to a computer.
+    return max(1, math.ceil(round(epochs * steps_per_epoch(rows, global_batch), 6)))
 
 
 def epoch_order(rows: int, global_batch: int, seed: int, epoch: int) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.errors import InvalidData, InvalidSpec
+from finetune_trainer.run import denied
 
 EXTENSIONS = (".jsonl", ".json")
 
@@ -28,11 +29,14 @@ def check_name(file: Path, uri: str) -> None:
 
 def read(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield (``name:line`` or ``name[index]``, value). A line that is no JSON is yielded as the JSONDecodeError itself,
-    so that the caller can name all broken rows, not only the first. Raises InvalidData when nothing can be read."""
+    so that the caller can name all broken rows, not only the first. Raises InvalidData or AccessDenied when nothing can
+    be read."""
     try:
         yield from _lines(file) if file.suffix == ".jsonl" else _list(file)
     except UnicodeDecodeError as error:
         raise InvalidData(f"{file.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except PermissionError:
+        raise denied(file, file.name) from None
     except OSError as error:
         raise InvalidData(f"{file.name} can't be read: {error.strerror or error}") from None
 

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.errors import InvalidSpec, NotFound
+from finetune_trainer.run import check_readable
 
 WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 
 
 def check(folder: Path, source: str) -> dict[str, Any]:
-    """Make sure that it can be loaded; returns config.json. Raises NotFound or InvalidSpec, saying what is missing."""
+    """Make sure that it can be loaded; returns config.json. Raises NotFound, InvalidSpec or AccessDenied, saying
+    what is missing."""
     if not folder.is_dir():
         raise NotFound(f"model.source: {source} is a file; name the folder that holds config.json and *.safetensors")
+    for file in _files(folder):
+        check_readable(file, f"model.source: {source}")
     config_file = folder / "config.json"
     if not config_file.is_file():
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
@@ -42,7 +46,11 @@ def check(folder: Path, source: str) -> dict[str, Any]:
 def digest(folder: Path) -> str:
     """sha256 over the names and contents of the files right in the folder, for provenance."""
     total = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+    for file in _files(folder):
         with file.open("rb") as stream:
             total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return "sha256:" + total.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))

@@ -1,0 +1,87 @@
+"""Finding what a job names: what is said when it isn't there, or not for this user."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from finetune_trainer import workspace
+from finetune_trainer.data import sources
+from finetune_trainer.errors import AccessDenied, NotFound
+from finetune_trainer.model import folder as model_folder
+from finetune_trainer.run import Folders
+
+
+def folders(root: Path) -> Folders:
+    return workspace.layout(root, "tune", 1, "r1", {"models": root})
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Paths that may not be opened: root, whom tests often run as, may read anything."""
+    refused: list[Path] = []
+    real = os.open
+
+    def opened(path: str | Path, flags: int, *args: int, **kwargs: int) -> int:
+        if Path(path) in refused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", opened)
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("small/x", "pvc://models/small has: config.json"), ("small/config.json/x", "small/config.json is a file")],
+)
+def test_what_is_not_there(tmp_path: Path, path: str, words: str) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").touch()
+    with pytest.raises(NotFound, match=words):
+        folders(tmp_path).find(f"pvc://models/{path}")
+
+
+def test_a_source_of_another_user(tmp_path: Path, refuse: list[Path]) -> None:
+    file = tmp_path / "data.jsonl"
+    file.touch()
+    assert folders(tmp_path).find("pvc://models/data.jsonl") == file
+    refuse.append(file)
+    with pytest.raises(AccessDenied, match=rf"uid {os.getuid()}, .* may not read {file}.*chmod.*fsGroup"):
+        folders(tmp_path).find("pvc://models/data.jsonl")
+
+
+def test_a_model_with_a_file_of_another_user(tmp_path: Path, refuse: list[Path]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    refuse.append(tmp_path / "config.json")
+    with pytest.raises(AccessDenied, match=r"config.json"):
+        model_folder.check(tmp_path, "pvc://models/small")
+
+
+def test_a_data_file_that_is_closed_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(AccessDenied, match=r"data.jsonl"):
+        list(sources.read(tmp_path / "data.jsonl"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_folder_that_the_images_user_may_not_enter(tmp_path: Path) -> None:
+    """With a real user: what the kernel says, not what this test thinks it does."""
+    root = tmp_path / "volume"
+    (root / "closed").mkdir(parents=True)
+    (root / "closed" / "data.jsonl").touch()
+    (root / "closed").chmod(0o700)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom finetune_trainer import workspace\n"
+        "root = Path(sys.argv[1])\nos.setuid(10001)\n"
+        "workspace.layout(root, 'tune', 1, 'r1', {'models': root}).find('pvc://models/closed/data.jsonl')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=False)
+    assert "AccessDenied: pvc://models/closed/data.jsonl: uid 10001" in ended.stderr
