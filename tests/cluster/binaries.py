@@ -105,4 +105,5 @@ def _flags(module: str) -> list[str]:
             f"-X=k8s.io/component-base/version.{name}={value}"
             for name, value in zip(names, found.groups(), strict=True)
         ]
-    return ["-trimpath", "-buildvcs=false", f"-ldflags={' '.join(linked)}"]
+    # No debug information: it would be made for each package, and then be stripped.
+    return ["-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false", f"-ldflags={' '.join(linked)}"]
