@@ -62,8 +62,12 @@ class Pod:
         parsed = FineTuneJob.model_validate(self.job)
         resolved = resolve(parsed, allow_cpu=self.allow_cpu, progress_interval_seconds=1)
         facts = AttemptFacts(
-            namespace="team", name=resolved.name, uid=self.uid, attempt=self.attempt,
-            job_name=f"{resolved.name}-11111-{self.attempt}", grace_period_seconds=self.grace,
+            namespace="team",
+            name=resolved.name,
+            uid=self.uid,
+            attempt=self.attempt,
+            job_name=f"{resolved.name}-11111-{self.attempt}",
+            grace_period_seconds=self.grace,
         )
         (self.etc / "job.json").write_text(json.dumps(resolved.to_dict()))
         (self.etc / "attempt.json").write_text(json.dumps(facts.to_dict()))
@@ -90,7 +94,9 @@ class Pod:
                     "CUDA_VISIBLE_DEVICES": "",
                     "TMPDIR": str(self.etc),
                 },
-                stdout=log, stderr=log, text=True,
+                stdout=log,
+                stderr=log,
+                text=True,
             )
 
     def run(self) -> int:
