@@ -28,6 +28,8 @@ def two_nodes(shown: Callable[[], AbstractContextManager[None]]) -> Iterator[Clu
     """Gone afterwards: `down` fails when it leaves anything behind."""
     with shown():
         print("\nA local Kubernetes of two nodes", flush=True)
+        if left_over := cluster.find("two-nodes"):
+            left_over.down()  # by a run that was broken off
         made = cluster.up("two-nodes", nodes=2)
     try:
         yield made
