@@ -38,7 +38,7 @@ def test_a_run_learns_and_leaves_a_usable_artifact(root: Path, method: str, kind
 
     artifact = run.folders.artifact
     assert outcome.artifact.kind == kind
-    assert outcome.artifact.uri == "pvc://work/jobs/tiny/artifact"
+    assert outcome.artifact.uri == "pvc://kept/jobs/tiny/artifact"
     assert (outcome.artifact.digest, outcome.artifact.size_bytes) == digest_folder(artifact)
     files = {file.name for file in artifact.iterdir()}
     assert files >= {"tokenizer.json", "chat_template.jinja", "README.md", "provenance.json"}

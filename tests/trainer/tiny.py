@@ -104,7 +104,7 @@ def job(**sections: Any) -> ResolvedJob:
         "stage": "sft",
         "model": {"source": "pvc://models/model"},
         "datasets": [{"source": "pvc://data/rows.jsonl", "format": "openai"}],
-        "workspace": {"claimName": "work"},
+        "workspace": {"claimName": "kept"},
         "training": {name: value for name, value in training.items() if value is not None},
         **sections,
     }

@@ -65,7 +65,7 @@ def test_running_when_every_pod_runs() -> None:
 
 
 def test_success_copies_what_the_trainer_reports() -> None:
-    artifact = {"uri": "pvc://work/jobs/demo/artifact", "kind": "adapter", "digest": "sha256:1", "sizeBytes": 5}
+    artifact = {"uri": "pvc://kept/jobs/demo/artifact", "kind": "adapter", "digest": "sha256:1", "sizeBytes": 5}
     said = result(0, message="done", artifact=artifact, metrics={"loss": "0.5"}).model_dump_json(by_alias=True)
     planned = step(begun(), Observed((batch(complete=True),), (ended(0, terminated_message=said),)))
     status = planned.status

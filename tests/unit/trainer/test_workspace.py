@@ -49,7 +49,7 @@ def finish(root: Path) -> Result:
     home.artifact.mkdir()
     (home.artifact / "adapter.safetensors").write_bytes(b"weights")
     digest, size = workspace.digest_folder(home.artifact)
-    artifact = Artifact(uri="pvc://work/jobs/tune/artifact", kind="adapter", digest=digest, size_bytes=size)
+    artifact = Artifact(uri="pvc://kept/jobs/tune/artifact", kind="adapter", digest=digest, size_bytes=size)
     result = Result(kind="train", attempt=1, exit_code=0, reason="Completed", message="", artifact=artifact)
     workspace.keep_result(home, fence, result)
     return result
