@@ -75,7 +75,7 @@ def test_a_pod_that_left_no_code_is_judged_by_what_the_trainer_wrote(
     scene.kubelet.lose(running)
     finished(scene)
     own.operator.start()
-    scene.reaches("Failed", reason)
+    assert scene.reaches("Failed", reason)["attempt"] == 1
 
 
 def test_attempts_keep_the_image_they_were_accepted_with(scene: Scene, own: Lane) -> None:

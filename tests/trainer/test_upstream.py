@@ -59,4 +59,4 @@ def test_everything_overridden_is_listed() -> None:
 def test_trl_never_prepares_the_data(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, _, name = upstream.NEVER_ENTERED.rpartition(".")
     monkeypatch.setattr(resolve(owner), name, lambda *_, **__: pytest.fail("TRL prepares data that is ready"))
-    workflow.run(tiny.make_run(root, tiny.job(training={"maxSteps": 1})))
+    assert workflow.run(tiny.make_run(root, tiny.job(training={"maxSteps": 1}))).artifact.size_bytes > 0

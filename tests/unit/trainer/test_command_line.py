@@ -49,7 +49,8 @@ def test_starting_costs_no_torch() -> None:
     """Imports dominate the start: a job that is done, or wrong, must not pay for them."""
     heavy = "{'torch', 'transformers', 'trl', 'peft', 'datasets'}"
     code = f"import sys, finetune_trainer.__main__, finetune_trainer.worker; assert not {heavy} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_told_to_stop_before_any_rank_started(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_another_job_is_refused_before_and_after_its_end(tmp_path: Path) -> None
 
 def test_settings_that_do_not_decide_the_result_may_differ(tmp_path: Path) -> None:
     claim(tmp_path)
-    workspace.claim(folders(tmp_path, 2, "r2"), job(microBatchSize=1), facts(2), "r2")
+    assert workspace.claim(folders(tmp_path, 2, "r2"), job(microBatchSize=1), facts(2), "r2").attempt == 2
 
 
 def test_a_crash_after_each_write_can_be_continued(tmp_path: Path) -> None:
