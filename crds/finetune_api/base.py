@@ -72,3 +72,15 @@ Text = Annotated[str, StringConstraints(max_length=1024)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 Time = Annotated[str, StringConstraints(max_length=32), WithJsonSchema({"type": "string", "format": "date-time"})]
 """RFC 3339 in UTC, to the second: ``2026-01-31T12:00:00Z``."""
+
+_UNITS = {"": 1.0, "m": 1e-3} | {
+    unit: base**power
+    for base, units in ((1000.0, ("k", "M", "G", "T", "P")), (1024.0, ("Ki", "Mi", "Gi", "Ti", "Pi")))
+    for power, unit in enumerate(units, start=1)
+}
+
+
+def quantity(text: str) -> float:
+    """The number behind a Kubernetes quantity: bytes for memory, CPUs for cpu."""
+    number = text.rstrip("mkMGTPi")
+    return float(number) * _UNITS[text[len(number) :]]

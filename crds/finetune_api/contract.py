@@ -7,24 +7,28 @@ annotations through the downward API. Out: status fields, termination message an
 
 import hashlib
 import json
+import math
 from typing import Any, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, DnsLabel, DnsName
+from finetune_api.base import ApiModel, DnsLabel, DnsName, quantity
+from finetune_api.data import DatasetSpec, EvaluationSpec, Mixing, TemplateSpec
 from finetune_api.job import FineTuneJob
-from finetune_api.model import DatasetSpec, ModelSpec
+from finetune_api.model import ModelSpec
+from finetune_api.output import OutputSpec
 from finetune_api.spec import FineTuneJobSpec, Stage
 from finetune_api.training import CheckpointsSpec, TrainingSpec
-from finetune_api.tuning import LoraSpec, TuningSpec
+from finetune_api.tuning import FreezeSpec, LoraSpec, QuantizationSpec, TuningSpec
 
-CONTRACT = 1
-CONTRACTS_ACCEPTED = (1,)
+CONTRACT = 2
+CONTRACTS_ACCEPTED = (1, 2)
 
 JOB_FILE = "/etc/finetune/job.json"
 ATTEMPT_FILE = "/etc/finetune/attempt.json"
 WORKSPACE = "/workspace"
 VOLUMES = "/volumes"
+CONFIG_MAPS = "/configmaps"
 TERMINATION_MESSAGE = "/dev/termination-log"
 TERMINATION_MESSAGE_BYTES = 4000
 """The kubelet cuts at 4096 bytes, which would leave invalid JSON."""
@@ -42,6 +46,12 @@ class Runtime(ApiModel):
     """Train on the CPU although GPUs were asked for (clusters with make-believe GPUs)."""
     progress_interval_seconds: int = Field(default=15, ge=1, le=3600)
     """Shortest time between two writes of progress."""
+    prepare_processes: int | None = Field(default=None, ge=1, le=256)
+    """Processes that tokenize. None: as many as there are CPUs."""
+    gpu_memory_bytes: int | None = Field(default=None, ge=1)
+    """Memory of one GPU, where it is known."""
+    allow_remote_code: bool = False
+    """Whether the installation lets jobs run a model's own code."""
 
 
 class ResolvedJob(ApiModel):
@@ -59,11 +69,19 @@ class ResolvedJob(ApiModel):
     """As in the spec."""
     datasets: list[DatasetSpec] = Field(min_length=1)
     """As in the spec."""
+    mixing: Mixing = "concatenate"
+    """As in the spec."""
+    template: TemplateSpec = TemplateSpec()
+    """As in the spec."""
+    evaluation: EvaluationSpec | None = None
+    """As in the spec."""
     tuning: TuningSpec
     """As in the spec, defaults filled in."""
     training: TrainingSpec
     """As in the spec, defaults filled in."""
     checkpoints: CheckpointsSpec
+    """As in the spec."""
+    output: OutputSpec = OutputSpec()
     """As in the spec."""
     workspace_claim: DnsLabel
     """Claim behind /workspace: artifacts are named by it."""
@@ -80,8 +98,10 @@ class AttemptFacts(ApiModel):
     """Name of the FineTuneJob."""
     uid: str
     """Its uid: a status write for another uid is refused."""
+    kind: Literal["prepare", "train"] = "train"
+    """What the attempt does."""
     attempt: int = Field(ge=1, le=999)
-    """Number of the attempt."""
+    """Number of the attempt; preparing and training count apart."""
     job_name: DnsName
     """Name of its Job, and of the headless Service that resolves its pods."""
     micro_batch_size: int | None = None
@@ -90,7 +110,7 @@ class AttemptFacts(ApiModel):
     """terminationGracePeriodSeconds of the pod."""
 
 
-LEARNING_RATE: dict[str, float] = {"lora": 1e-4, "full": 1e-5}
+LEARNING_RATE: dict[str, float] = {"lora": 1e-4, "qlora": 1e-4, "freeze": 1e-5, "full": 1e-5}
 MICRO_BATCHES = (4, 2, 1)
 
 
@@ -99,13 +119,11 @@ def fill_in(spec: FineTuneJobSpec) -> tuple[TuningSpec, TrainingSpec]:
 
     Raises ValueError when globalBatchSize can't be shared out evenly over the ranks.
     """
-    tuning, training = spec.tuning, spec.training
-    if tuning.method == "lora":
-        lora = tuning.lora or LoraSpec()
-        alpha = lora.alpha if lora.alpha is not None else 2 * lora.rank
-        tuning = tuning.model_copy(update={"lora": lora.model_copy(update={"alpha": alpha})})
+    tuning, training = _tuning(spec.tuning), spec.training
     if training.learning_rate is None:
         training = training.model_copy(update={"learning_rate": LEARNING_RATE[tuning.method]})
+    if training.packing is None:
+        training = training.model_copy(update={"packing": "wrapped" if spec.stage == "pt" else "none"})
     ranks = spec.resources.nodes * max(1, spec.resources.gpus_per_node)
     share, rest = divmod(training.global_batch_size, ranks)
     if rest:
@@ -122,44 +140,94 @@ def fill_in(spec: FineTuneJobSpec) -> tuple[TuningSpec, TrainingSpec]:
     return tuning, training.model_copy(update={"micro_batch_size": micro})
 
 
+def _tuning(tuning: TuningSpec) -> TuningSpec:
+    """With the sections that the method reads."""
+    filled: dict[str, Any] = {}
+    continued = tuning.adapter is not None and tuning.adapter.mode == "continue"
+    if tuning.method in ("lora", "qlora") and not continued:
+        lora = tuning.lora or LoraSpec()
+        alpha = lora.alpha if lora.alpha is not None else 2 * lora.rank
+        filled["lora"] = lora.model_copy(update={"alpha": alpha})
+    if tuning.method == "qlora":
+        filled["quantization"] = tuning.quantization or QuantizationSpec()
+    if tuning.method == "freeze":
+        filled["freeze"] = tuning.freeze or FreezeSpec()
+    return tuning.model_copy(update=filled)
+
+
 def canonical(value: Any) -> str:
     """JSON with one spelling only."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def job_digest(stage: str, *sections: ApiModel | list[DatasetSpec]) -> str:
-    """sha256 of what decides the result. Never of resources, micro-batch, image, checkpoints, metadata or operational
-    fields: those may differ between attempts that continue each other."""
-    plain = [[item.to_dict() for item in s] if isinstance(s, list) else s.to_dict() for s in sections]
-    return "sha256:" + hashlib.sha256(canonical([stage, *plain]).encode()).hexdigest()
+def job_digest(job: ResolvedJob) -> str:
+    """sha256 of what decides the result. Never of resources, micro-batch, where the artifact is copied to, image,
+    checkpoints, metadata or operational fields: those may differ between attempts that continue each other."""
+    training = job.training.model_copy(update={"micro_batch_size": None})
+    decisive = [
+        job.stage,
+        job.model.to_dict(),
+        job.template.to_dict(),
+        [dataset.to_dict() for dataset in job.datasets],
+        job.mixing,
+        job.evaluation.to_dict() if job.evaluation else None,
+        job.tuning.to_dict(),
+        training.to_dict(),
+        job.output.model_copy(update={"uri": None}).to_dict(),
+    ]
+    return "sha256:" + hashlib.sha256(canonical(decisive).encode()).hexdigest()
+
+
+def claim_name(job_name: str, spec: FineTuneJobSpec) -> str:
+    """The workspace's claim: the user's, or the one that the operator makes."""
+    return spec.workspace.claim_name or f"{job_name}-workspace"
 
 
 def resolve(
-    job: FineTuneJob, *, allow_cpu: bool = False, progress_interval_seconds: int = 15, contract: Literal[1] = 1
+    job: FineTuneJob,
+    *,
+    allow_cpu: bool = False,
+    allow_remote_code: bool = False,
+    gpu_memory_bytes: int | None = None,
+    progress_interval_seconds: int = 15,
 ) -> ResolvedJob:
     """Fill in everything. The operator does it at acceptance, a laptop run at its start, by the same function.
 
-    Raises ValueError with a message for the user when the numbers don't fit together.
+    ``gpu_memory_bytes`` is what is known of the nodes; spec.resources.gpuMemory goes before it. Raises ValueError with
+    a message for the user when the numbers don't fit together.
     """
     spec = job.spec
     tuning, training = fill_in(spec)
-    return ResolvedJob(
-        contract=contract,
+    if spec.model.trust_remote_code and not allow_remote_code:
+        raise ValueError(
+            "model.trustRemoteCode is true, but this installation does not let jobs run a model's own code"
+            " (chart value trainer.allowRemoteCode)"
+        )
+    resolved = ResolvedJob(
+        contract=CONTRACT,
         name=job.metadata.name,
-        digest=job_digest(
-            spec.stage, spec.model, spec.datasets, tuning, training.model_copy(update={"micro_batch_size": None})
-        ),
+        digest="",
         stage=spec.stage,
         model=spec.model,
         datasets=spec.datasets,
+        mixing=spec.mixing,
+        template=spec.template or TemplateSpec(),
+        evaluation=spec.evaluation,
         tuning=tuning,
         training=training,
         checkpoints=spec.checkpoints,
-        workspace_claim=spec.workspace.claim_name,
+        output=spec.output,
+        workspace_claim=claim_name(job.metadata.name, spec),
         runtime=Runtime(
             nodes=spec.resources.nodes,
             gpus_per_node=spec.resources.gpus_per_node,
             allow_cpu=allow_cpu,
+            allow_remote_code=allow_remote_code,
+            gpu_memory_bytes=int(quantity(spec.resources.gpu_memory))
+            if spec.resources.gpu_memory
+            else gpu_memory_bytes,
+            prepare_processes=max(1, math.ceil(quantity(spec.prepare.cpu))),
             progress_interval_seconds=progress_interval_seconds,
         ),
     )
+    return resolved.model_copy(update={"digest": job_digest(resolved)})

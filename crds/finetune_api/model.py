@@ -1,22 +1,39 @@
-"""spec.model and spec.datasets: what is trained, and on what."""
+"""spec.model: what is trained."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal, Self
 
-from finetune_api.base import ApiModel
-from finetune_api.source import Source
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic.config import JsonDict
+
+from finetune_api.base import ApiModel, cel, validated
+from finetune_api.source import COMMIT, ModelSource
+
+Token = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+PINNED = "a model's own code is run only from hf://org/name@<commit of 40 digits>: what it does must not change"
+_RULES: list[JsonDict] = [cel(f"!self.trustRemoteCode || self.source.matches(r'{COMMIT}')", PINNED)]
 
 
 class ModelSpec(ApiModel):
     """The model to start from."""
 
-    source: Source
-    """A folder in Hugging Face layout (config.json, *.safetensors, tokenizer), as pvc://claim/path."""
+    model_config = ConfigDict(json_schema_extra=validated(_RULES))
 
+    source: ModelSource
+    """A folder in Hugging Face layout (config.json, *.safetensors, tokenizer), as hf://org/name[@revision],
+    s3://bucket/prefix or pvc://claim/path."""
+    trust_remote_code: bool = False
+    """Run the code that the repository brings. The installation must allow it too, and the revision must be a commit."""
+    attention: Literal["auto", "eager", "sdpa", "flashAttention2"] = "auto"
+    """Implementation of attention. auto: flashAttention2 where the GPU and the image have it, else sdpa."""
+    new_tokens: list[Token] | None = Field(default=None, max_length=1024)
+    """Words added to the vocabulary; their embeddings are trained."""
+    new_special_tokens: list[Token] | None = Field(default=None, max_length=1024)
+    """As newTokens, but never split by the tokenizer and skipped when decoded for people."""
 
-class DatasetSpec(ApiModel):
-    """One data set. Several are read one after the other, as if they were one."""
-
-    source: Source
-    """A .json (one list) or .jsonl (one object a line) file, as pvc://claim/path/file.jsonl."""
-    format: Literal["alpaca", "openai"]
-    """alpaca: instruction, input, output (system, history). openai: messages of {role, content}."""
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> Self:
+        if self.trust_remote_code and not re.search(COMMIT, self.source):
+            raise ValueError(PINNED)
+        return self

@@ -167,6 +167,9 @@ class ResourcesSpec(ApiModel):
         ),
     ] = "nvidia.com/gpu"
     """Resource name by which the cluster counts GPUs."""
+    gpu_memory: Quantity | None = None
+    """Memory of one GPU, as 80Gi, to hold the estimate of what the job needs against. Unset: what the nodes' label
+    nvidia.com/gpu.memory says, if the installation lets the operator read nodes."""
     cpu: Quantity = "4"
     """CPU request of each pod; it may use more where the node has some to spare."""
     memory: Quantity = "16Gi"
@@ -206,8 +209,49 @@ class ResourcesSpec(ApiModel):
         return self
 
 
-class WorkspaceSpec(ApiModel):
-    """The volume on which checkpoints, reports and the artifact are kept."""
+class ClaimSpec(ApiModel):
+    """A PersistentVolumeClaim that the operator makes: <name of the job>-workspace."""
 
-    claim_name: DnsLabel
-    """A PersistentVolumeClaim in the job's namespace; it needs room for the checkpoints."""
+    size: Quantity
+    """Room for what is fetched, the prepared data, checkpoints and the artifact."""
+    storage_class_name: DnsName | None = None
+    """StorageClass. Unset: the cluster's default."""
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] = "ReadWriteOnce"
+    """Who may mount it at the same time: the pods of one node, of all nodes, or one pod."""
+
+
+_WORKSPACE_RULES: list[JsonDict] = [
+    cel("has(self.claimName) != has(self.claim)", "set exactly one of claimName and claim"),
+    cel("has(self.claim) || self.retain", "retain: false needs claim: a claim of yours is never deleted"),
+]
+
+
+class WorkspaceSpec(ApiModel):
+    """The volume on which fetched and prepared data, checkpoints, reports and the artifact are kept."""
+
+    model_config = ConfigDict(json_schema_extra=validated(_WORKSPACE_RULES))
+
+    claim_name: DnsLabel | None = None
+    """A PersistentVolumeClaim in the job's namespace. Jobs that share it fetch and prepare the same things once."""
+    claim: ClaimSpec | None = None
+    """Have the operator make one."""
+    retain: bool = True
+    """Keep the claim that the operator made, and the model on it, when the job is deleted."""
+
+    @model_validator(mode="after")
+    def _one_claim(self) -> Self:
+        _exactly_one(self, "claim_name", "claim")
+        if self.claim is None and not self.retain:
+            raise ValueError("retain: false needs claim: a claim of yours is never deleted")
+        return self
+
+
+class PrepareSpec(ApiModel):
+    """The pod that fetches and checks the data before a GPU is held. It is placed like the training pods."""
+
+    cpu: Quantity = "2"
+    """CPU request; as many processes tokenize."""
+    memory: Quantity = "4Gi"
+    """Memory, request and limit."""
+    node_selector: Labels | None = None
+    """Labels that the node must have, instead of resources.nodeSelector: for workspaces that every node can mount."""

@@ -1,17 +1,27 @@
 """FineTuneJobSpec: what a user asks for. Each section has its own module."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.config import JsonDict
 
 from finetune_api.base import ApiModel, cel, validated
-from finetune_api.model import DatasetSpec, ModelSpec
-from finetune_api.resources import ResourcesSpec, WorkspaceSpec
+from finetune_api.data import DatasetSpec, EvaluationSpec, Mixing, TemplateSpec
+from finetune_api.model import ModelSpec
+from finetune_api.output import OutputSpec, SecretsSpec
+from finetune_api.resources import PrepareSpec, ResourcesSpec, WorkspaceSpec
 from finetune_api.training import CheckpointsSpec, TrainingSpec
 from finetune_api.tuning import TuningSpec
 
-Stage = Literal["sft"]
+Stage = Literal["pt", "sft"]
+
+FORMATS: dict[Stage, tuple[str, ...]] = {"pt": ("text",), "sft": ("alpaca", "sharegpt", "openai")}
+"""Formats of data that a stage can train on."""
+
+WEIGHTS = "weight needs mixing interleaveUnder or interleaveOver"
+WRAPPED = "packing wrapped lets documents see each other, which only stage pt is for: use bfd"
+NO_TEMPLATE = "stage pt trains on plain text: there is no template"
+MERGE = "output.merge needs an adapter to merge: tuning.method lora or qlora"
 
 MUTABLE = ("backoffLimit", "startDeadlineSeconds")
 """Fields that may be changed while the job lives, as on a batch/v1 Job; checkpoints.keep besides."""
@@ -30,19 +40,33 @@ class FineTuneJobSpec(ApiModel):
     """What to train, on what, how and with what."""
 
     stage: Stage
-    """The kind of training. sft: supervised fine-tuning on prompts and answers."""
+    """The kind of training. pt: continued pre-training on plain text. sft: supervised fine-tuning on prompts and
+    answers."""
     model: ModelSpec
     """The model to start from."""
     datasets: list[DatasetSpec] = Field(min_length=1, max_length=64)
     """The data to train on."""
+    mixing: Mixing = "concatenate"
+    """How several data sets become one. concatenate: all rows of all. interleaveUnder: by their weights, until one runs
+    out. interleaveOver: by their weights, until each has run out; shorter ones are repeated."""
+    template: TemplateSpec | None = None
+    """How a conversation becomes tokens. Unset: by the tokenizer's own template."""
+    evaluation: EvaluationSpec | None = None
+    """What the model is measured on. Unset: nothing but the training loss."""
     tuning: TuningSpec = TuningSpec()
     """Which weights are trained."""
     training: TrainingSpec
     """Hyper-parameters."""
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     """When the run is saved."""
+    output: OutputSpec = OutputSpec()
+    """What the artifact is, and where it goes besides the workspace."""
     workspace: WorkspaceSpec
-    """The volume for checkpoints, reports and the artifact."""
+    """The volume for data, checkpoints, reports and the artifact."""
+    prepare: PrepareSpec = PrepareSpec()
+    """What the pod gets that fetches and checks the data before a GPU is held."""
+    secrets: SecretsSpec = SecretsSpec()
+    """Secrets for hubs and buckets, by name."""
     resources: ResourcesSpec = ResourcesSpec()
     """What each training pod gets, and where it may run."""
     backoff_limit: int = Field(default=3, ge=0, le=100)
@@ -50,6 +74,50 @@ class FineTuneJobSpec(ApiModel):
     start_deadline_seconds: int = Field(default=1800, ge=10, le=604_800)
     """Time that an attempt has to get all of its pods running. After that it is ended, its GPUs are given back and it
     counts as failed."""
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self) -> Self:
+        allowed = FORMATS[self.stage]
+        evaluated = self.evaluation.datasets if self.evaluation else None
+        for dataset in (*self.datasets, *(evaluated or ())):
+            if dataset.format not in allowed:
+                raise ValueError(f"format {dataset.format!r}: {formats_message(self.stage)}")
+            if dataset.weight is not None and self.mixing == "concatenate":
+                raise ValueError(WEIGHTS)
+        if self.stage != "pt" and self.training.packing == "wrapped":
+            raise ValueError(WRAPPED)
+        if self.stage == "pt" and self.template is not None:
+            raise ValueError(NO_TEMPLATE)
+        if self.output.merge and self.tuning.method not in ("lora", "qlora"):
+            raise ValueError(MERGE)
+        return self
+
+
+def formats_message(stage: Stage) -> str:
+    """What a stage can train on."""
+    return f"stage {stage} trains on data of format " + " or ".join(FORMATS[stage])
+
+
+def consistency_rules() -> list[JsonDict]:
+    """How sections must fit each other: the same as the model's validator, for the API server."""
+    rules = []
+    for stage, formats in FORMATS.items():
+        fits = f"all(d, d.format in {list(formats)})"
+        rules.append(
+            cel(
+                f"self.stage != '{stage}' || (self.datasets.{fits} && (!has(self.evaluation)"
+                f" || !has(self.evaluation.datasets) || self.evaluation.datasets.{fits}))",
+                formats_message(stage),
+            )
+        )
+    weights = "!self.datasets.exists(d, has(d.weight))"
+    rules += [
+        cel(f"self.mixing != 'concatenate' || {weights}", WEIGHTS),
+        cel("self.stage == 'pt' || !has(self.training.packing) || self.training.packing != 'wrapped'", WRAPPED),
+        cel("self.stage != 'pt' || !has(self.template)", NO_TEMPLATE),
+        cel("!self.output.merge || self.tuning.method in ['lora', 'qlora']", MERGE),
+    ]
+    return rules
 
 
 def immutability_rules() -> list[JsonDict]:
@@ -64,4 +132,4 @@ def immutability_rules() -> list[JsonDict]:
     return rules
 
 
-FineTuneJobSpec.model_config["json_schema_extra"] = validated(immutability_rules())
+FineTuneJobSpec.model_config["json_schema_extra"] = validated([*immutability_rules(), *consistency_rules()])

@@ -118,6 +118,31 @@ class Condition(ApiModel):
     """Why and what to do, for people."""
 
 
+class Prepared(ApiModel):
+    """What preparing found and made. Kept once for all attempts."""
+
+    digest: ShortText
+    """sha256 of the prepared data: equal for equal data, tokenizer, template and settings."""
+    rows: int = Field(ge=0)
+    """Rows to train on."""
+    evaluation_rows: int = Field(default=0, ge=0)
+    """Rows to evaluate on."""
+    tokens: int = Field(ge=0)
+    """Tokens of the rows to train on."""
+    trained_tokens: int = Field(ge=0)
+    """Of these, tokens that count in the loss."""
+    invalid_rows: int = Field(default=0, ge=0)
+    """Broken rows that were left out, as the data sets' maxInvalidRows allow."""
+    truncated_rows: int = Field(default=0, ge=0)
+    """Rows cut at training.cutoffLength."""
+    report: Text | None = None
+    """The whole report, as a path in the workspace."""
+    gpu_memory_bytes: int | None = None
+    """Estimate of what one GPU has to hold."""
+    micro_batch_size: int | None = None
+    """Micro-batch that the estimate proposes, where the GPU's memory is known."""
+
+
 class Artifact(ApiModel):
     """What the training made."""
 
@@ -129,10 +154,12 @@ class Artifact(ApiModel):
     """sha256 over the names and contents of the artifact's files."""
     size_bytes: int = Field(ge=0)
     """Sum of the files' sizes."""
+    published: Text | None = None
+    """Where a copy of it is, as spec.output.uri, with the revision where there is one."""
 
 
 class Attempt(ApiModel):
-    """One training Job of this FineTuneJob, and how it ended."""
+    """One Job of this FineTuneJob, and how it ended."""
 
     number: int = Field(ge=1, le=MAX_ATTEMPTS)
     """From 1."""
@@ -178,14 +205,16 @@ class Progress(ApiModel):
 
     attempt: int
     """Attempt that wrote it."""
+    activity: Literal["Fetching", "Validating", "Tokenizing", "Training"] = "Training"
+    """What it is doing."""
     step: int = Field(ge=0)
-    """Optimizer steps done."""
+    """Optimizer steps done; while preparing: rows, or MiB fetched."""
     total_steps: int = Field(ge=0)
-    """Optimizer steps in all."""
+    """Optimizer steps in all; while preparing: rows or MiB, 0 where that isn't known yet."""
     percent: int = Field(ge=0, le=100)
     """step of totalSteps."""
     summary: ShortText
-    """The same for people: 12/50 (24%)."""
+    """The same for people: 12/50 (24%), or Tokenizing 1200/5000 (24%)."""
     epoch: ShortText | None = None
     """Passes over the data done."""
     loss: ShortText | None = None
@@ -221,7 +250,7 @@ Metrics = Annotated[dict[ShortText, ShortText], Field(max_length=32)]
 class Result(ApiModel):
     """How a run ended, in its own words. Written by the trainer, and its termination message."""
 
-    kind: Literal["train"]
+    kind: Literal["prepare", "train"]
     """What ran."""
     attempt: int
     """Attempt that it was."""
@@ -235,6 +264,8 @@ class Result(ApiModel):
     """What was made, on success."""
     metrics: Metrics | None = None
     """Final metrics, on success."""
+    prepared: Prepared | None = None
+    """What was prepared, on success of kind prepare."""
 
 
 class FineTuneJobStatus(ApiModel):
@@ -261,7 +292,17 @@ class FineTuneJobStatus(ApiModel):
         max_length=ATTEMPTS_SHOWN,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]},
     )
-    """The newest attempts, oldest first."""
+    """The newest attempts at training, oldest first."""
+    prepare_attempt: int | None = Field(default=None, ge=0, le=MAX_ATTEMPTS)
+    """Number of the current attempt at preparing."""
+    prepare_attempts: list[Attempt] | None = Field(
+        default=None,
+        max_length=ATTEMPTS_SHOWN,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]},
+    )
+    """The newest attempts at preparing, oldest first."""
+    prepared: Prepared | None = None
+    """What preparing found and made."""
     resolved: Resolved | None = None
     """What was fixed at acceptance."""
     artifact: Artifact | None = None

@@ -43,7 +43,12 @@ class TrainingSpec(ApiModel):
     """Rows per GPU and forward pass: what has to fit into memory. The rest of the global batch is accumulated.
     Unset: the largest of 4, 2 and 1 that divides each GPU's share of globalBatchSize."""
     cutoff_length: int = Field(default=2048, ge=8, le=1_048_576)
-    """Longest row in tokens; what is longer is cut at the end."""
+    """Longest row in tokens; what is longer is cut at the end (with packing wrapped: goes on in the next row)."""
+    packing: Literal["none", "bfd", "wrapped"] | None = None
+    """Several documents in one row, so that nothing is padded. bfd: whole documents, best fit first, none of which sees
+    another. wrapped: one stream of documents, cut into rows (stage pt only). Unset: wrapped for pt, else none."""
+    neftune_noise_alpha: float | None = Field(default=None, gt=0, le=100)
+    """Noise on the embeddings while training (NEFTune, Jain et al., 2023); 5 is usual."""
     precision: Literal["auto", "bf16", "pureBf16", "fp32"] = "auto"
     """auto: bf16 on GPUs, fp32 on CPUs. bf16 keeps trained weights in fp32, pureBf16 does not."""
     gradient_checkpointing: bool = True

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from finetune_api.model import DatasetSpec
+from finetune_api.data import DatasetSpec
 from finetune_trainer.data import dataset
 from finetune_trainer.data.dataset import TrainingData
 from finetune_trainer.data.template import Template

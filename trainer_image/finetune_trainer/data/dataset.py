@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.model import DatasetSpec
+from finetune_api.data import DatasetSpec
 
 from finetune_trainer.data import formats, sources
 from finetune_trainer.data.formats import BadRow

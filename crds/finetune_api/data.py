@@ -1,0 +1,150 @@
+"""spec.datasets, spec.evaluation and spec.template: the data, and how a row of it becomes what the model sees."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic.config import JsonDict
+
+from finetune_api.base import ApiModel, cel, validated
+from finetune_api.source import DataSource
+
+Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Format = Literal["alpaca", "sharegpt", "openai", "text"]
+Mixing = Literal["concatenate", "interleaveUnder", "interleaveOver"]
+
+
+class ColumnsSpec(ApiModel):
+    """Names of the columns (keys) of a row, where they are not those of the format."""
+
+    prompt: Column | None = None
+    """alpaca: the instruction. Unset: instruction."""
+    query: Column | None = None
+    """alpaca: more of the instruction, on a line of its own. Unset: input."""
+    response: Column | None = None
+    """alpaca: the answer. Unset: output."""
+    history: Column | None = None
+    """alpaca: earlier turns, as a list of [question, answer]. Unset: history."""
+    system: Column | None = None
+    """The system prompt. Unset: system."""
+    tools: Column | None = None
+    """Tools that the model may call, as JSON. Unset: tools."""
+    messages: Column | None = None
+    """The conversation. Unset: messages for openai, conversations for sharegpt."""
+    text: Column | None = None
+    """text: the document. Unset: text."""
+
+
+class TagsSpec(ApiModel):
+    """Names inside the messages of a row, where they are not those of the format."""
+
+    role: Column | None = None
+    """Key of who speaks. Unset: role for openai, from for sharegpt."""
+    content: Column | None = None
+    """Key of what is said. Unset: content for openai, value for sharegpt."""
+    user: Column | None = None
+    """Who asks. Unset: user for openai, human for sharegpt."""
+    assistant: Column | None = None
+    """Who answers. Unset: assistant for openai, gpt for sharegpt."""
+    system: Column | None = None
+    """Who sets the scene. Unset: system."""
+    function: Column | None = None
+    """sharegpt: the model calling a tool. Unset: function_call."""
+    observation: Column | None = None
+    """What a tool answered. Unset: tool for openai, observation for sharegpt."""
+
+
+class DatasetSpec(ApiModel):
+    """One data set: a file, or a folder of files of one kind."""
+
+    source: DataSource
+    """json, jsonl, csv, parquet, arrow or txt, also compressed (.gz, .bz2, .xz, .zst): one file or a folder of them, as
+    hf://org/name[@revision][/path], s3://bucket/prefix, pvc://claim/path or configmap://name/key."""
+    format: Format
+    """alpaca: instruction, input, output (system, history, tools). sharegpt: conversations of {from, value}. openai:
+    messages of {role, content}. text: documents, for stage pt."""
+    columns: ColumnsSpec | None = None
+    """Names of the columns, where they are not those of the format."""
+    tags: TagsSpec | None = None
+    """Names inside the messages, where they are not those of the format."""
+    subset: Column | None = None
+    """Which configuration of a hub repository that has several."""
+    split: Column | None = None
+    """Which split of a folder or hub repository that has several (train, validation, test). Unset: train if there are
+    splits, else everything."""
+    max_samples: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Use so many rows at most, drawn by training.seed."""
+    weight: float | None = Field(default=None, gt=0, le=1_000_000)
+    """Share of this data set in the mixture, relative to the others'. Needs mixing interleaveUnder or interleaveOver.
+    Unset: 1."""
+    max_invalid_rows: int = Field(default=0, ge=0, le=1_000_000_000)
+    """Broken rows that may be left out. One more, and the job fails before a GPU is held."""
+
+
+_EVALUATION_RULES: list[JsonDict] = [
+    cel("has(self.datasets) != has(self.splitFraction)", "set exactly one of datasets and splitFraction")
+]
+
+
+class EvaluationSpec(ApiModel):
+    """What the model is measured on besides the training loss. Set exactly one of datasets and splitFraction."""
+
+    model_config = ConfigDict(json_schema_extra=validated(_EVALUATION_RULES))
+
+    datasets: list[DatasetSpec] | None = Field(default=None, min_length=1, max_length=16)
+    """Data that is not trained on."""
+    split_fraction: float | None = Field(default=None, gt=0, le=0.5)
+    """Share of the training rows, drawn by training.seed, that is kept out of training."""
+    every_steps: int | None = Field(default=None, ge=1, le=100_000_000)
+    """Evaluate every so many optimizer steps, besides once at the end."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.datasets is None) == (self.split_fraction is None):
+            raise ValueError("set exactly one of datasets and splitFraction")
+        return self
+
+
+TemplateName = Literal[
+    "chatml",
+    "llama3",
+    "qwen2.5",
+    "qwen3",
+    "qwen3-nothink",
+    "gemma3",
+    "mistral",
+    "phi4",
+    "glm4",
+    "deepseek",
+    "deepseek-r1",
+    "alpaca",
+    "default",
+]
+_TEMPLATE_RULES: list[JsonDict] = [
+    cel("!(self.trainOnPrompt && self.maskHistory)", "trainOnPrompt trains everything: maskHistory contradicts it")
+]
+
+
+class TemplateSpec(ApiModel):
+    """How a conversation becomes tokens, and which of them are trained."""
+
+    model_config = ConfigDict(json_schema_extra=validated(_TEMPLATE_RULES))
+
+    name: TemplateName | None = None
+    """A chat template for a base model that has none, or instead of its own. It is saved with the artifact. Unset: the
+    tokenizer's own."""
+    history: Literal["split", "lastTurn", "asRendered"] = "split"
+    """What becomes of a conversation whose earlier answers look different once it goes on (reasoning that the template
+    takes out). split: one row per answer, each as the model sees it when asked. lastTurn: train the last answer only.
+    asRendered: train all of them as they stand, which is not what the model sees when asked."""
+    default_system: Annotated[str, StringConstraints(max_length=16_384)] | None = None
+    """System prompt of conversations that bring none. Unset: the template's own, if it has one."""
+    train_on_prompt: bool = False
+    """Train every token, the prompts included."""
+    mask_history: bool = False
+    """Train the last answer of each conversation only."""
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> Self:
+        if self.train_on_prompt and self.mask_history:
+            raise ValueError("trainOnPrompt trains everything: maskHistory contradicts it")
+        return self

@@ -1,0 +1,67 @@
+"""What a row of data means, whatever its format: the one shape that templates and tokenizing see.
+
+Made by ``formats``, read by ``templates`` and ``tokenize``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Required, TypedDict
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(TypedDict, total=False):
+    """One message, as chat templates take it."""
+
+    role: Required[Role]
+    content: Required[str]
+    reasoning_content: str
+    """What the model thought before it answered, where the data keeps it apart."""
+    tool_calls: list[dict[str, Any]]
+    """As OpenAI writes them; ``function.arguments`` is an object, not its JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Formats alpaca, sharegpt and openai. The last message is the assistant's."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Format text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Format preference: two answers to one prompt, of which one is better."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Format kto: an answer, and whether it is wanted."""
+
+    prompt: list[Message]
+    answer: list[Message]
+    desirable: bool
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+
+Sample = Conversation | Document | Preference | Labelled
+
+
+class BadRow(Exception):
+    """A row that can't be used. ``rule`` names the kind of mistake, as counted in the report; the message says what was
+    found and what was expected."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
+        self.rule = rule
