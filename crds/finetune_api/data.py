@@ -76,8 +76,9 @@ class DatasetSpec(ApiModel):
     weight: float | None = Field(default=None, gt=0, le=1_000_000)
     """Share of this data set in the mixture, relative to the others'. Needs mixing interleaveUnder or interleaveOver.
     Unset: 1."""
-    max_invalid_rows: int = Field(default=0, ge=0, le=1_000_000_000)
-    """Broken rows that may be left out. One more, and the job fails before a GPU is held."""
+    # No default in the schema, as nowhere in lists: kubectl and Argo CD would see a difference for ever.
+    max_invalid_rows: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    """Broken rows that may be left out. One more, and the job fails before a GPU is held. Unset: 0."""
 
 
 _EVALUATION_RULES: list[JsonDict] = [

@@ -15,7 +15,11 @@ import yaml
 from finetune_api.contract import AttemptFacts, resolve
 from finetune_api.crd import CRD_BYTES, crd, schema
 from finetune_api.job import NAME_MAX, FineTuneJob
+from finetune_api.model import PINNED
+from finetune_api.spec import MERGE, NO_TEMPLATE, WEIGHTS, WRAPPED, formats_message
 from finetune_api.status import MAX_ATTEMPTS
+from finetune_api.tuning import ALL_LINEAR
+from finetune_api.tuning import HEAD as NO_HEAD
 from finetune_operator.manifests.training import children
 from finetune_operator.names import training_job
 from finetune_operator.settings import Settings
@@ -27,11 +31,10 @@ from tests.kube import ApiError, Kube, Object
 
 HEAD = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": FTJ}
 SPEC_SCHEMA: Object = schema()["properties"]["spec"]
-FULL: Object = yaml.safe_load((Path(__file__).parent / "full.yaml").read_text())
+SPECS: list[Object] = list(yaml.safe_load_all((Path(__file__).parent / "full.yaml").read_text()))
+FULL, WITH_CLAIM, FROZEN = SPECS
 MUTABLE = {"backoffLimit", "startDeadlineSeconds", "checkpoints.keep"}
-EXCLUDED = {"training.epochs"}
-"""Not in FULL, since it excludes maxSteps."""
-SINGLE = {"stage", "resources.nodes"}
+SINGLE = {"resources.nodes"}
 """Have one valid value only, for now."""
 MOST_NODES = 9999
 
@@ -112,23 +115,18 @@ def updates(kube: Kube, namespace: str, spec: Object) -> Callable[[Object], str]
 
 def test_full_is_full() -> None:
     """The tests below change every field that there is."""
-    assert {path_of(steps) for steps, _, _ in places(FULL, SPEC_SCHEMA)} | EXCLUDED == {
-        p for p, _ in fields(SPEC_SCHEMA)
-    }
-    assert (
-        json.loads(
-            FineTuneJob.model_validate({**HEAD, "metadata": {"name": "job"}, "spec": FULL}).spec.model_dump_json(
-                by_alias=True, exclude_none=True
-            )
-        )
-        == FULL
-    )
+    named = {path_of(steps) for spec in SPECS for steps, _, _ in places(spec, SPEC_SCHEMA)}
+    assert named == {path for path, _ in fields(SPEC_SCHEMA)}
+    for spec in SPECS:
+        read = FineTuneJob.model_validate({**HEAD, "metadata": {"name": "job"}, "spec": spec}).spec
+        assert json.loads(read.model_dump_json(by_alias=True, exclude_unset=True)) == spec
 
 
-def test_fields_changed_or_removed_are_refused_unless_mutable(kube: Kube, namespace: str) -> None:
-    attempt, wrong, tried = updates(kube, namespace, FULL), [], set()
-    for steps, node, optional in places(FULL, SPEC_SCHEMA):
-        value: Any = FULL
+@pytest.mark.parametrize("spec", SPECS, ids=["most", "claim", "freeze"])
+def test_fields_changed_or_removed_are_refused_unless_mutable(kube: Kube, namespace: str, spec: Object) -> None:
+    attempt, wrong, tried = updates(kube, namespace, spec), [], set()
+    for steps, node, optional in places(spec, SPEC_SCHEMA):
+        value: Any = spec
         for step in steps:
             value = value[step]
         other = another(value, node)
@@ -136,20 +134,21 @@ def test_fields_changed_or_removed_are_refused_unless_mutable(kube: Kube, namesp
         # What is left out at its default comes back.
         wanted += [("removed", None)] if optional and node.get("default") != value else []
         for how, new in wanted:
-            said, path = attempt(changed(FULL, steps, new)), path_of(steps)
+            said, path = attempt(changed(spec, steps, new)), path_of(steps)
             tried.add(path)
             refused = "cannot be changed: delete the job" in said
             if refused == (path in MUTABLE) or (said and not refused):
                 wrong.append(f"{path} {how}: {said or 'accepted'}")
     assert not wrong, "\n".join(wrong)
     # A section that must be there has no other value of its own: its fields are tried. So it is with an enum of one.
-    untried = {path_of(steps) for steps, _, _ in places(FULL, SPEC_SCHEMA)} - tried
-    assert untried == {path for path in untried if any(other.startswith(f"{path}.") for other in tried)} | SINGLE
+    untried = {path_of(steps) for steps, _, _ in places(spec, SPEC_SCHEMA)} - tried - SINGLE
+    assert untried == {path for path in untried if any(other.startswith(f"{path}.") for other in tried)}
 
 
 def test_fields_added_are_refused(kube: Kube, namespace: str, manifest: Object) -> None:
     """To a job that says only what it must. (A per-field rule would not see a section come.)"""
     least = {key: FULL[key] for key in SPEC_SCHEMA["required"]} | {"training": {"maxSteps": 100}}
+    least["datasets"] = [{"source": "pvc://models/rows.jsonl", "format": "alpaca"}]
     attempt, wrong = updates(kube, namespace, least), []
     for section in (set(FULL) - set(least)) | {"training.learningRate", "training.microBatchSize"}:
         if section in MUTABLE:
@@ -173,7 +172,7 @@ def _without_model(manifest: Object) -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[Object], Any], str]] = {
-    "unknown stage": (lambda m: m["spec"].update(stage="sfft"), r'spec\.stage.*"sfft".*supported values: "sft"'),
+    "unknown stage": (lambda m: m["spec"].update(stage="sfft"), r'spec\.stage.*"sfft".*supported values: "pt", "sft"'),
     "negative rank": (
         lambda m: m["spec"]["tuning"]["lora"].update(rank=-4),
         r"spec\.tuning\.lora\.rank.*-4.*greater than or equal to 1",
@@ -189,7 +188,7 @@ MISTAKES: dict[str, tuple[Callable[[Object], Any], str]] = {
     ),
     "no such format": (
         lambda m: m["spec"]["datasets"][0].update(format="csv"),
-        r'spec\.datasets\[0\]\.format.*"csv".*"alpaca", "openai"',
+        r'spec\.datasets\[0\]\.format.*"csv".*"alpaca", "sharegpt", "openai", "text"',
     ),
 }
 
@@ -256,17 +255,66 @@ def rules(node: Object, at: str = "") -> Iterator[tuple[str, str]]:
 
 
 INSIDE = "must not have '.' or '..' parts"
-LOOKS = "must look like pvc://claim/path/in/the/volume"
+MODEL = "must look like hf://org/name[@revision], s3://bucket/prefix or pvc://claim/path/in/the/volume"
+DATA = (
+    "must look like hf://org/name[@revision][/path], s3://bucket/prefix, pvc://claim/path/in/the/volume or"
+    " configmap://name/key"
+)
+OUTPUT = "must look like s3://bucket/prefix or hf://org/name[@branch]"
+UNPINNED = "hf://org/base@main"
 VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
-    ("spec.model.source", LOOKS): (("model", "source"), "hf://org/name"),
+    ("spec.model.source", MODEL): (("model", "source"), "configmap://name/key"),
     ("spec.model.source", INSIDE): (("model", "source"), "pvc://models/../etc"),
-    ("spec.datasets.source", LOOKS): (("datasets", 0, "source"), "/data/rows.jsonl"),
+    ("spec.model", PINNED): (("model", "source"), UNPINNED),
+    ("spec.datasets.source", DATA): (("datasets", 0, "source"), "/data/rows.jsonl"),
     ("spec.datasets.source", INSIDE): (("datasets", 0, "source"), "pvc://models/./rows.jsonl"),
-    ("spec.tuning", "lora settings need method: lora"): (("tuning", "method"), "full"),
-    ("spec.tuning", "all-linear already means every linear layer: name either it or the modules"): (
-        ("tuning", "lora", "targets"),
-        ["all-linear", "q_proj"],
+    ("spec.evaluation.datasets.source", DATA): (("evaluation", "datasets", 0, "source"), "ftp://host/rows.jsonl"),
+    ("spec.evaluation.datasets.source", INSIDE): (("evaluation", "datasets", 0, "source"), "s3://bucket/../rows"),
+    ("spec.evaluation", "set exactly one of datasets and splitFraction"): (("evaluation", "splitFraction"), 0.1),
+    ("spec.template", "trainOnPrompt trains everything: maskHistory contradicts it"): (
+        ("template", "maskHistory"),
+        True,
     ),
+    ("spec.output.uri", OUTPUT): (("output", "uri"), "pvc://models/artifact"),
+    ("spec.output.uri", INSIDE): (("output", "uri"), "s3://bucket/./artifact"),
+    ("spec.workspace", "set exactly one of claimName and claim"): (("workspace", "claim"), {"size": "1Gi"}),
+    ("spec.workspace", "retain: false needs claim: a claim of yours is never deleted"): (
+        ("workspace", "retain"),
+        False,
+    ),
+    ("spec", formats_message("sft")): (("datasets", 0, "format"), "text"),
+    ("spec", formats_message("pt")): (("stage",), "pt"),
+    ("spec", WEIGHTS): (("mixing",), "concatenate"),
+    ("spec", WRAPPED): (("training", "packing"), "wrapped"),
+    ("spec", NO_TEMPLATE): (("stage",), "pt"),
+    ("spec", MERGE): (("tuning", "method"), "full"),
+    ("spec.tuning", "lora settings need method lora or qlora"): (("tuning", "method"), "full"),
+    ("spec.tuning", "quantization needs method qlora"): (("tuning", "quantization"), {"bits": 4}),
+    ("spec.tuning", "freeze settings need method freeze"): (("tuning", "freeze"), {"layers": 1}),
+    (
+        "spec.tuning",
+        "an adapter can be continued by method lora or qlora only: use adapter.mode merge",
+    ): (("tuning",), {"method": "full", "adapter": {"source": "s3://bucket/adapter"}}),
+    (
+        "spec.tuning",
+        "an adapter that is continued brings its own lora settings: leave lora out, or use adapter.mode merge",
+    ): (("tuning", "adapter", "mode"), "continue"),
+    ("spec.tuning", "DoRA does not work on an 8 bit base: use quantization.bits 4"): (
+        ("tuning",),
+        {"method": "qlora", "lora": {"dora": True}, "quantization": {"bits": 8}},
+    ),
+    ("spec.tuning", "pissa changes the base, which qlora has quantised: use method lora, or init default"): (
+        ("tuning", "method"),
+        "qlora",
+    ),
+    ("spec.tuning.lora", ALL_LINEAR): (("tuning", "lora", "targets"), ["all-linear", "q_proj"]),
+    ("spec.tuning.lora", NO_HEAD): (("tuning", "lora", "targets"), ["lm_head"]),
+    ("spec.tuning.freeze", "0 layers leave nothing to train"): (
+        ("tuning",),
+        {"method": "freeze", "freeze": {"layers": 0}},
+    ),
+    ("spec.tuning.adapter.source", MODEL): (("tuning", "adapter", "source"), "configmap://name/key"),
+    ("spec.tuning.adapter.source", INSIDE): (("tuning", "adapter", "source"), "pvc://models/../etc"),
     ("spec.training", "say how long to train: set exactly one of epochs and maxSteps"): (("training", "epochs"), 2),
     ("spec.training", "microBatchSize must divide globalBatchSize"): (("training", "microBatchSize"), 5),
     ("spec.resources", "every volumeMount must name one of resources.volumes"): (
@@ -331,7 +379,7 @@ def test_the_longest_names_fit_every_child(kube: Kube, namespace: str) -> None:
     facts = AttemptFacts(
         namespace=namespace, name=name, uid=uid, attempt=MAX_ATTEMPTS, job_name=training_job(name, uid, MAX_ATTEMPTS)
     )
-    resolved = resolve(job)
+    resolved = resolve(job, allow_remote_code=True)
     resolved = resolved.model_copy(update={"runtime": resolved.runtime.model_copy(update={"nodes": MOST_NODES})})
     spec = job.spec.model_copy(
         update={"resources": job.spec.resources.model_copy(update={"service_account_name": None})}

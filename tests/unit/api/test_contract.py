@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from finetune_api.contract import resolve
+from finetune_api.contract import ResolvedJob, resolve
 from finetune_api.exit_codes import SEVERITY, ExitCode, strongest
 from finetune_api.job import FineTuneJob
 from pydantic import ValidationError
@@ -33,6 +33,45 @@ def test_defaults_that_hang_on_other_fields() -> None:
     assert resolve(job(tuning={"method": "full"})).training.learning_rate == 1e-5
     assert resolve(job()).training.micro_batch_size == 4
     assert resolve(job(training={"epochs": 1, "globalBatchSize": 6})).training.micro_batch_size == 2
+    assert resolve(job()).training.packing == "none"
+    text = [{"source": "pvc://models/texts", "format": "text"}]
+    assert resolve(job(stage="pt", datasets=text)).training.packing == "wrapped"
+    qlora = resolve(job(tuning={"method": "qlora"})).tuning
+    assert qlora.quantization is not None
+    assert qlora.lora is not None
+    adapter = {"source": "pvc://models/adapter"}
+    assert resolve(job(tuning={"adapter": adapter})).tuning.lora is None, "the adapter brings its own"
+
+
+def test_what_is_known_of_the_gpus() -> None:
+    assert resolve(job()).runtime.gpu_memory_bytes is None
+    assert resolve(job(), gpu_memory_bytes=5).runtime.gpu_memory_bytes == 5
+    named = job(resources={"gpuMemory": "80Gi"})
+    assert resolve(named, gpu_memory_bytes=5).runtime.gpu_memory_bytes == 80 * 2**30
+
+
+def test_the_workspaces_claim_is_the_users_or_ours() -> None:
+    assert resolve(job()).workspace_claim == "work"
+    assert resolve(job(workspace={"claim": {"size": "1Gi"}})).workspace_claim == "a-workspace"
+
+
+def test_a_models_own_code_needs_the_installations_consent() -> None:
+    own = job(model={"source": f"hf://org/name@{'0' * 40}", "trustRemoteCode": True})
+    with pytest.raises(ValueError, match="allowRemoteCode"):
+        resolve(own)
+    assert resolve(own, allow_remote_code=True).runtime.allow_remote_code
+
+
+def test_a_job_resolved_by_the_release_before_is_read() -> None:
+    """Contract 1 had none of the sections that contract 2 brought."""
+    old = resolve(job()).to_dict()
+    for section in ("mixing", "template", "output"):
+        del old[section]
+    for setting in ("allowRemoteCode", "prepareProcesses"):
+        del old["runtime"][setting]
+    read = ResolvedJob.model_validate(old | {"contract": 1})
+    assert read.template.history == "split"
+    assert read.output.uri is None
 
 
 DECIDES = [
@@ -40,6 +79,10 @@ DECIDES = [
     {"datasets": [{"source": "pvc://models/other.jsonl", "format": "openai"}]},
     {"tuning": {"method": "full"}},
     {"training": {"epochs": 2}},
+    {"training": {"epochs": 1, "packing": "bfd"}},
+    {"template": {"name": "chatml"}},
+    {"evaluation": {"splitFraction": 0.1}},
+    {"output": {"merge": True}},
 ]
 DECIDES_NOT = [
     {"resources": {"cpu": 1, "memory": "1Gi", "gpusPerNode": 4}},
@@ -47,6 +90,10 @@ DECIDES_NOT = [
     {"backoffLimit": 0},
     {"training": {"epochs": 1, "microBatchSize": 1}},
     {"tuning": {"method": "lora", "lora": {"rank": 8, "alpha": 16}}},
+    {"output": {"uri": "s3://bucket/out"}},
+    {"prepare": {"memory": "1Gi"}},
+    {"secrets": {"s3": "bucket"}},
+    {"template": {"history": "split"}},
 ]
 
 
@@ -75,6 +122,10 @@ def test_batches_that_do_not_fit_the_gpus_are_refused_with_what_would() -> None:
         {"model": {"source": "pvc://models/../etc"}},
         {"model": {"source": "/etc/passwd"}},
         {"model": {"source": "pvc://models"}},
+        {"model": {"source": "configmap://models/base"}},
+        {"model": {"source": "hf://org/name", "trustRemoteCode": True}},
+        {"datasets": [{"source": "pvc://models/a.txt", "format": "text"}]},
+        {"training": {"epochs": 1, "packing": "wrapped"}},
         {"tuning": {"lora": {"rank": -1}}},
         {"tuning": {"method": "full", "lora": {"rank": 8}}},
         {"training": {}},
