@@ -1,0 +1,187 @@
+"""Tokenized rows on disk: one split of prepared data as Arrow IPC streams, read without loading them.
+
+Written by `prepare`, read by the workflows on every rank. ``<split>-00000.arrow`` and so on hold the rows in order;
+``<split>.packs.arrow`` holds which of them share a row of the batch, where the job packs. The bytes are a function of
+the rows alone, however they were handed over, so that equal data has one digest. Reading maps the files: lengths come
+from the offsets, and only the tokens of rows that are asked for are touched.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from finetune_trainer.data.pack import Packs
+from finetune_trainer.data.row import Row
+
+ROWS_PER_SHARD = 262_144
+TOKENS_PER_BATCH = 1 << 20
+"""A record batch is written when it holds so many tokens: memory stays flat, and offsets stay far below 32 bits."""
+ROWS_PER_BATCH = 8192
+PACKS_PER_BATCH = 65_536
+
+_ROWS = pa.schema([("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.int32()))])
+"""``trained`` holds start and end of each span, one after the other."""
+_PACKS = pa.schema([("row", pa.list_(pa.int64())), ("start", pa.list_(pa.int32())), ("end", pa.list_(pa.int32()))])
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What was written."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+    highest_id: int
+    """-1 where there are no rows."""
+
+
+class ShardWriter:
+    """Rows of one split, handed over in order and in any portions. Complete once `close` has returned."""
+
+    def __init__(self, folder: Path, split: str, rows_per_shard: int = ROWS_PER_SHARD) -> None:
+        self.folder, self.split, self.rows_per_shard = folder, split, rows_per_shard
+        self._batch: list[Row] = []
+        self._batch_tokens = 0
+        self._shards = self._in_shard = 0
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._rows = self._tokens = self._trained = self._longest = 0
+        self._highest = -1
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+        for row in rows:
+            self._batch.append(row)
+            length = len(row.input_ids)
+            self._rows += 1
+            self._tokens += length
+            self._trained += row.trained_tokens
+            self._longest = max(self._longest, length)
+            self._batch_tokens += length
+            self._in_shard += 1
+            if len(self._batch) == ROWS_PER_BATCH or self._batch_tokens >= TOKENS_PER_BATCH:
+                self._flush()
+            if self._in_shard == self.rows_per_shard:
+                self._end_shard()
+
+    def close(self) -> SplitFacts:
+        """Write what is left. A split without rows has one empty shard."""
+        if self._in_shard or not self._shards:
+            self._end_shard()
+        return SplitFacts(self._rows, self._tokens, self._trained, self._longest, self._highest)
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(_shard(self.folder, self.split, self._shards), _ROWS)
+        if not self._batch:
+            return
+        tokens = _lists([row.input_ids for row in self._batch])
+        spans = _lists([[edge for span in row.trained for edge in span] for row in self._batch])
+        if len(tokens.values):
+            self._highest = max(self._highest, int(tokens.values.to_numpy().max()))
+        self._writer.write_batch(pa.record_batch([tokens, spans], schema=_ROWS))
+        self._batch, self._batch_tokens = [], 0
+
+    def _end_shard(self) -> None:
+        self._flush()
+        assert self._writer is not None
+        self._writer.close()
+        self._writer = None
+        self._shards += 1
+        self._in_shard = 0
+
+
+class Split(Sequence[Row]):
+    """The rows of one split, memory-mapped. Made by `open_split`."""
+
+    def __init__(self, batches: list[pa.RecordBatch], packs: Packs | None) -> None:
+        self.packs = packs
+        """Which rows share a row of the batch; None where each has its own."""
+        sizes = [0, *(batch.num_rows for batch in batches)]
+        self._starts = np.cumsum(sizes)
+        self._ids, self._trained = ([batch.column(name) for batch in batches] for name in _ROWS.names)
+        self.lengths: npt.NDArray[np.int32] = np.concatenate(
+            [np.empty(0, np.int32), *(np.diff(ids.offsets.to_numpy()) for ids in self._ids)]
+        )
+        """Tokens of each row."""
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        return [self.row(i) for i in range(len(self))[index]] if isinstance(index, slice) else self.row(index)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.row(index) for index in range(len(self)))
+
+    def row(self, index: int) -> Row:
+        """One row."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of a split of {len(self)}")
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        inside = index - int(self._starts[batch])
+        edges = _values(self._trained[batch], inside).tolist()
+        ids: list[int] = _values(self._ids[batch], inside).tolist()
+        return Row(ids, list(zip(edges[::2], edges[1::2], strict=True)))
+
+
+def open_split(folder: Path, split: str) -> Split:
+    """A split that `ShardWriter` has closed; with its packs, if `write_packs` wrote some."""
+    shards = sorted(folder.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9].arrow"))
+    if not shards:
+        raise FileNotFoundError(f"no split {split!r} in {folder}")
+    batches = [batch for shard in shards for batch in _read(shard)]
+    packs = None
+    if (file := _packs_file(folder, split)).exists():
+        pieces = _read(file)
+        counts = [np.diff(piece.column("row").offsets.to_numpy()) for piece in pieces]
+        packs = Packs(
+            np.concatenate([[0], *counts]).cumsum().astype(np.int64),
+            *(
+                np.concatenate([np.empty(0, kind), *(piece.column(name).values.to_numpy() for piece in pieces)])
+                for name, kind in (("row", np.int64), ("start", np.int32), ("end", np.int32))
+            ),
+        )
+    return Split(batches, packs)
+
+
+def write_packs(folder: Path, split: str, packs: Packs) -> None:
+    """Keep which rows of a split share a row of the batch."""
+    with pa.ipc.new_stream(_packs_file(folder, split), _PACKS) as writer:
+        for first in range(0, len(packs), PACKS_PER_BATCH):
+            edges = packs.offsets[first : first + PACKS_PER_BATCH + 1]
+            inside = slice(int(edges[0]), int(edges[-1]))
+            offsets = pa.array((edges - edges[0]).astype(np.int32))
+            columns = [
+                pa.ListArray.from_arrays(offsets, pa.array(values[inside]))
+                for values in (packs.rows, packs.starts, packs.ends)
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=_PACKS))
+
+
+def _shard(folder: Path, split: str, number: int) -> Path:
+    return folder / f"{split}-{number:05}.arrow"
+
+
+def _packs_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.packs.arrow"
+
+
+def _read(file: Path) -> list[pa.RecordBatch]:
+    return list(pa.ipc.open_stream(pa.memory_map(str(file))))
+
+
+def _lists(rows: Sequence[Sequence[int]]) -> pa.ListArray:
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    values = np.concatenate([np.empty(0, np.int32), *(np.asarray(row, np.int32) for row in rows)])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _values(column: pa.ListArray, index: int) -> npt.NDArray[np.int32]:
+    values: npt.NDArray[np.int32] = column[index].values.to_numpy()
+    return values
