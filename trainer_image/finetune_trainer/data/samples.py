@@ -18,6 +18,10 @@ class Message(TypedDict, total=False):
     """What the model thought before it answered, where the data keeps it apart."""
     tool_calls: list[dict[str, Any]]
     """As OpenAI writes them; ``function.arguments`` is an object, not its JSON."""
+    tool_call_id: str
+    """Role tool: which call this answers, where the data says so."""
+    name: str
+    """Role tool: which function answers, where the data says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +69,6 @@ class BadRow(Exception):
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
         self.rule = rule
+
+    def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str]]:
+        return BadRow, (self.rule, str(self))  # made in worker processes, which pickle it
