@@ -97,6 +97,7 @@ class Scene:
                 "logEverySteps": 1,
             },
             "workspace": {"claimName": "workspace"},
+            "prepare": {"cpu": "100m", "memory": "2Gi"},
             "resources": {"cpu": "100m", "memory": "3Gi", "sharedMemory": "64Mi"},
         }
         head = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": "FineTuneJob"}
@@ -106,8 +107,9 @@ class Scene:
         status: dict[str, Any] = self.kube.get("FineTuneJob", name, self.namespace).get("status", {})
         return status
 
-    def pods(self, name: str) -> list[dict[str, Any]]:
-        return self.kube.list("Pod", self.namespace, f"finetune-operator.io/job={name}")
+    def pods(self, name: str, kind: str = "train") -> list[dict[str, Any]]:
+        labels = f"finetune-operator.io/job={name},finetune-operator.io/kind={kind}"
+        return self.kube.list("Pod", self.namespace, labels)
 
 
 @pytest.fixture(scope="session")

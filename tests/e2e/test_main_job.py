@@ -13,7 +13,7 @@ import yaml
 from examples.demo import cluster as demo
 from examples.demo import volume
 from examples.demo.kubectl import helm
-from tests.e2e.conftest import BROKEN_ROW, Scene
+from tests.e2e.conftest import BROKEN_ROW, ROWS, Scene
 from tests.kube import until
 
 TRAINING: dict[str, Any] = {
@@ -66,7 +66,8 @@ def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
     assert status["artifact"]["digest"].startswith("sha256:")
     assert float(status["metrics"]["trainLoss"]) > 0
     assert status["progress"]["step"] == status["progress"]["totalSteps"] == 20
-    assert status["attempt"] == 1
+    assert status["attempt"] == status["prepareAttempt"] == 1
+    assert status["prepared"]["rows"] == ROWS
     assert status["startTime"] < status["completionTime"]
     logs = scene.kubectl("logs", "-l", "finetune-operator.io/job=trained", "--tail=-1")
     everything = json.dumps(scene.kube.get("FineTuneJob", "trained", scene.namespace)) + logs
@@ -80,19 +81,27 @@ def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
     again = reaches(scene, "trained", "Succeeded", "Failed")
     assert again["phase"] == "Succeeded", again["message"]
     assert again["artifact"] == status["artifact"]
-    assert again.get("progress") is None
+    assert again.get("progress", {}).get("activity") != "Training"
 
 
-@pytest.mark.parametrize("example", ["sft-lora", "sft-full"])
+EXAMPLES = {"sft-lora": "adapter", "sft-full": "model", "sft-qlora": "model", "pt": "model"}
+
+
+def test_every_example_is_run() -> None:
+    assert set(EXAMPLES) == {file.stem for file in (volume.CHECKOUT / "examples").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_run_as_they_stand(scene: Scene, example: str) -> None:
     """On a tiny model under the real one's name, and for fewer steps; nothing else is changed."""
     job = yaml.safe_load((volume.CHECKOUT / "examples" / f"{example}.yaml").read_text())
     job["metadata"]["namespace"] = scene.namespace
+    job["spec"]["training"].pop("epochs", None)
     job["spec"]["training"]["maxSteps"] = 4
     scene.kubectl.apply(job)
     status = reaches(scene, example, "Succeeded", "Failed")
     assert status["phase"] == "Succeeded", status["message"]
-    assert status["artifact"]["kind"] == ("adapter" if example == "sft-lora" else "model")
+    assert status["artifact"]["kind"] == EXAMPLES[example]
 
 
 def test_a_users_error_ends_the_job_in_the_trainers_words(scene: Scene) -> None:
@@ -103,8 +112,9 @@ def test_a_users_error_ends_the_job_in_the_trainers_words(scene: Scene) -> None:
     status = reaches(scene, "broken-row", "Failed", "Succeeded")
     assert status["reason"] == "InvalidData"
     assert f"broken.jsonl:{BROKEN_ROW}" in status["message"]
-    assert status["attempt"] == 1
-    assert len(scene.pods("broken-row")) == 1
+    assert status["prepareAttempt"] == 1
+    assert len(scene.pods("broken-row", "prepare")) == 1
+    assert not scene.pods("broken-row"), "no GPU is held for data that can't be trained on"
     status = reaches(scene, "no-model", "Failed", "Succeeded")
     assert status["reason"] == "NotFound"
     assert "pvc://models/no" in status["message"]
@@ -211,7 +221,7 @@ def test_whatever_keeps_a_job_from_starting_is_named_and_ends_at_its_deadline(sc
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": "e2e-quota"}}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "e2e-quota"}}
     scene.kube.apply(namespace)
-    scene.kube.apply({**quota, "spec": {"hard": {"requests.nvidia.com/gpu": "0"}}})
+    scene.kube.apply({**quota, "spec": {"hard": {"pods": "0"}}})
     wanted = {name: (reason, word, scene.namespace) for name, _, reason, word in STUCK}
     wanted["no-quota"] = ("PodsRejected", "exceeded quota", "e2e-quota")
     jobs = {name: scene.job(name, startDeadlineSeconds=45, backoffLimit=0) for name in wanted}
