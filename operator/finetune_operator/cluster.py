@@ -1,6 +1,6 @@
 """The only module that calls the Kubernetes API. Plain dictionaries in and out, a time-out on every call.
 
-Jobs and Events are created by POST, everything else is applied server-side, and only when it differs. Uses the
+Jobs, Events and claims are created by POST, everything else is applied server-side, and only when it differs. Uses the
 asyncio client inside the official package for credentials, their renewal and TLS.
 """
 
@@ -12,7 +12,7 @@ import aiohttp
 from finetune_api.job import API_VERSION, KIND, PLURAL
 from kubernetes.aio import client, config
 
-from finetune_operator.names import LABEL_ATTEMPT, LABEL_JOB, MANAGED_SELECTOR, MANAGER
+from finetune_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, MANAGED_SELECTOR, MANAGER, Kind
 from finetune_operator.observed import BatchView, JobView, Key, Raw
 
 TIMEOUT_SECONDS = 20
@@ -25,6 +25,7 @@ _PLURALS = {
     "Service": "services",
     "ServiceAccount": "serviceaccounts",
     "RoleBinding": "rolebindings",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
 }
 
 
@@ -67,9 +68,11 @@ class Cluster:
     async def list_pods(self) -> tuple[list[Raw], int]:
         return await self._list(_path("v1", "pods"), {"labelSelector": MANAGED_SELECTOR})
 
-    async def pods_of(self, key: Key, attempt: int) -> list[Raw]:
+    async def pods_of(self, key: Key, kind: Kind, attempt: int) -> list[Raw]:
         """The pods of an attempt as they are now, not as a watch last showed them."""
-        selector = f"{LABEL_JOB}={key[1]},{LABEL_ATTEMPT}={attempt}"
+        # Pods without the label are of kind train: != lists them, too.
+        of_kind = f"{LABEL_KIND}=prepare" if kind == "prepare" else f"{LABEL_KIND}!=prepare"
+        selector = f"{LABEL_JOB}={key[1]},{LABEL_ATTEMPT}={attempt},{of_kind}"
         items, _ = await self._list(_path("v1", "pods", key[0]), {"labelSelector": selector})
         return items
 
@@ -116,6 +119,20 @@ class Cluster:
         path = _path(manifest["apiVersion"], _PLURALS[manifest["kind"]], meta["namespace"], meta["name"])
         if not _contains(await self._get(path) or {}, manifest):
             await self._apply(path, manifest)
+
+    async def make_once(self, manifest: Raw) -> None:
+        """Make an object unless there is one, and never change it afterwards. Raises ApiError 409 when the one that is
+        there was not made for this FineTuneJob (or a namesake before it), or is being deleted."""
+        meta = manifest["metadata"]
+        path = _path(manifest["apiVersion"], _PLURALS[manifest["kind"]], meta["namespace"], meta["name"])
+        found = await self._get(path)
+        if found is None:
+            await self._call("POST", path.rsplit("/", 1)[0], body=manifest)
+            return
+        if (found["metadata"].get("labels") or {}).get(LABEL_JOB) != meta["labels"][LABEL_JOB]:
+            raise ApiError(409, f"{manifest['kind']} {meta['name']} exists, but the operator did not make it")
+        if "deletionTimestamp" in found["metadata"]:
+            raise ApiError(409, f"{manifest['kind']} {meta['name']} is being deleted")
 
     async def delete_batch(self, view: BatchView) -> None:
         """Delete exactly the Job that was seen, its pods first. Raises ApiError 409 if it has changed since."""

@@ -16,14 +16,23 @@ from finetune_operator.observed import JobView, Raw, format_time
 
 log = logging.getLogger(__name__)
 
-_CALM = {Reason.STARTING, Reason.RUNNING, Reason.COMPLETED, Reason.PULLING_IMAGE, Reason.ENDING}
+_CALM = {
+    Reason.STARTING,
+    Reason.FETCHING,
+    Reason.VALIDATING,
+    Reason.TOKENIZING,
+    Reason.RUNNING,
+    Reason.COMPLETED,
+    Reason.PULLING_IMAGE,
+    Reason.ENDING,
+}
 
 
 def event(view: JobView, before: FineTuneJobStatus, after: FineTuneJobStatus, now: datetime) -> Raw | None:
     """The Event for the step from one status to the next, or None when it is nothing to tell."""
     if (before.phase, before.reason) == (after.phase, after.reason) or after.reason is None:
         return None
-    what = f"{view.uid}/{after.attempt}/{after.phase}/{after.reason}"
+    what = f"{view.uid}/{after.prepare_attempt}/{after.attempt}/{after.phase}/{after.reason}"
     calm = after.phase is not Phase.FAILED and after.reason in _CALM
     return {
         "apiVersion": "v1",

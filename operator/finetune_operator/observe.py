@@ -11,6 +11,7 @@ from finetune_api.status import Attempt, FineTuneJobStatus
 
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster, owners
+from finetune_operator.names import Kind
 from finetune_operator.observed import (
     BatchView,
     EventView,
@@ -24,7 +25,7 @@ from finetune_operator.observed import (
     parse_time,
     pod_view,
 )
-from finetune_operator.plan.attempts import current
+from finetune_operator.plan.attempts import current, kind_due
 from finetune_operator.plan.conditions import is_terminal
 from finetune_operator.plan.startup import needs_events
 
@@ -42,11 +43,12 @@ class Observer:
         if view is None or view.deleting:
             return None
         status = FineTuneJobStatus.model_validate(view.status)
-        attempt = current(status)
         batches = tuple(batch for batch in self.cache.batches.of(key) if batch.owner_uid == view.uid)
+        kind = kind_due(status, batches)
+        attempt = current(status, kind)
         if is_terminal(status) or attempt is None or attempt.state == "Ended":
             return view, Observed(batches)
-        batch = next((batch for batch in batches if batch.attempt == attempt.number), None)
+        batch = Observed(batches).of(kind).batch(attempt.number)
         refused = ""
         if batch is None or batch.finished:
             fresh = await self._live_job(view)
@@ -56,9 +58,9 @@ class Observer:
         if batch is None:
             batch, refused = await self._live_batch(view, attempt)
             batches = (*batches, batch) if batch else batches
-        pods = await self._pods(key, attempt, live=batch is None or batch.finished)
+        pods = await self._pods(key, kind, attempt, live=batch is None or batch.finished)
         events: tuple[EventView, ...] = ()
-        ranks = int(view.spec.get("resources", {}).get("nodes", 1))
+        ranks = int(view.spec.get("resources", {}).get("nodes", 1)) if kind == "train" else 1
         if batch and not batch.finished and needs_events(pods, ranks, parse_time(attempt.start_time), now):
             events = await self._events(batch, pods)
         return view, Observed(batches, pods, events, refused)
@@ -84,11 +86,12 @@ class Observer:
         self.cache.batches.put(batch)
         return batch, ""
 
-    async def _pods(self, key: Key, attempt: Attempt, *, live: bool) -> tuple[PodView, ...]:
+    async def _pods(self, key: Key, kind: Kind, attempt: Attempt, *, live: bool) -> tuple[PodView, ...]:
         if live:
-            seen = [view for raw in await self.cluster.pods_of(key, attempt.number) if (view := pod_view(raw))]
+            seen = [view for raw in await self.cluster.pods_of(key, kind, attempt.number) if (view := pod_view(raw))]
         else:
-            seen = [view for view in self.cache.pods.of(key) if view.attempt == attempt.number]
+            pods = self.cache.pods.of(key)
+            seen = [view for view in pods if view.kind == kind and view.attempt == attempt.number]
         # A job deleted and made anew has the same name, but other Jobs.
         return tuple(view for view in seen if view.name.startswith(attempt.job + "-"))
 

@@ -5,13 +5,13 @@ watches, lists and single reads all give them.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.status import TRAINER_FIELDS
 
-from finetune_operator.names import CONTAINER, LABEL_ATTEMPT, LABEL_JOB
+from finetune_operator.names import CONTAINER, LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, Kind
 
 Raw = dict[str, Any]
 Key = tuple[str, str]
@@ -46,7 +46,7 @@ class JobView:
         return self.namespace, self.name
 
     def same_for_us(self, other: "JobView | None") -> bool:
-        """Whether only fields of the trainer differ, which nothing of ours waits for."""
+        """Whether only fields of the trainer differ, and of these nothing that a condition repeats."""
         if other is None:
             return False
         return (
@@ -54,12 +54,18 @@ class JobView:
             and self.generation == other.generation
             and self.deleting == other.deleting
             and operator_part(self.status) == operator_part(other.status)
+            and _activity(self.status) == _activity(other.status)
         )
 
 
 def operator_part(status: Raw) -> Raw:
     """The status without the trainer's fields."""
     return {name: value for name, value in status.items() if name not in TRAINER_FIELDS}
+
+
+def _activity(status: Raw) -> object:
+    """What the trainer says it is doing; its steps are not in it."""
+    return (status.get("progress") or {}).get("activity")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class BatchView:
     name: str
     uid: str
     resource_version: int
+    kind: Kind
     attempt: int
     owner_uid: str
     created: datetime
@@ -92,6 +99,7 @@ class PodView:
     name: str
     uid: str
     resource_version: int
+    kind: Kind
     attempt: int
     rank: int
     created: datetime
@@ -133,13 +141,21 @@ class Observed:
     """Everything a plan may look at, besides the FineTuneJob itself."""
 
     batches: tuple[BatchView, ...] = ()
-    """Jobs of this FineTuneJob (by uid), any attempt."""
+    """Jobs of this FineTuneJob (by uid), of any kind and attempt."""
     pods: tuple[PodView, ...] = ()
     """Pods of the current attempt."""
     events: tuple[EventView, ...] = field(default=())
     """Events of the current attempt's Job and pods, listed only while it doesn't come up."""
     refused: str = ""
     """Why the attempt's objects can't be made: the API server's words, or whose the name is that its Job needs."""
+
+    def of(self, kind: Kind) -> "Observed":
+        """What concerns attempts of one kind."""
+        return replace(
+            self,
+            batches=tuple(batch for batch in self.batches if batch.kind == kind),
+            pods=tuple(pod for pod in self.pods if pod.kind == kind),
+        )
 
     def batch(self, attempt: int) -> BatchView | None:
         return next((batch for batch in self.batches if batch.attempt == attempt), None)
@@ -168,13 +184,14 @@ def job_view(raw: Raw) -> JobView:
     )
 
 
-def _labelled(meta: Raw) -> tuple[Key, int] | None:
+def _labelled(meta: Raw) -> tuple[Key, Kind, int] | None:
     """Whose child it is, and of which attempt; None for objects that carry our label but aren't ours."""
     labels = meta.get("labels") or {}
     name, attempt = labels.get(LABEL_JOB), labels.get(LABEL_ATTEMPT, "")
     if not name or not re.fullmatch(r"[0-9]{1,3}", attempt):
         return None
-    return (meta["namespace"], name), int(attempt)
+    kind: Kind = "prepare" if labels.get(LABEL_KIND) == "prepare" else "train"
+    return (meta["namespace"], name), kind, int(attempt)
 
 
 def batch_view(raw: Raw) -> BatchView | None:
@@ -189,7 +206,8 @@ def batch_view(raw: Raw) -> BatchView | None:
         name=meta["name"],
         uid=meta["uid"],
         resource_version=int(meta["resourceVersion"]),
-        attempt=labelled[1],
+        kind=labelled[1],
+        attempt=labelled[2],
         owner_uid=owner.get("uid", ""),
         created=parse_time(meta["creationTimestamp"]),
         deleting="deletionTimestamp" in meta,
@@ -218,7 +236,8 @@ def pod_view(raw: Raw) -> PodView | None:
         name=meta["name"],
         uid=meta["uid"],
         resource_version=int(meta["resourceVersion"]),
-        attempt=labelled[1],
+        kind=labelled[1],
+        attempt=labelled[2],
         rank=int(labels.get("batch.kubernetes.io/job-completion-index", 0)),
         created=parse_time(meta["creationTimestamp"]),
         deleting="deletionTimestamp" in meta,

@@ -76,7 +76,9 @@ class Reconciler:
         *prerequisites, job = step.children
         try:
             for manifest in prerequisites:
-                await self.cluster.ensure(manifest)
+                # A claim is made once: what its size or class became is between its user and the storage.
+                once = manifest["kind"] == "PersistentVolumeClaim"
+                await (self.cluster.make_once(manifest) if once else self.cluster.ensure(manifest))
             made = batch_view(await self.cluster.create(job))
         except ApiError as error:
             if error.status not in REFUSALS:

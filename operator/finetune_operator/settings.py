@@ -27,6 +27,12 @@ class Settings(BaseModel):
     """The chart's ClusterRole of one rule: patch finetunejobs/status."""
     allow_cpu: bool = False
     """Let jobs that ask for GPUs train on the CPU: for clusters whose GPUs are make-believe."""
+    allow_remote_code: bool = False
+    """Let jobs run code that a model's repository brings (model.trustRemoteCode)."""
+    hub_endpoint: str = ""
+    """HF_ENDPOINT of the pods: a mirror of the Hugging Face hub. Empty: the hub itself."""
+    s3_endpoint: str = ""
+    """AWS_ENDPOINT_URL of the pods, unless a job's own Secret names another. Empty: AWS."""
     progress_interval_seconds: int = Field(default=15, ge=1)
     """Shortest time between two progress writes of one job."""
     resync_seconds: float = Field(default=300, gt=0)

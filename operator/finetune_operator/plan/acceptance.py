@@ -28,7 +28,10 @@ def accept(view: JobView, settings: Settings) -> tuple[FineTuneJob, ResolvedJob]
         raise Refused("; ".join(f"{_path(e['loc'])}: {e['msg']}" for e in error.errors()[:5])) from error
     try:
         resolved = resolve(
-            job, allow_cpu=settings.allow_cpu, progress_interval_seconds=settings.progress_interval_seconds
+            job,
+            allow_cpu=settings.allow_cpu,
+            allow_remote_code=settings.allow_remote_code,
+            progress_interval_seconds=settings.progress_interval_seconds,
         )
     except ValueError as error:
         raise Refused(str(error)) from error

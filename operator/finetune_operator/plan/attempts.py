@@ -1,40 +1,64 @@
-"""Attempts: how one begins, what follows when it has ended, and when the next may begin."""
+"""Attempts of either kind: how one begins, what follows when it has ended, and when the next may begin."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import ATTEMPTS_SHOWN, MAX_ATTEMPTS, Attempt, FineTuneJobStatus, Reason
+from finetune_api.status import ATTEMPTS_SHOWN, MAX_ATTEMPTS, Attempt, ConditionType, FineTuneJobStatus, Reason
 
 from finetune_operator.exit_classes import EndClass
-from finetune_operator.names import training_job
-from finetune_operator.observed import JobView, format_time, parse_time
+from finetune_operator.names import Kind, attempt_job
+from finetune_operator.observed import BatchView, JobView, format_time, parse_time
+from finetune_operator.plan.conditions import is_true
 from finetune_operator.plan.judgement import Verdict
 from finetune_operator.settings import Settings
 
 DISRUPTIONS_WITHOUT_PROGRESS = 3
+_DISRUPTED: dict[Kind, str] = {
+    "prepare": f"{DISRUPTIONS_WITHOUT_PROGRESS} attempts at preparing the data were disrupted in a row: use nodes that"
+    " live longer (spec.prepare.nodeSelector).",
+    "train": f"{DISRUPTIONS_WITHOUT_PROGRESS} attempts in a row were disrupted before they saved a newer checkpoint:"
+    " save more often (spec.checkpoints), or use nodes that live longer.",
+}
 
 
-def current(status: FineTuneJobStatus) -> Attempt | None:
-    """The newest attempt."""
-    return status.attempts[-1] if status.attempts else None
+def kind_due(status: FineTuneJobStatus, batches: Sequence[BatchView]) -> Kind:
+    """What the job is at. Where training was begun everything had been prepared, also if the status was wiped since."""
+    begun = bool(status.attempts) or any(batch.kind == "train" for batch in batches)
+    return "train" if begun or is_true(status, ConditionType.PREPARED) else "prepare"
 
 
-def with_attempt(status: FineTuneJobStatus, attempt: Attempt) -> FineTuneJobStatus:
+def entries(status: FineTuneJobStatus, kind: Kind) -> list[Attempt]:
+    """The attempts of a kind that are still listed, oldest first."""
+    return (status.prepare_attempts if kind == "prepare" else status.attempts) or []
+
+
+def current(status: FineTuneJobStatus, kind: Kind) -> Attempt | None:
+    """The newest attempt of a kind."""
+    return next(reversed(entries(status, kind)), None)
+
+
+def with_attempt(status: FineTuneJobStatus, kind: Kind, attempt: Attempt) -> FineTuneJobStatus:
     """The status with the attempt added or replaced; the oldest entries make room."""
-    others = [entry for entry in status.attempts or [] if entry.number != attempt.number]
-    return status.model_copy(update={"attempts": [*others, attempt][-ATTEMPTS_SHOWN:], "attempt": attempt.number})
+    others = [entry for entry in entries(status, kind) if entry.number != attempt.number]
+    listed = [*others, attempt][-ATTEMPTS_SHOWN:]
+    if kind == "prepare":
+        return status.model_copy(update={"prepare_attempts": listed, "prepare_attempt": attempt.number})
+    return status.model_copy(update={"attempts": listed, "attempt": attempt.number})
 
 
-def begun(view: JobView, status: FineTuneJobStatus, number: int, micro_batch: int, now: datetime) -> Attempt:
+def begun(
+    view: JobView, status: FineTuneJobStatus, kind: Kind, number: int, micro_batch: int, now: datetime
+) -> Attempt:
     """The entry of a new attempt. It is written before the Job is: a crash in between leaves a number, never an
     unknown Job. `micro_batch` is the job's own, from which a GPU out of memory leads downwards."""
-    before = current(status)
+    before = current(status, kind)
     smaller = before.micro_batch_size if before else None
     if before and before.reason == Reason.GPU_OUT_OF_MEMORY:
         smaller = _half(smaller or micro_batch)
     return Attempt(
         number=number,
-        job=training_job(view.name, view.uid, number),
+        job=attempt_job(kind, view.name, view.uid, number),
         state="Starting",
         start_time=format_time(now),
         micro_batch_size=smaller,
@@ -43,11 +67,11 @@ def begun(view: JobView, status: FineTuneJobStatus, number: int, micro_batch: in
     )
 
 
-def ended(status: FineTuneJobStatus, attempt: Attempt, verdict: Verdict, now: datetime) -> Attempt:
+def ended(status: FineTuneJobStatus, kind: Kind, attempt: Attempt, verdict: Verdict, now: datetime) -> Attempt:
     """The entry of an attempt that is over, with what it means for the counts."""
-    checkpoint = status.checkpoint.step if status.checkpoint else None
-    entries = status.attempts or []
-    before = max((entry.checkpoint_step or 0 for entry in entries if entry.number < attempt.number), default=0)
+    checkpoint = status.checkpoint.step if status.checkpoint and kind == "train" else None
+    earlier = [entry for entry in entries(status, kind) if entry.number < attempt.number]
+    before = max((entry.checkpoint_step or 0 for entry in earlier), default=0)
     stalled = 0 if (checkpoint or 0) > before else attempt.stalled + 1
     return attempt.model_copy(
         update={
@@ -69,7 +93,7 @@ def _half(size: int) -> int:
 
 
 def final_reason(
-    spec: FineTuneJobSpec, status: FineTuneJobStatus, attempt: Attempt, verdict: Verdict, micro_batch: int
+    spec: FineTuneJobSpec, status: FineTuneJobStatus, kind: Kind, attempt: Attempt, verdict: Verdict, micro_batch: int
 ) -> tuple[Reason, str] | None:
     """Reason and message with which the job is Failed for good, or None when there is to be another attempt.
     `attempt` is its ended entry, already in `status`."""
@@ -83,16 +107,14 @@ def final_reason(
     if attempt.number >= MAX_ATTEMPTS:
         return Reason.BACKOFF_LIMIT_EXCEEDED, f"{attempt.number} attempts were made, more than can be counted."
     if verdict.end is EndClass.DISRUPTION:
-        last = (status.attempts or [])[-DISRUPTIONS_WITHOUT_PROGRESS:]
+        last = entries(status, kind)[-DISRUPTIONS_WITHOUT_PROGRESS:]
         stuck = attempt.stalled >= DISRUPTIONS_WITHOUT_PROGRESS
         if stuck and len(last) == DISRUPTIONS_WITHOUT_PROGRESS and all(e.reason == Reason.DISRUPTED for e in last):
-            return Reason.NO_PROGRESS, (
-                f"{DISRUPTIONS_WITHOUT_PROGRESS} attempts in a row were disrupted before they saved a newer"
-                " checkpoint: save more often (spec.checkpoints), or use nodes that live longer."
-            )
+            return Reason.NO_PROGRESS, _DISRUPTED[kind]
         return None
     if verdict.end is EndClass.RETRY and attempt.failures > spec.backoff_limit:
         count = "1 attempt" if attempt.failures == 1 else f"{attempt.failures} attempts"
+        count += " at preparing the data" if kind == "prepare" else ""
         counted = f"{count} failed; spec.backoffLimit is {spec.backoff_limit}."
         if verdict.reason is Reason.START_DEADLINE_EXCEEDED:
             return verdict.reason, f"{verdict.message} {counted}"

@@ -25,6 +25,8 @@ def failed(
 ) -> FineTuneJobStatus:
     """With the reason that tools match on and the message that says what to do."""
     status = status.model_copy(update={"completion_time": format_time(now)})
+    if any(c.type == ConditionType.PREPARED and c.status == "Unknown" for c in status.conditions or []):
+        status = with_condition(status, ConditionType.PREPARED, False, reason, message, generation, now)
     status = with_condition(status, ConditionType.RUNNING, False, reason, "Over.", generation, now)
     status = with_condition(status, ConditionType.FAILED, True, reason, message, generation, now)
     return summarized(status, Phase.FAILED, reason, message)

@@ -5,6 +5,7 @@ from datetime import datetime
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, FineTuneJobStatus, Reason
 
+from finetune_operator.names import Kind
 from finetune_operator.observed import parse_time
 from finetune_operator.plan.attempts import with_attempt
 from finetune_operator.plan.startup import Finding
@@ -20,8 +21,8 @@ def start_deadline(attempt: Attempt, spec: FineTuneJobSpec, now: datetime) -> fl
 
 
 def mark_expired(
-    status: FineTuneJobStatus, attempt: Attempt, spec: FineTuneJobSpec, finding: Finding
+    status: FineTuneJobStatus, kind: Kind, attempt: Attempt, spec: FineTuneJobSpec, finding: Finding
 ) -> FineTuneJobStatus:
     """The status that condemns the attempt, keeping why it did not start."""
     message = f"It did not start within {spec.start_deadline_seconds} s: {finding.reason}: {finding.message}"
-    return with_attempt(status, attempt.model_copy(update={"reason": EXPIRED, "message": message[:1024]}))
+    return with_attempt(status, kind, attempt.model_copy(update={"reason": EXPIRED, "message": message[:1024]}))

@@ -17,9 +17,9 @@ from finetune_operator.observed import BatchView, PodView
 MESSAGE_MAX = 1024
 
 _TEXTS: dict[Reason, str] = {
-    Reason.COMPLETED: "Training is complete.",
+    Reason.COMPLETED: "It is complete.",
     Reason.DISRUPTED: "The attempt was disrupted (drain, preemption or eviction).",
-    Reason.KILLED: "A training process was killed from outside.",
+    Reason.KILLED: "A process of the trainer was killed from outside.",
     Reason.UNKNOWN: "The attempt ended and left no trace of why.",
     Reason.JOB_DELETED: "The attempt's Job was deleted by somebody.",
     Reason.INTERNAL_ERROR: "The trainer failed by an error of its own; its log has the stack trace.",
@@ -41,7 +41,7 @@ class Verdict:
 
 def judge(batch: BatchView, pods: Sequence[PodView], reported: Result | None, ranks: int) -> Verdict:
     """The verdict. `reported` is status.result; one of another attempt is no evidence."""
-    if reported is not None and reported.attempt != batch.attempt:
+    if reported is not None and (reported.kind, reported.attempt) != (batch.kind, batch.attempt):
         reported = None
     ended = [pod for pod in pods if pod.exit_code is not None or pod.disruption is not None or pod.status_reason]
     done = [pod for pod in ended if pod.exit_code == ExitCode.DONE]
@@ -76,7 +76,7 @@ def _of_pod(pod: PodView, end: EndClass, reported: Result | None) -> Verdict:
             pod.exit_code,
             None,
             f"{who} used more host memory than its limit of {pod.memory_limit or 'the node'} and was killed:"
-            " raise spec.resources.memory.",
+            f" raise spec.{'prepare' if pod.kind == 'prepare' else 'resources'}.memory.",
         )
     if pod.exit_code is None:
         why = f"{pod.status_reason}: {pod.terminated_message}".strip(": ")

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from finetune_api.status import Reason
 
+from finetune_operator.names import Kind
 from finetune_operator.observed import EventView, PodView
 
 QUIET_SECONDS = 15
@@ -14,6 +15,10 @@ QUIET_SECONDS = 15
 BEGINNING = "The attempt's pods are being started."
 """One text for everything that is usual at the start, so that the status isn't written for each little step."""
 
+_ADVICE: dict[Kind, str] = {
+    "prepare": "Check spec.prepare, the placement in spec.resources, the claims that the job names, or free nodes.",
+    "train": "Check spec.resources (GPUs, cpu, memory, nodeSelector, tolerations), the claims it names, or free nodes.",
+}
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _TAINTED = "DeletionByTaintManager"
@@ -22,7 +27,7 @@ _MOUNT = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
 
 @dataclass(frozen=True)
 class Finding:
-    """What the condition Running says."""
+    """What is to be said of the attempt's pods."""
 
     running: bool
     reason: Reason
@@ -52,7 +57,7 @@ def look(pods: Sequence[PodView], events: Sequence[EventView], ranks: int) -> Fi
     if len(pods) < ranks:
         return _missing(events)
     if all(pod.running for pod in pods):
-        return Finding(True, Reason.RUNNING, "Training.")
+        return Finding(True, Reason.RUNNING, "All pods run.")
     return _creating(next(pod for pod in pods if not pod.running), events, ranks)
 
 
@@ -75,14 +80,14 @@ def _container(pod: PodView, ranks: int) -> Finding | None:
         return _no(
             Reason.CONFIG_MISSING,
             f"{_who(pod, ranks)}: {pod.waiting_message or pod.waiting_reason}. Create"
-            " what is missing, or correct spec.resources.env.",
+            " what is missing, or correct spec.resources.env and spec.secrets.",
         )
     return None
 
 
 def _unplaced(unplaced: Sequence[PodView], present: int, ranks: int) -> Finding:
     first = min(unplaced, key=lambda pod: pod.rank)
-    advice = "Check spec.resources (GPUs, cpu, memory, nodeSelector, tolerations), the claims it names, or free nodes."
+    advice = _ADVICE[first.kind]
     if len(unplaced) < present:
         return _no(
             Reason.PARTLY_SCHEDULED,

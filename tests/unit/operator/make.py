@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api.status import Result
+from finetune_operator.names import Kind, attempt_job
 from finetune_operator.observed import BatchView, JobView, Observed, PodView
 from finetune_operator.plan import Plan, plan
 from finetune_operator.settings import Settings
@@ -37,13 +38,15 @@ def job(status: dict[str, Any] | None = None, **spec: Any) -> JobView:
     )
 
 
-def batch(attempt: int = 1, **changes: Any) -> BatchView:
+def batch(attempt: int = 1, kind: Kind = "train", **changes: Any) -> BatchView:
     """The Job of an attempt, under way."""
+    name = attempt_job(kind, "demo", UID, attempt)
     plain = BatchView(
         key=("team", "demo"),
-        name=f"demo-0a1b2-{attempt}",
-        uid=f"batch-{attempt}",
+        name=name,
+        uid=f"uid-of-{name}",
         resource_version=1,
+        kind=kind,
         attempt=attempt,
         owner_uid=UID,
         created=NOW,
@@ -55,13 +58,15 @@ def batch(attempt: int = 1, **changes: Any) -> BatchView:
     return replace(plain, **changes)
 
 
-def pod(attempt: int = 1, rank: int = 0, **changes: Any) -> PodView:
+def pod(attempt: int = 1, rank: int = 0, kind: Kind = "train", **changes: Any) -> PodView:
     """A pod of an attempt, waiting to be looked at by anybody."""
+    name = f"{attempt_job(kind, 'demo', UID, attempt)}-{rank}-abcde"
     plain = PodView(
         key=("team", "demo"),
-        name=f"demo-0a1b2-{attempt}-{rank}-abcde",
-        uid=f"pod-{attempt}-{rank}",
+        name=name,
+        uid=f"uid-of-{name}",
         resource_version=1,
+        kind=kind,
         attempt=attempt,
         rank=rank,
         created=NOW,
@@ -82,14 +87,14 @@ def pod(attempt: int = 1, rank: int = 0, **changes: Any) -> PodView:
     return replace(plain, **changes)
 
 
-def running(attempt: int = 1, rank: int = 0) -> PodView:
-    return pod(attempt, rank, phase="Running", running=True, node="node-1")
+def running(attempt: int = 1, rank: int = 0, kind: Kind = "train") -> PodView:
+    return pod(attempt, rank, kind, phase="Running", running=True, node="node-1")
 
 
-def ended(code: int, attempt: int = 1, rank: int = 0, **changes: Any) -> PodView:
+def ended(code: int, attempt: int = 1, rank: int = 0, kind: Kind = "train", **changes: Any) -> PodView:
     """A pod whose container has ended with a code."""
     phase = "Succeeded" if code == 0 else "Failed"
-    return pod(attempt, rank, **{"phase": phase, "exit_code": code, "node": "node-1", **changes})
+    return pod(attempt, rank, kind, **{"phase": phase, "exit_code": code, "node": "node-1", **changes})
 
 
 def result(code: int, attempt: int = 1, message: str = "said by the trainer", **fields: Any) -> Result:
@@ -101,6 +106,22 @@ def result(code: int, attempt: int = 1, message: str = "said by the trainer", **
 def step(view: JobView, observed: Observed | None = None, *, after: float = 0, settings: Settings = SETTINGS) -> Plan:
     """One plan, so many seconds after NOW."""
     return plan(view, observed or Observed(), NOW + timedelta(seconds=after), settings)
+
+
+PREPARED = {"digest": "sha256:1", "rows": 1200, "tokens": 45678, "trainedTokens": 12345}
+"""What the prepare pod says of the data."""
+
+
+def prepared(**spec: Any) -> JobView:
+    """A job whose data was prepared a moment ago, and whose training has not begun: nothing but status says so."""
+    condition = {
+        "type": "Prepared",
+        "status": "True",
+        "reason": "Completed",
+        "message": "",
+        "lastTransitionTime": "2026-01-31T11:00:00Z",
+    }
+    return job({"conditions": [condition], "prepared": PREPARED}, **spec)
 
 
 def with_status(view: JobView, planned: Plan) -> JobView:

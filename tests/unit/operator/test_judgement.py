@@ -7,7 +7,7 @@ import itertools
 import pytest
 from finetune_api.exit_codes import SEVERITY, ExitCode
 from finetune_operator.exit_classes import ROWS, EndClass, Row, end_class
-from finetune_operator.manifests.training import _rule
+from finetune_operator.manifests.attempt import _rule
 from finetune_operator.observed import PodView
 from finetune_operator.plan.judgement import judge
 
@@ -57,6 +57,8 @@ def test_out_of_host_memory_names_the_limit() -> None:
     assert (verdict.end, verdict.reason) == (EndClass.RETRY, "OutOfMemory")
     assert "6Gi" in verdict.message
     assert "spec.resources.memory" in verdict.message
+    verdict = judge(FAILED, [ended(137, kind="prepare", terminated_reason="OOMKilled")], None, 1)
+    assert "spec.prepare.memory" in verdict.message
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -76,6 +78,7 @@ def test_the_trainers_result_is_evidence_for_its_own_attempt_only() -> None:
     bare = batch(2, failed_reason="BackoffLimitExceeded", failed_message="Job has reached the specified backoff limit")
     assert judge(bare, [], result(65, attempt=2, message="row 7"), 1).message == "row 7"
     assert judge(bare, [], result(65, attempt=1, message="row 7"), 1).end is EndClass.RETRY
+    assert judge(bare, [], result(65, attempt=2, message="row 7", kind="prepare"), 1).end is EndClass.RETRY
     assert judge(bare, [], None, 1).reason == "Unknown"
 
 

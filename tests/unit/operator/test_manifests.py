@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api.contract import AttemptFacts, ResolvedJob
-from finetune_operator.manifests.training import children
+from finetune_operator.manifests.attempt import children
+from finetune_operator.names import Kind, attempt_job
 from finetune_operator.plan.acceptance import accept
 from finetune_operator.settings import Settings
 
@@ -50,11 +51,25 @@ EVERYTHING: dict[str, Any] = {
     ],
 }
 
+FETCHED: dict[str, Any] = {
+    "model": {"source": "hf://org/base@main"},
+    "datasets": [
+        {"source": "configmap://rows/a.jsonl", "format": "openai"},
+        {"source": "configmap://rows/b.jsonl", "format": "openai"},
+        {"source": "s3://bucket/more", "format": "openai"},
+    ],
+    "evaluation": {"datasets": [{"source": "pvc://held-out/test.jsonl", "format": "openai"}]},
+    "workspace": {"claim": {"size": "20Gi", "storageClassName": "fast"}, "retain": False},
+    "prepare": {"cpu": "6", "memory": "12Gi", "nodeSelector": {"pool": "cpu"}},
+    "secrets": {"huggingFace": "hub", "s3": "bucket"},
+}
 
-def made(settings: Settings = SETTINGS, nodes: int = 1, **spec: Any) -> list[dict[str, Any]]:
+
+def made(settings: Settings = SETTINGS, nodes: int = 1, kind: Kind = "train", **spec: Any) -> list[dict[str, Any]]:
     accepted, resolved = accept(job(**spec), settings)
     resolved = resolved.model_copy(update={"runtime": resolved.runtime.model_copy(update={"nodes": nodes})})
-    facts = AttemptFacts(namespace="team", name="demo", uid=UID, attempt=1, job_name="demo-0a1b2-1")
+    name = attempt_job(kind, "demo", UID, 1)
+    facts = AttemptFacts(namespace="team", name="demo", uid=UID, kind=kind, attempt=1, job_name=name)
     image = accepted.spec.resources.image or settings.trainer_image
     return list(children(facts, accepted.spec, resolved, image, settings))
 
@@ -65,6 +80,9 @@ CASES: dict[str, dict[str, Any]] = {
     "workspace-is-source": {"workspace": {"claimName": "models"}},
     "two-nodes": {"nodes": 2},
     "cpu": {"resources": {"gpusPerNode": 0}},
+    "prepare": {"kind": "prepare"},
+    "prepare-everything": {"kind": "prepare", "resources": EVERYTHING, **FETCHED},
+    "fetched": FETCHED,
 }
 
 
@@ -117,3 +135,105 @@ def test_pull_secrets_of_the_installation_come_first() -> None:
     settings = SETTINGS.model_copy(update={"trainer_pull_secrets": ["ours"]})
     spec = pod(made(settings, resources={"imagePullSecrets": ["mine"]}))
     assert spec["imagePullSecrets"] == [{"name": "ours"}, {"name": "mine"}]
+
+
+def environment(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By name; of two of one name the later counts, as for the kubelet."""
+    return {variable["name"]: variable for variable in pod(manifests)["containers"][0]["env"]}
+
+
+def test_preparing_asks_for_no_gpu_and_is_placed_where_they_are() -> None:
+    spec = pod(made(kind="prepare", resources=EVERYTHING, prepare={"cpu": "6", "memory": "12Gi"}))
+    [container] = spec["containers"]
+    assert container["args"] == ["prepare", "--job", "/etc/finetune/job.json"]
+    assert container["resources"] == {"requests": {"cpu": "6", "memory": "12Gi"}, "limits": {"memory": "12Gi"}}
+    train = pod(made(resources=EVERYTHING))
+    for field in ("nodeSelector", "tolerations", "affinity", "priorityClassName", "securityContext", "volumes"):
+        assert spec[field] == train[field]
+
+
+def test_preparing_may_go_elsewhere() -> None:
+    wanted: dict[str, Any] = {
+        "resources": {"nodeSelector": {"pool": "gpu"}},
+        "prepare": {"nodeSelector": {"pool": "cpu"}},
+    }
+    assert pod(made(kind="prepare", **wanted))["nodeSelector"] == {"pool": "cpu"}
+    assert pod(made(**wanted))["nodeSelector"] == {"pool": "gpu"}
+
+
+def test_preparing_needs_one_pod_and_no_service() -> None:
+    manifests = made(kind="prepare", nodes=2)
+    assert [manifest["kind"] for manifest in manifests] == ["ServiceAccount", "RoleBinding", "Job"]
+    assert manifests[-1]["spec"]["completions"] == 1
+
+
+def test_what_is_fetched_mounts_nothing() -> None:
+    spec = pod(made(model={"source": "hf://org/base"}, datasets=[{"source": "s3://rows/x.jsonl", "format": "openai"}]))
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == ["work"]
+
+
+def test_keys_of_a_config_map_are_files_of_one_folder() -> None:
+    spec = pod(made(**FETCHED))
+    [volume] = [v for v in spec["volumes"] if "configMap" in v]
+    assert volume["configMap"] == {
+        "name": "rows",
+        "items": [{"key": "a.jsonl", "path": "a.jsonl"}, {"key": "b.jsonl", "path": "b.jsonl"}],
+    }
+    [mount] = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == volume["name"]]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/configmaps/rows", True)
+
+
+def test_sources_of_evaluation_and_adapter_are_mounted() -> None:
+    tuning: dict[str, Any] = {"method": "lora", "adapter": {"source": "pvc://adapters/one"}}
+    spec = pod(made(tuning=tuning, evaluation={"datasets": [{"source": "pvc://held-out/x", "format": "openai"}]}))
+    paths = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+    assert {"/volumes/models", "/volumes/adapters", "/volumes/held-out"} <= paths
+
+
+@pytest.mark.parametrize(("retain", "owned"), [(True, False), (False, True)])
+def test_a_workspace_outlives_the_job_unless_told_otherwise(retain: bool, owned: bool) -> None:
+    manifests = made(kind="prepare", workspace={"claim": {"size": "5Gi"}, "retain": retain})
+    [claim] = [manifest for manifest in manifests if manifest["kind"] == "PersistentVolumeClaim"]
+    assert claim["metadata"]["name"] == "demo-workspace"
+    assert claim["metadata"]["labels"]["finetune-operator.io/job-uid"] == UID
+    assert ("ownerReferences" in claim["metadata"]) == owned
+    assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "5Gi"}}}
+    volumes = pod(manifests)["volumes"]
+    assert {"claimName": "demo-workspace"} in [v.get("persistentVolumeClaim") for v in volumes]
+
+
+def test_keys_come_from_secrets_by_reference() -> None:
+    for kind in ("prepare", "train"):
+        env = environment(made(kind=kind, **FETCHED))
+        assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "HF_TOKEN"}
+        asked = {name: env[name]["valueFrom"]["secretKeyRef"] for name in env if name.startswith("AWS_")}
+        optional = {name for name, reference in asked.items() if reference.get("optional")}
+        assert set(asked) - optional == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert optional == {"AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"}
+
+
+def test_a_variable_of_the_users_goes_before_ours() -> None:
+    env = [{"name": "HF_TOKEN", "value": "mine"}, {"name": "HF_HUB_OFFLINE", "value": "0"}]
+    manifests = made(secrets={"huggingFace": "hub"}, resources={"env": env})
+    names = [variable["name"] for variable in pod(manifests)["containers"][0]["env"]]
+    assert len(names) == len(set(names))
+    assert environment(manifests)["HF_TOKEN"]["value"] == "mine"
+    assert environment(manifests)["HF_HUB_OFFLINE"]["value"] == "0"
+
+
+def test_training_asks_no_hub_unless_it_publishes_there() -> None:
+    assert "HF_HUB_OFFLINE" in environment(made())
+    assert "HF_HUB_OFFLINE" in environment(made(output={"uri": "s3://bucket/out"}))
+    assert "HF_HUB_OFFLINE" not in environment(made(output={"uri": "hf://org/tuned"}))
+    assert "HF_HUB_OFFLINE" not in environment(made(kind="prepare"))
+
+
+def test_endpoints_of_the_installation_reach_every_pod_and_a_secrets_own_goes_before() -> None:
+    settings = SETTINGS.model_copy(update={"hub_endpoint": "https://hub.example", "s3_endpoint": "https://s3.example"})
+    for kind in ("prepare", "train"):
+        env = environment(made(settings, kind=kind))
+        assert env["HF_ENDPOINT"]["value"] == "https://hub.example"
+        assert env["AWS_ENDPOINT_URL"]["value"] == "https://s3.example"
+    named = [v for v in pod(made(settings, **FETCHED))["containers"][0]["env"] if v["name"] == "AWS_ENDPOINT_URL"]
+    assert ["value" in variable for variable in named] == [True, False]

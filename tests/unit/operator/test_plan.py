@@ -1,4 +1,4 @@
-"""The life of a job as a series of plans: each from the status that the one before left."""
+"""Training, from prepared data to its end, as a series of plans: each from the status that the one before left."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.observed import JobView, Observed
 from finetune_operator.plan import Create, Delete, Plan
 
-from tests.unit.operator.make import SETTINGS, batch, ended, job, pod, result, running, step, with_status
+from tests.unit.operator.make import SETTINGS, batch, ended, job, pod, prepared, result, running, step, with_status
 
 
 def begun(**spec: Any) -> JobView:
     """A job whose first attempt is in the status, but not made yet."""
-    view = job(**spec)
+    view = prepared(**spec)
     return with_status(view, step(view))
 
 
@@ -31,7 +31,7 @@ def over(planned: Plan) -> bool:
 
 
 def test_the_attempt_is_in_the_status_before_its_job_is_made() -> None:
-    first = step(job())
+    first = step(prepared())
     assert first.step is None
     assert first.status.attempt == 1
     assert first.status.resolved is not None

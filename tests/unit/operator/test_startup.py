@@ -41,7 +41,8 @@ def event(reason: str, message: str, age: int = 0) -> EventView:
             "NodeLost",
             "node n",
         ),
-        (running(), [], "Running", "Training"),
+        (running(), [], "Running", "All pods run"),
+        (pod(kind="prepare", unschedulable="0/3 nodes"), [], "Unschedulable", "spec.prepare"),
     ],
 )
 def test_one_pod(seen: PodView, events: list[EventView], reason: str, words: str) -> None:

@@ -3,11 +3,12 @@
 from typing import Any
 
 from finetune_api.contract import AttemptFacts, ResolvedJob
-from finetune_api.job import API_VERSION, KIND
 from finetune_api.spec import FineTuneJobSpec
 
 from finetune_operator.exit_classes import ROWS, Row
 from finetune_operator.manifests.access import role_binding, service_account
+from finetune_operator.manifests.claim import workspace_claim
+from finetune_operator.manifests.ownership import owner
 from finetune_operator.manifests.pod import pod_template
 from finetune_operator.names import CONTAINER, SERVICE_ACCOUNT, child_labels
 from finetune_operator.settings import Settings
@@ -19,31 +20,40 @@ Child = Manifest
 def children(
     facts: AttemptFacts, spec: FineTuneJobSpec, resolved: ResolvedJob, image: str, settings: Settings
 ) -> tuple[Child, ...]:
-    """What the trainer's pods run as and may do, the names they find each other by, and the Job."""
+    """What the trainer's pods run as and may do, where they keep what they make, the names they find each other by, and
+    the Job."""
     account = spec.resources.service_account_name or SERVICE_ACCOUNT
     out: list[Child] = []
     if account == SERVICE_ACCOUNT:
         out.append(service_account(facts.namespace))
     out.append(role_binding(facts.namespace, account, settings.trainer_cluster_role))
-    if resolved.runtime.nodes > 1:
+    claim = workspace_claim(facts, spec)
+    if claim is not None:
+        out.append(claim)
+    if ranks(facts, resolved) > 1:
         out.append(service(facts, spec))
-    out.append(training_job(facts, spec, resolved, image, settings))
+    out.append(attempt_job(facts, spec, resolved, image, settings))
     return tuple(out)
 
 
-def training_job(
+def ranks(facts: AttemptFacts, resolved: ResolvedJob) -> int:
+    """Pods of the attempt."""
+    return resolved.runtime.nodes if facts.kind == "train" else 1
+
+
+def attempt_job(
     facts: AttemptFacts, spec: FineTuneJobSpec, resolved: ResolvedJob, image: str, settings: Settings
 ) -> Manifest:
     """The Job of one attempt: it never retries by itself, and remembers how it ended."""
-    nodes = resolved.runtime.nodes
+    pods = ranks(facts, resolved)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": _metadata(facts, spec),
         "spec": {
             "completionMode": "Indexed",
-            "completions": nodes,
-            "parallelism": nodes,
+            "completions": pods,
+            "parallelism": pods,
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [_rule(row) for row in ROWS]},
@@ -54,7 +64,7 @@ def training_job(
 
 def service(facts: AttemptFacts, spec: FineTuneJobSpec) -> Manifest:
     """Headless: gives each rank a host name, before it is ready."""
-    labels = child_labels(facts.name, spec.stage, facts.attempt)
+    labels = child_labels(facts.name, spec.stage, facts.kind, facts.attempt)
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -71,17 +81,8 @@ def _metadata(facts: AttemptFacts, spec: FineTuneJobSpec) -> Manifest:
     return {
         "name": facts.job_name,
         "namespace": facts.namespace,
-        "labels": child_labels(facts.name, spec.stage, facts.attempt),
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": facts.name,
-                "uid": facts.uid,
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
+        "labels": child_labels(facts.name, spec.stage, facts.kind, facts.attempt),
+        "ownerReferences": [owner(facts)],
     }
 
 

@@ -1,0 +1,18 @@
+"""The reference by which the garbage collector knows whose child an object is."""
+
+from typing import Any
+
+from finetune_api.contract import AttemptFacts
+from finetune_api.job import API_VERSION, KIND
+
+
+def owner(facts: AttemptFacts) -> dict[str, Any]:
+    """The FineTuneJob that an attempt belongs to."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": facts.name,
+        "uid": facts.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }

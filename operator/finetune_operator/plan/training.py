@@ -1,0 +1,37 @@
+"""Training: pods with GPUs, one a node, until the artifact is made."""
+
+from finetune_api.status import ConditionType, FineTuneJobStatus, Phase, Reason
+
+from finetune_operator.plan.case import Case
+from finetune_operator.plan.completion import succeeded
+from finetune_operator.plan.conditions import summarized
+from finetune_operator.plan.course import Course
+from finetune_operator.plan.judgement import Verdict
+
+
+def _waiting(case: Case, status: FineTuneJobStatus, reason: Reason, message: str) -> FineTuneJobStatus:
+    status = case.said(status, ConditionType.RUNNING, False, reason, message)
+    return summarized(status, Phase.STARTING, reason, message)
+
+
+def _running(case: Case, status: FineTuneJobStatus) -> FineTuneJobStatus:
+    status = case.said(status, ConditionType.RUNNING, True, Reason.RUNNING, "All pods run.")
+    return summarized(status, Phase.RUNNING, Reason.RUNNING, "Training.")
+
+
+def _done(case: Case, status: FineTuneJobStatus, verdict: Verdict) -> FineTuneJobStatus:
+    return succeeded(status, verdict, case.view.generation, case.now)
+
+
+def _resumes(status: FineTuneJobStatus) -> str:
+    return f" from checkpoint {status.checkpoint.step}" if status.checkpoint else " from the start"
+
+
+TRAINING = Course(
+    kind="train",
+    ranks=lambda case: case.resolved.runtime.nodes,
+    waiting=_waiting,
+    running=_running,
+    done=_done,
+    resumes=_resumes,
+)
