@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_api.status import Artifact, Checkpoint, Progress
-from finetune_trainer import errors, worker, workspace
+from finetune_api.status import Artifact, Checkpoint, Prepared, Progress
+from finetune_trainer import errors, prepared, worker, workspace
+from finetune_trainer.handover import Handover
+from finetune_trainer.results import End
 from finetune_trainer.run import Outcome, Run
 from finetune_trainer.stopping import Stop
 
@@ -105,10 +107,47 @@ SCENES: dict[str, Callable[..., Outcome]] = {
 }
 
 
+def prepare(handover: Handover, _report: object, check_stop: Callable[[], None]) -> End:
+    """As little as training needs to find; with the scene "prepare", whatever it says."""
+    scene, *arguments = json.loads(sys.argv[1])[0]
+    if scene == "prepare_fails":
+        raise getattr(errors, arguments[0])(arguments[1])
+    if scene == "prepare_waits":
+        handover.folders.run_checkpoints.mkdir(parents=True, exist_ok=True)
+        (handover.folders.run_checkpoints / "pid-0").write_text(str(os.getpid()))
+        while True:
+            time.sleep(0.05)
+            if not arguments:
+                check_stop()
+    folders = handover.folders
+    data, model = folders.workspace / "cache" / "data" / "key", folders.workspace / "cache" / "model"
+    for folder in (data, model):
+        folder.mkdir(parents=True, exist_ok=True)
+    (data / prepared.MANIFEST).write_text("{}")
+    summary = Prepared(digest="sha256:1", rows=3, tokens=30, trained_tokens=20)
+    prepared.write(folders, handover.job, prepared.PreparedJob(model, None, data, ["train"], summary))
+    return End(0, "Completed", "3 rows", prepared=summary)
+
+
+def publish(handover: Handover, _report: object, check_stop: Callable[[], None]) -> End:
+    """As the worker does, with a file in place of a bucket; fails as long as there is a file ``refuse``."""
+    folders = handover.folders
+    if (folders.workspace / "refuse").exists():
+        raise errors.AccessDenied("the bucket says no")
+    result = workspace.earlier_result(folders, handover.job)
+    assert result is not None
+    assert result.artifact is not None
+    artifact = result.artifact.model_copy(update={"published": f"{handover.job.output.uri}/v1"})
+    return End(0, "Completed", "published", artifact, result.metrics)
+
+
 def play(run: Run) -> Outcome:
     name, *arguments = json.loads(sys.argv[1])[run.rank]
     return SCENES[name](run, *arguments)
 
 
 if __name__ == "__main__":
-    worker.main(Path(sys.argv[2]), int(sys.argv[3]), Stop().listen(signal.SIGTERM), lambda _stage: play)
+    stop = Stop().listen(signal.SIGTERM)
+    worker.main(
+        Path(sys.argv[2]), int(sys.argv[3]), stop, lambda _stage: play, {"prepare": prepare, "publish": publish}
+    )

@@ -1,4 +1,4 @@
-"""The trainer's command line: ``python -m finetune_trainer train|generate --job FILE``.
+"""The trainer's command line: ``python -m finetune_trainer prepare|train|generate|export --job FILE``.
 
 FILE is a FineTuneJob as YAML, or the resolved job as the operator mounts it: the same job runs in a cluster and on a
 laptop. Exit codes are those of `finetune_api.exit_codes`, also for a wrong command line.
@@ -19,10 +19,12 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
+from finetune_api.contract import ResolvedJob  # noqa: E402
 from finetune_api.exit_codes import ExitCode  # noqa: E402
 
-from finetune_trainer import jobfile, launch, workspace  # noqa: E402
-from finetune_trainer.errors import TrainerError  # noqa: E402
+from finetune_trainer import jobfile, launch, prepared, workspace  # noqa: E402
+from finetune_trainer.errors import InvalidSpec, NotFound, TrainerError  # noqa: E402
+from finetune_trainer.run import Folders  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,8 +37,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The whole command line."""
-    top = Parser(prog="python -m finetune_trainer", description="Train a FineTuneJob, or ask its result a question.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="train|generate")
+    top = Parser(prog="python -m finetune_trainer", description="Train a FineTuneJob, and use its result.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="prepare|train|generate|export")
     common = Parser(add_help=False)
     common.add_argument(
         "--job", type=Path, required=True, metavar="FILE", help="FineTuneJob (YAML), or resolved job (JSON)"
@@ -55,7 +57,30 @@ def parser() -> Parser:
         metavar="CLAIM=DIR",
         help="folder that stands for a claim of the job's sources; may be given several times",
     )
+    common.add_argument(
+        "--config-map",
+        type=_volume,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="folder that stands for a ConfigMap of the job's sources; may be given several times",
+    )
+    common.add_argument(
+        "--allow-remote-code",
+        action="store_true",
+        help="let a job with model.trustRemoteCode run the code that its model brings",
+    )
+    commands.add_parser("prepare", parents=[common], help="fetch, check and tokenize what the job trains on")
     commands.add_parser("train", parents=[common], help="train the job, or go on from its newest checkpoint")
+    export = commands.add_parser(
+        "export", parents=[common], help="merge the adapter that the job trained into its base"
+    )
+    export.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the whole model; must be new"
+    )
+    export.add_argument(
+        "--dtype", choices=("auto", "bf16", "fp16", "fp32"), help="number type of the weights; default: output.dtype"
+    )
     generate = commands.add_parser("generate", parents=[common], help="answer a prompt with what the job trained")
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
     generate.add_argument(
@@ -71,25 +96,51 @@ def parser() -> Parser:
 def main(arguments: Sequence[str], stop: Stop) -> int:
     """Run one command; returns the exit code."""
     args = parser().parse_args(arguments)
-    options = launch.Options(job_file=args.job, workspace=args.workspace, volumes=dict(args.volume))
-    return launch.main(options, stop) if args.command == "train" else generate(options, args)
-
-
-def generate(options: launch.Options, args: argparse.Namespace) -> int:
-    """Print the answer to one prompt."""
+    options = launch.Options(
+        job_file=args.job,
+        workspace=args.workspace,
+        volumes=dict(args.volume),
+        config_maps=dict(args.config_map),
+        command="prepare" if args.command == "prepare" else "train",
+        allow_remote_code=args.allow_remote_code,
+    )
+    if args.command in ("prepare", "train"):
+        return launch.main(options, stop)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        job = jobfile.read_job(options.job_file)
+        job = jobfile.read_job(options.job_file, allow_remote_code=options.allow_remote_code)
         root = launch.workspace_root(options, in_cluster=jobfile.read_attempt(options.job_file) is not None)
-        folders = workspace.layout(root, job.name, 1, "generate", launch.mounted(job, root, options.volumes))
-        from finetune_trainer.generate import generate as answer  # torch: only when it is needed
-
-        print(answer(job, folders, args.prompt, args.checkpoint == "base", args.max_new_tokens))
+        folders = workspace.layout(root, job.name, 1, args.command, launch.mounted(job, root, options.volumes))
+        (generate if args.command == "generate" else export)(job, folders, args)
     except TrainerError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
         return error.exit_code
     return ExitCode.DONE
+
+
+def generate(job: ResolvedJob, folders: Folders, args: argparse.Namespace) -> None:
+    """Print the answer to one prompt."""
+    from finetune_trainer.generate import generate as answer  # torch: only when it is needed
+
+    print(answer(job, folders, args.prompt, args.checkpoint == "base", args.max_new_tokens))
+
+
+def export(job: ResolvedJob, folders: Folders, args: argparse.Namespace) -> None:
+    """Write the whole model that the job's adapter makes of its base."""
+    ready = prepared.read(folders, job)
+    if ready is None:
+        raise NotFound(
+            f"jobs/{job.name} in {folders.workspace}: nothing is prepared there for this job: train it first"
+        )
+    if not (folders.artifact / "adapter_config.json").is_file():
+        raise NotFound(f"{folders.artifact} holds no adapter: either it is a whole model already, or not trained yet")
+    if args.out.exists():
+        raise InvalidSpec(f"--out {args.out} exists: name a folder that doesn't, nothing is overwritten")
+    from finetune_trainer.model.merge import merge  # torch: only when it is needed
+
+    merge(ready.model, folders.artifact, args.out, args.dtype or job.output.dtype)
+    print(f"The whole model is in {args.out}")
 
 
 def _volume(text: str) -> tuple[str, Path]:

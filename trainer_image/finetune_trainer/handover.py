@@ -6,12 +6,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from finetune_api.contract import AttemptFacts, ResolvedJob
 
 from finetune_trainer.reporting.api import ApiServer
 from finetune_trainer.run import Folders
 from finetune_trainer.workspace import layout, write_json
+
+if TYPE_CHECKING:
+    from finetune_trainer.fetch import Places
 
 RUN = "run.json"
 DEADLINE = "deadline"
@@ -26,14 +30,25 @@ class Handover:
     run_id: str
     workspace: Path
     volumes: dict[str, Path]
+    config_maps: Path
+    """Folder with <name>/<key>."""
     ranks_on_node: int
     world_size: int
     api: ApiServer | None
     """None: nobody to report to."""
+    task: Literal["train", "prepare", "publish"] = "train"
+    """What the ranks are for. Preparing and publishing are the work of one process alone."""
 
     @property
     def folders(self) -> Folders:
         return layout(self.workspace, self.job.name, self.facts.attempt, self.run_id, self.volumes)
+
+    @property
+    def places(self) -> "Places":
+        """Where sources are found and fetched to."""
+        from finetune_trainer.fetch import Places  # ranks that train don't fetch
+
+        return Places(self.workspace / "cache", self.volumes, self.config_maps, self.run_id)
 
     @property
     def micro_batch_size(self) -> int:
@@ -49,9 +64,11 @@ class Handover:
             "runId": self.run_id,
             "workspace": str(self.workspace),
             "volumes": {claim: str(path) for claim, path in self.volumes.items()},
+            "configMaps": str(self.config_maps),
             "ranksOnNode": self.ranks_on_node,
             "worldSize": self.world_size,
             "api": {"url": self.api.url, "credentials": str(self.api.credentials)} if self.api else None,
+            "task": self.task,
         }
         write_json(folder / RUN, content)
 
@@ -65,9 +82,11 @@ class Handover:
             run_id=content["runId"],
             workspace=Path(content["workspace"]),
             volumes={claim: Path(path) for claim, path in content["volumes"].items()},
+            config_maps=Path(content["configMaps"]),
             ranks_on_node=content["ranksOnNode"],
             world_size=content["worldSize"],
             api=ApiServer(api["url"], Path(api["credentials"])) if api else None,
+            task=content["task"],
         )
 
 

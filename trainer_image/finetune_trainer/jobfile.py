@@ -26,15 +26,16 @@ ERRORS_SHOWN = 8
 Model = TypeVar("Model", bound=ApiModel)
 
 
-def read_job(file: Path) -> ResolvedJob:
-    """The job that FILE describes. Raises InvalidSpec."""
+def read_job(file: Path, *, allow_remote_code: bool = False) -> ResolvedJob:
+    """The job that FILE describes. Raises InvalidSpec. Whether a model's own code may run is said by the operator in a
+    resolved job, and by the command line for a FineTuneJob."""
     document = _job_document(file)
     if "kind" not in document:
         _check_contract(file, document.get("contract"))
         return _validate(ResolvedJob, document, file)
     job = _validate(FineTuneJob, document, file)
     try:
-        return resolve(job)
+        return resolve(job, allow_remote_code=allow_remote_code)
     except ValueError as error:
         raise InvalidSpec(f"{file}: spec.{error}") from error
 

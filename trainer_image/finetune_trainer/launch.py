@@ -1,9 +1,12 @@
 """PID 1 of the trainer's container: from a job's file to the contract's exit code.
 
-Called by ``__main__`` for ``train``. Looks whether there is anything to do, takes the workspace's fence, starts the
-ranks (``ranks``, each runs ``worker``), watches over them, and says once how it all ended: in the log, in
-status.result, in the termination message and by the exit code. It never imports torch, so a job that is done, or wrong,
-ends within a second.
+Called by ``__main__`` for ``train`` and ``prepare``. Looks whether there is anything to do, takes the workspace's
+fence, starts the ranks (``ranks``, each runs ``worker``), watches over them, and says once how it all ended: in the
+log, in status.result, in the termination message and by the exit code. It never imports torch, so a job that is done,
+or wrong, ends within a second. Preparing and publishing run in a rank of their own, too: what they import and hold in
+memory is gone before training starts, and they can be ended at once whatever a library is busy with.
+
+``prepare`` takes no fence: it writes nothing that a training beside it reads but PREPARED.json, whole or not at all.
 
 Why not torchrun or its agent: docs/decisions/0020-launcher.md.
 """
@@ -16,17 +19,19 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
+from typing import Literal
 from uuid import uuid4
 
-from finetune_api.contract import TERMINATION_MESSAGE, VOLUMES, WORKSPACE, AttemptFacts, ResolvedJob
+from finetune_api.contract import CONFIG_MAPS, TERMINATION_MESSAGE, VOLUMES, WORKSPACE, AttemptFacts, ResolvedJob
 from finetune_api.exit_codes import REASONS, ExitCode
-from finetune_api.status import Reason
+from finetune_api.status import Reason, Result
 
-from finetune_trainer import devices, jobfile, results, workspace
+from finetune_trainer import devices, jobfile, prepared, results, workspace
 from finetune_trainer.errors import InvalidSpec, Preempted, Superseded, TrainerError
 from finetune_trainer.handover import Handover, end_file, write_deadline
 from finetune_trainer.ranks import Ranks
@@ -58,6 +63,9 @@ class Options:
     job_file: Path
     workspace: Path | None = None
     volumes: dict[str, Path] = field(default_factory=dict)
+    config_maps: dict[str, Path] = field(default_factory=dict)
+    command: Literal["train", "prepare"] = "train"
+    allow_remote_code: bool = False
     worker: Sequence[str] = WORKER
     api: Callable[[], ApiServer | None] = ApiServer.of_pod
     termination_message: Path = Path(TERMINATION_MESSAGE)
@@ -98,7 +106,7 @@ def _run(options: Options, stop: Stop, outlet: Outlet) -> End:
             log.warning(
                 "No API server can be asked (no service account token): no progress will reach the job's status"
             )
-    job = jobfile.read_job(options.job_file)
+    job = jobfile.read_job(options.job_file, allow_remote_code=options.allow_remote_code)
     if job.runtime.nodes != 1:
         raise InvalidSpec(f"spec.resources.nodes: {job.runtime.nodes} given; this image trains on one node")
     root = workspace_root(options, in_cluster=in_cluster)
@@ -118,27 +126,71 @@ def _run(options: Options, stop: Stop, outlet: Outlet) -> End:
             f" (for instance on changed data under the same path) remove jobs/{job.name} from the workspace or use"
             " another name"
         )
-        return End(ExitCode.DONE, Reason.COMPLETED, message, earlier.artifact, earlier.metrics)
+        end = End(ExitCode.DONE, Reason.COMPLETED, message, earlier.artifact, earlier.metrics, earlier.prepared)
+        if not to_publish(job, earlier) or options.command == "prepare":
+            return end
+        log.info("It has not been published yet")
 
-    visible = devices.visible_gpus()
-    ranks = devices.ranks_on_node(job, visible, in_cluster=in_cluster)
-    handover = Handover(job, facts, run_id, root, volumes, ranks, ranks, outlet.api)
-    devices.check_batch(job, handover.micro_batch_size, handover.world_size)
-    with workspace.usable(root):
-        fence = workspace.claim(folders, job, facts, run_id)
-        outlet.owns_folders = True
-        workspace.clear_leftovers(folders, fence)
-    environment = devices.environment(job, visible, in_cluster=in_cluster)
-    end = _train(handover, folders, fence, stop, options.worker, environment)
-    if end.code == ExitCode.DONE:
+    with config_maps(options.config_maps) as maps:
+        alone = Handover(job, facts, run_id, root, volumes, maps, 1, 1, outlet.api, "prepare")
+        if options.command == "prepare":
+            with workspace.usable(root):
+                folders.reports.mkdir(parents=True, exist_ok=True)
+            outlet.owns_folders = True
+            return _run_ranks(alone, folders, Event(), stop, options.worker, {})
+
+        visible = devices.visible_gpus()
+        ranks = devices.ranks_on_node(job, visible, in_cluster=in_cluster)
+        handover = replace(alone, ranks_on_node=ranks, world_size=ranks, task="train")
+        devices.check_batch(job, handover.micro_batch_size, handover.world_size)
         with workspace.usable(root):
-            workspace.keep_result(folders, fence, results.to_result(end, facts.attempt))
-    return end
+            fence = workspace.claim(folders, job, facts, run_id)
+            outlet.owns_folders = True
+            workspace.clear_leftovers(folders, fence)
+        lost_fence = _watch_fence(folders, fence)
+        if earlier is None:
+            if prepared.read(folders, job) is None:
+                log.info("Nothing is prepared for this job yet: doing so first, on the CPU")
+                end = _run_ranks(alone, folders, lost_fence, stop, options.worker, {})
+                if end.code != ExitCode.DONE:
+                    return end
+            environment = devices.environment(job, visible, in_cluster=in_cluster)
+            end = _run_ranks(handover, folders, lost_fence, stop, options.worker, environment)
+            if end.code != ExitCode.DONE:
+                return end
+            with workspace.usable(root):
+                workspace.keep_result(folders, fence, results.to_result(end, facts.attempt))
+        if job.output.uri is not None:
+            end = _run_ranks(replace(alone, task="publish"), folders, lost_fence, stop, options.worker, {})
+            if end.code == ExitCode.DONE:
+                with workspace.usable(root):
+                    workspace.keep_result(folders, fence, results.to_result(end, facts.attempt))
+        return end
+
+
+def to_publish(job: ResolvedJob, result: Result) -> bool:
+    """Whether an artifact that is complete has yet to be copied to where the job wants it."""
+    return job.output.uri is not None and result.artifact is not None and result.artifact.published is None
 
 
 def workspace_root(options: Options, *, in_cluster: bool) -> Path:
     """The workspace's folder."""
     return options.workspace or (Path(WORKSPACE) if in_cluster else Path("workspace"))
+
+
+@contextmanager
+def config_maps(named: dict[str, Path]) -> Iterator[Path]:
+    """Folder with <name>/<key>: the pod's, or one of links to the folders that the command line names."""
+    if not named:
+        yield Path(CONFIG_MAPS)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="finetune-configmaps-"))
+    try:
+        for name, there in named.items():
+            (folder / name).symlink_to(there.resolve(), target_is_directory=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def mounted(job: ResolvedJob, root: Path, named: dict[str, Path]) -> dict[str, Path]:
@@ -154,31 +206,31 @@ def _local_facts(job: ResolvedJob, root: Path, run_id: str) -> AttemptFacts:
     return AttemptFacts(namespace="default", name=job.name, uid=LOCAL_UID, attempt=attempt, job_name=job.name)
 
 
-def _train(
+def _run_ranks(
     handover: Handover,
     folders: Folders,
-    fence: workspace.Fence,
+    lost_fence: Event,
     stop: Stop,
     command: Sequence[str],
     environment: dict[str, str],
 ) -> End:
     """Start the ranks and see them to their end."""
     if stop.requested:
-        raise Preempted("Told to stop before training began; there was nothing to save")
+        raise Preempted(f"Told to stop before it began to {handover.task}; there was nothing to save")
     log.info(
-        "Job %s, attempt %s, run %s: %s rank(s), checkpoints in %s",
+        "Job %s, attempt %s, run %s: %s with %s rank(s)",
         handover.job.name,
         handover.facts.attempt,
         handover.run_id,
+        handover.task,
         handover.world_size,
-        folders.run_checkpoints,
     )
     folder = Path(tempfile.mkdtemp(prefix="finetune-run-"))
     try:
         handover.write(folder)
         ranks = Ranks(command, handover, folder, environment)
         try:
-            _watch(ranks, handover, folders, folder, stop, _watch_fence(folders, fence))
+            _watch(ranks, handover, folders, folder, stop, lost_fence)
         finally:
             ranks.kill()
         return results.combine([_end_of(rank, ranks, folder, stop) for rank in sorted(ranks.codes)])
@@ -205,14 +257,16 @@ def _watch(ranks: Ranks, handover: Handover, folders: Folders, folder: Path, sto
             return
         if stop.count > heard:
             first, heard = heard == 0, stop.count
-            saving = saving_seconds(handover.facts.grace_period_seconds)
+            grace = handover.facts.grace_period_seconds
+            # Only training has something to save.
+            saving = saving_seconds(grace) if handover.task == "train" else min(NOTICE, saving_seconds(grace))
             left = stop.at + saving - now
             answer = ask(handover.api, handover.facts, folders.reports, max(0.0, left / 3))
             if answer in NOBODY_WANTS_IT:
                 raise Superseded(f"Told to stop, and nobody wants the result ({answer.value}): ending without a save")
             if first:
                 deadline = min(deadline, stop.at + saving)
-                log.info("Told to stop: the ranks have %.0f s to save", deadline - time.monotonic())
+                log.info("Told to stop: the ranks have %.0f s to end", deadline - time.monotonic())
                 write_deadline(folder, deadline)
                 ranks.tell()
         elif not stop.requested and failed_at is None and any(ranks.codes.values()):
@@ -271,11 +325,11 @@ def _end_of(rank: int, ranks: Ranks, folder: Path, stop: Stop) -> End:
 def _tell(outlet: Outlet, end: End) -> None:
     """Say how the run ended, to whoever listens. Best effort: the exit code says the most important part."""
     facts, folders = outlet.facts, outlet.folders
-    attempt = facts.attempt if facts else 0
+    attempt, kind = facts.attempt if facts else 0, outlet.options.command
     level = logging.ERROR if end.code else logging.INFO
     log.log(level, "Ended with %s (%s): %s", end.code, end.reason, end.message)
     pointer = ""
-    result = results.to_result(end, attempt)
+    result = results.to_result(end, attempt, kind=kind)
     wanted = end.code != ExitCode.SUPERSEDED
     if folders is not None and outlet.owns_folders and wanted and results.is_cut(end, result):
         file = folders.reports / f"end-{folders.run_checkpoints.name}.json"
@@ -284,7 +338,7 @@ def _tell(outlet: Outlet, end: End) -> None:
             pointer = f"(the whole is in {file.relative_to(folders.workspace)} of the workspace)"
         except OSError as error:
             log.warning("%s can't be written: %s", file, error)
-        result = results.to_result(end, attempt, pointer)
+        result = results.to_result(end, attempt, pointer, kind)
     # First, as it takes no time. The kubelet makes the file; where there is none, nobody reads it.
     if outlet.options.termination_message.exists():
         try:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from finetune_api.contract import TERMINATION_MESSAGE_BYTES
 from finetune_api.exit_codes import REASONS, ExitCode, strongest
-from finetune_api.status import Artifact, Reason, Result
+from finetune_api.status import Artifact, Prepared, Reason, Result
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.workspace import NO_SPACE, NOT_WRITABLE, write_json
@@ -37,6 +38,7 @@ class End:
     message: str
     artifact: Artifact | None = None
     metrics: dict[str, str] | None = None
+    prepared: Prepared | None = None
     forced: bool = False
     """Ended by ``launch``, so no evidence of what went wrong."""
 
@@ -100,17 +102,18 @@ def combine(ends: Sequence[End]) -> End:
     return End(code, decisive.reason, decisive.message + beside)
 
 
-def to_result(end: End, attempt: int, pointer: str = "") -> Result:
+def to_result(end: End, attempt: int, pointer: str = "", kind: Literal["prepare", "train"] = "train") -> Result:
     """Cut to what status allows. `pointer` says where the whole message is."""
     metrics = {cut(k, SHORT): cut(str(v), SHORT) for k, v in list((end.metrics or {}).items())[:METRICS]}
     return Result(
-        kind="train",
+        kind=kind,
         attempt=attempt,
         exit_code=end.code,
         reason=end.reason,
         message=cut(end.message, MESSAGE_CHARACTERS, pointer),
         artifact=end.artifact,
         metrics=metrics or None,
+        prepared=end.prepared,
     )
 
 
@@ -154,6 +157,7 @@ def write_end(file: Path, end: End) -> None:
     content = asdict(end)
     content["message"] = cut(end.message, len(end.message))
     content["artifact"] = end.artifact.to_dict() if end.artifact else None
+    content["prepared"] = end.prepared.to_dict() if end.prepared else None
     write_json(file, content)
 
 
@@ -162,7 +166,8 @@ def read_end(file: Path) -> End | None:
     try:
         content = json.loads(file.read_bytes())
         artifact = Artifact.model_validate(content.pop("artifact")) if content["artifact"] else None
-        return End(**{**content, "artifact": artifact})
+        prepared = Prepared.model_validate(content.pop("prepared")) if content["prepared"] else None
+        return End(**{**content, "artifact": artifact, "prepared": prepared})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

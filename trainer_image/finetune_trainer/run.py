@@ -13,6 +13,7 @@ from finetune_api.contract import AttemptFacts, ResolvedJob
 from finetune_api.status import Artifact, Checkpoint, Progress
 
 from finetune_trainer.errors import AccessDenied, NotFound
+from finetune_trainer.prepared import PreparedJob
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class Folders:
     def find(self, uri: str) -> Path:
         """The file or folder behind ``pvc://claim/path``. Raises NotFound, saying what is there instead, and
         AccessDenied."""
-        claim, path = source.parse(uri)
+        place = source.parse(uri)
+        if not isinstance(place, source.PvcPath):
+            raise NotFound(f"{uri}: is on no volume; run `prepare` first, which fetches it")
+        claim, path = place
         root = self.volumes.get(claim)
         if root is None:
             raise NotFound(f"{uri}: claim {claim!r} is not mounted; mounted are: {', '.join(sorted(self.volumes))}")
@@ -95,6 +99,8 @@ class Run:
     local_rank: int
     world_size: int
     micro_batch_size: int
+    prepared: PreparedJob
+    """Model and data, where `prepare` put them."""
     stop_requested: Callable[[], bool] = field(default=lambda: False)
     """True once SIGTERM came; ranks agree on it before they act."""
     seconds_left: Callable[[], float] = field(default=lambda: float("inf"))

@@ -1,7 +1,7 @@
 """Entry of each rank: ``python -m finetune_trainer.worker FOLDER RANK``, started by ``launch``.
 
-Makes the `Run`, finds the workflow of the job's stage, runs it, and says in a file and by its exit code how that ended.
-SIGTERM only sets a flag: the workflow looks at it between steps, and saves.
+Does what the handover says: train (makes the `Run` and finds the workflow of the job's stage), prepare or publish. Says
+in a file and by its exit code how that ended. SIGTERM only sets a flag: the work looks at it between steps, and saves.
 """
 
 import ctypes
@@ -11,15 +11,16 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from finetune_api.exit_codes import REASONS, ExitCode
+from finetune_api.status import Progress
 
-from finetune_trainer import director, results
-from finetune_trainer.errors import Preempted, Superseded, TrainerError
+from finetune_trainer import director, prepared, results, workspace
+from finetune_trainer.errors import Preempted, Superseded, TrainerError, WorkspaceUnusable
 from finetune_trainer.handover import Handover, end_file, read_deadline
 from finetune_trainer.reporting.status import Reporter
 from finetune_trainer.results import End
@@ -36,6 +37,7 @@ def main(
     rank: int,
     stop: Stop,
     find_workflow: Callable[[str], director.Workflow] = director.find_workflow,
+    tasks: "Mapping[str, Task] | None" = None,
 ) -> NoReturn:
     """Run one rank to its end. Doesn't return: what libraries do at exit must not change or delay the outcome."""
     _die_with_launcher()
@@ -45,7 +47,12 @@ def main(
     handover = Handover.read(folder)
     reporter = _reporter(handover, folder, rank) if rank == 0 else None
     try:
-        end = _train(handover, folder, rank, stop, reporter, find_workflow)
+        _check_stop(stop)
+        task = (TASKS if tasks is None else tasks).get(handover.task)
+        if task is None:
+            end = _train(handover, folder, rank, stop, reporter, find_workflow)
+        else:
+            end = task(handover, reporter.progress if reporter else nothing, lambda: _check_stop(stop))
     except BaseException as error:
         end = results.of_error(error, rank=rank, workspace=handover.workspace)
         if end.code == ExitCode.INTERNAL_ERROR and not isinstance(error, TrainerError):
@@ -64,8 +71,13 @@ def _train(
     find_workflow: Callable[[str], director.Workflow],
 ) -> End:
     workflow = find_workflow(handover.job.stage)
-    if stop.requested:
-        raise Preempted("Told to stop before training began; there was nothing to save")
+    ready = prepared.read(handover.folders, handover.job)
+    if ready is None:
+        raise WorkspaceUnusable(
+            f"What was prepared for jobs/{handover.job.name} is gone from the workspace: let another attempt prepare it"
+            " again, and see who removes cache/ while jobs run"
+        )
+    _check_stop(stop)
     run = Run(
         job=handover.job,
         attempt=handover.facts,
@@ -75,6 +87,7 @@ def _train(
         local_rank=rank % handover.ranks_on_node,
         world_size=handover.world_size,
         micro_batch_size=handover.micro_batch_size,
+        prepared=ready,
         stop_requested=lambda: stop.requested,
         seconds_left=partial(_seconds_left, folder, stop, handover.facts.grace_period_seconds),
         report_progress=reporter.progress if reporter else nothing,
@@ -83,6 +96,40 @@ def _train(
     outcome = workflow(run)
     done = ExitCode.DONE
     return End(done, REASONS[done], "Training completed", outcome.artifact, outcome.metrics)
+
+
+def _prepare(handover: Handover, report: Callable[[Progress], None], check_stop: Callable[[], None]) -> End:
+    """Fetch, check and tokenize; nothing is trained."""
+    from finetune_trainer import prepare  # needs seconds to import
+
+    ready = prepare.run(
+        handover.job, handover.folders, handover.run_id, handover.facts.attempt, handover.places, report, check_stop
+    )
+    return End(ExitCode.DONE, REASONS[ExitCode.DONE], prepare.describe(ready.summary), prepared=ready.summary)
+
+
+def _publish(handover: Handover, _report: Callable[[Progress], None], _check_stop: Callable[[], None]) -> End:
+    """Copy the artifact of RESULT.json to where the job wants it."""
+    from finetune_trainer.publish import publish
+
+    result = workspace.earlier_result(handover.folders, handover.job)
+    uri = handover.job.output.uri
+    assert result is not None
+    assert result.artifact is not None
+    assert uri is not None
+    published = publish(uri, handover.folders.artifact, result.artifact.digest)
+    artifact = result.artifact.model_copy(update={"published": published})
+    return End(ExitCode.DONE, REASONS[ExitCode.DONE], f"Published as {published}", artifact, result.metrics)
+
+
+Task = Callable[[Handover, Callable[[Progress], None], Callable[[], None]], End]
+TASKS: Mapping[str, Task] = {"prepare": _prepare, "publish": _publish}
+"""What ranks do besides training."""
+
+
+def _check_stop(stop: Stop) -> None:
+    if stop.requested:
+        raise Preempted("Told to stop; there was nothing to save")
 
 
 def _seconds_left(folder: Path, stop: Stop, grace: float) -> float:
