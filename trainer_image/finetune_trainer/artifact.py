@@ -1,12 +1,14 @@
 """The artifact: a folder that can be copied out and used, and its digest.
 
 Called by workflows at their end, on rank 0. It is filled beside its place and renamed, so that artifact/ is either
-absent or whole. Nothing in it is a pickle.
+absent or whole. Nothing in it is a pickle. An adapter lies in it as it is, or merged and beside it in adapter/; an
+earlier adapter that was merged before training is in base_adapter/, as without it the new one fits no published model.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,23 +16,42 @@ from finetune_api.status import Artifact
 from peft import PeftModel
 
 from finetune_trainer.checkpoints.storage import guard
+from finetune_trainer.model import base as base_model
+from finetune_trainer.model import build, pissa
+from finetune_trainer.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.merge import SHARD_SIZE, merge, output_dtype, probe, probe_rows
 from finetune_trainer.reporting import model_card
 from finetune_trainer.run import Run
 from finetune_trainer.workspace import digest_folder, sync_folder
 
-SHARD_SIZE = "5GB"
+ADAPTER, BASE_ADAPTER = "adapter", "base_adapter"
 
 
-def write(run: Run, model: Any, tokenizer: Any, provenance: dict[str, Any], metrics: dict[str, Any]) -> Artifact:
-    """Model or adapter, tokenizer, model card and provenance, in place."""
+def write(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    provenance: dict[str, Any],
+    metrics: dict[str, Any],
+    *,
+    stop_ids: Collection[int] = (),
+    probes: Sequence[Sequence[int]] | None = None,
+) -> Artifact:
+    """Model or adapter, tokenizer, model card and provenance, in place.
+
+    ``stop_ids`` are the tokens at which an answer ends, ``probes`` rows of held-out token ids that a merge is measured
+    on.
+    """
     place = run.folders.artifact
     staging = place.with_name(f".{place.name}-{run.run_id}")
     with guard(staging):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            kind = _save_model(run, model, staging)
+            kind, facts = _save(run, model, staging, len(tokenizer), probes)
+            provenance = {**provenance, **facts}
             tokenizer.save_pretrained(staging)
+            _save_generation(staging, run.prepared.model, stop_ids, tokenizer)
             (staging / "README.md").write_text(model_card.render(run.job, kind, provenance, metrics), encoding="utf-8")
             (staging / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
             digest, size = digest_folder(staging)
@@ -44,17 +65,72 @@ def write(run: Run, model: Any, tokenizer: Any, provenance: dict[str, Any], metr
     return Artifact(uri=uri, kind=kind, digest=digest, size_bytes=size)
 
 
-def _save_model(run: Run, model: Any, staging: Path) -> Literal["adapter", "model"]:
+def scratch(run: Run) -> Path:
+    """Where `build` keeps what outlives an attempt and is shared by jobs."""
+    return run.folders.workspace / "cache" / "merged"
+
+
+def _save(
+    run: Run,
+    model: Any,
+    staging: Path,
+    tokens: int,
+    probes: Sequence[Sequence[int]] | None,
+) -> tuple[Literal["adapter", "model"], dict[str, Any]]:
+    """The weights; what was made, and what a merge was measured at."""
+    job, base, adapter = run.job, run.prepared.model, run.prepared.adapter
     if not isinstance(model, PeftModel):
+        build.cast(model, output_dtype(job.output.dtype, base))
         model.save_pretrained(staging, max_shard_size=SHARD_SIZE)
-        return "model"
-    model.save_pretrained(str(staging), save_embedding_layers=False)
-    config_file = staging / "adapter_config.json"
+        return "model", {}
+    folder = staging / ADAPTER if job.output.merge else staging
+    _save_adapter(run, model, folder)
+    merged_first = adapter is not None and build.tuning_adapter(job) == "merge"
+    if merged_first:
+        assert adapter is not None
+        (staging / BASE_ADAPTER).mkdir()
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            shutil.copyfile(adapter / name, staging / BASE_ADAPTER / name)
+    if not job.output.merge:
+        return "adapter", {}
+    quantised = job.tuning.method == "qlora"
+    rows = probes or probe_rows(model.config)
+    made = merge(
+        base,
+        [staging / BASE_ADAPTER, folder] if merged_first else [folder],
+        staging,
+        job.output.dtype,
+        source=job.model.source,
+        tokens=tokens,
+        probes=rows,
+        trained=probe(model, rows) if quantised else None,
+        allow_remote_code=base_model.remote_code(job),
+    )
+    return "model", {"merge": made.facts()}
+
+
+def _save_adapter(run: Run, model: Any, folder: Path) -> None:
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's; ours is the artifact's
+    config_file = folder / ADAPTER_CONFIG
     config = json.loads(config_file.read_text(encoding="utf-8"))
     # peft wrote where the base lay in this pod, which means nothing anywhere else
     config["base_model_name_or_path"] = run.job.model.source
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return "adapter"
+    if run.job.tuning.lora is not None and run.job.tuning.lora.init == "pissa":
+        first = build.pissa_file(run.job, run.prepared.model, run.prepared.adapter, scratch(run))
+        pissa.ordinary(folder, first)
+
+
+def _save_generation(staging: Path, base: Path, stop_ids: Collection[int], tokenizer: Any) -> None:
+    """The base's settings, with the tokens that the model was taught to stop at."""
+    file = base / "generation_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if stop_ids:
+        config["eos_token_id"] = sorted(stop_ids)
+    if tokenizer.pad_token_id is not None:
+        config["pad_token_id"] = tokenizer.pad_token_id
+    (staging / file.name).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _flush(folder: Path) -> None:

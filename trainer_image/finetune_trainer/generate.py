@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from finetune_api.contract import ResolvedJob
-from peft import PeftModel
 
-from finetune_trainer.data.formats import Message
+from finetune_trainer.artifact import BASE_ADAPTER
+from finetune_trainer.data.samples import Message
+from finetune_trainer.data.templates import Template
 from finetune_trainer.errors import NotFound
 from finetune_trainer.model import base as base_model
-from finetune_trainer.model import tokenizer
+from finetune_trainer.model import build, tokenizer, vocabulary
+from finetune_trainer.model.folder import ADAPTER_CONFIG
 from finetune_trainer.reporting.quiet import quiet
 from finetune_trainer.run import Folders
 
@@ -23,12 +25,18 @@ def generate(job: ResolvedJob, folders: Folders, prompt: str, base: bool, max_ne
         raise NotFound(f"{job.name} has no artifact yet: {folders.artifact} is not there")
     quiet()
     origin = folders.find(job.model.source)
-    base_model.check(origin, job.model.source)
-    tokens = tokenizer.load(origin if base else folders.artifact)
-    template = tokenizer.template(tokens, origin)
-    model = _model(job, folders, base)
+    base_model.check(origin, job.model.source, allow_remote_code=base_model.remote_code(job))
+    name = job.template.name
+    tokens = tokenizer.load(
+        origin if base else folders.artifact,
+        job.model,
+        name,
+        allow_remote_code=base_model.remote_code(job),
+    )
+    template = Template(tokens, frozenset(tokenizer.stop_ids(tokens, origin, name)), job.template)
+    model = _model(job, folders, base, len(tokens))
     question: Message = {"role": "user", "content": prompt}
-    ids = torch.tensor([template.ids(template.render([question], ask=True))], device=model.device)
+    ids = torch.tensor([template.ids(template.ask([question]))], device=model.device)
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids,
@@ -45,13 +53,23 @@ def generate(job: ResolvedJob, folders: Folders, prompt: str, base: bool, max_ne
     return answer.strip()
 
 
-def _model(job: ResolvedJob, folders: Folders, base: bool) -> Any:
+def _model(job: ResolvedJob, folders: Folders, base: bool, tokens: int) -> Any:
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    if base or job.tuning.method == "lora":
-        model: Any = base_model.load(folders.find(job.model.source), job.model.source, dtype)
-        if not base:
-            model = PeftModel.from_pretrained(model, folders.artifact)
+    remote_code = base_model.remote_code(job)
+    if not base and not (folders.artifact / ADAPTER_CONFIG).is_file():  # a whole model
+        model: Any = base_model.load(
+            folders.artifact, str(folders.artifact), dtype, attention=job.model.attention, allow_remote_code=remote_code
+        )
     else:
-        model = base_model.load(folders.artifact, str(folders.artifact), dtype)
+        source = job.model.source
+        model = base_model.load(
+            folders.find(source), source, dtype, attention=job.model.attention, allow_remote_code=remote_code
+        )
+        if not base:
+            earlier = folders.artifact / BASE_ADAPTER
+            if earlier.is_dir():
+                model = build.merge_in_memory(model, earlier)
+            vocabulary.grow(model, max(tokens, build.rows(folders.artifact)))
+            model = build.attach(model, folders.artifact, "artifact")
     return model.to("cuda" if on_gpu else "cpu").eval()

@@ -1,26 +1,31 @@
 """Which weights are trained: a method of spec.tuning applied to a loaded model.
 
-Called by workflows after `base.load`. Trained weights are fp32 unless the job says pureBf16: small updates are lost in
-bf16.
+Called by `build` and `memory`, and by the engine. Trained weights are fp32 unless the job says pureBf16: small updates
+are lost in bf16.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
 
 import torch
-from finetune_api.tuning import LoraSpec, TuningSpec
+from finetune_api.tuning import FreezeSpec, LoraSpec, TuningSpec
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from finetune_trainer.errors import InvalidSpec
+from finetune_trainer.model import freeze, vocabulary
 from finetune_trainer.model.base import Precision
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR, HEAD = "all-linear", "lm_head"
 
 
 def load_dtype(method: str, precision: Precision) -> torch.dtype:
-    """What the base is loaded in: trained weights in fp32, frozen ones as small as the job's precision allows."""
-    if precision == "fp32" or (precision == "bf16" and method == "full"):
+    """What the base is loaded in: trained weights in fp32, frozen ones as small as the job's precision allows.
+
+    Method freeze trains some of what is loaded: `build` shrinks the rest.
+    """
+    if precision == "fp32" or (precision == "bf16" and method in ("full", "freeze")):
         return torch.float32
     return torch.bfloat16
 
@@ -30,18 +35,53 @@ def apply(model: PreTrainedModel, tuning: TuningSpec, seed: int) -> PreTrainedMo
     if tuning.method == "full":
         model.requires_grad_(True)
         return model
-    assert tuning.lora is not None  # filled in by finetune_api.contract.fill_in
-    targets = check_targets(model, tuning.lora)
+    if tuning.method == "freeze":
+        freeze.mark(model, tuning.freeze or FreezeSpec())
+        return model
+    return add(model, tuning.lora or LoraSpec(), seed)
+
+
+def add(model: PreTrainedModel, lora: LoraSpec, seed: int, whole: Collection[str] = ()) -> PeftModel:
+    """A fresh adapter; the modules in ``whole`` are trained besides it, as new tokens ask for."""
+    _refuse_pairs(lora)
+    targets = check_targets(model, lora)
+    saved = sorted({*check_modules(model, lora.modules_to_save or ()), *whole})
+    tied = bool(model.config.get_text_config().tie_word_embeddings)
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=tuning.lora.rank,
-        lora_alpha=tuning.lora.alpha or 2 * tuning.lora.rank,
-        lora_dropout=tuning.lora.dropout,
+        r=lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_dropout=lora.dropout,
         target_modules=targets,
+        use_rslora=lora.rs_lora,
+        use_dora=lora.dora,
+        modules_to_save=saved or None,
+        # A tied head has to see what its embedding has learnt.
+        ensure_weight_tying=tied and bool({*vocabulary.embeddings(model), HEAD} & set(saved)),
         bias="none",
     )
     return get_peft_model(model, config)
+
+
+def _refuse_pairs(lora: LoraSpec) -> None:
+    if lora.dora and lora.init == "pissa":
+        raise InvalidSpec(
+            "tuning.lora: dora and init pissa can't be combined, as the result is no adapter of the untouched base:"
+            " use one of them"
+        )
+
+
+def check_modules(model: PreTrainedModel, names: Collection[str]) -> list[str]:
+    """modulesToSave, if each is there; peft itself ignores one that isn't."""
+    there = {name.rpartition(".")[2]: module for name, module in model.named_modules() if name}
+    wrong = sorted(set(names) - set(there))
+    if wrong:
+        whole = sorted(name for name, module in there.items() if any(True for _ in module.parameters(recurse=False)))
+        raise InvalidSpec(
+            f"tuning.lora.modulesToSave: this model has no {', '.join(wrong)}; it has: {', '.join(whole)}"
+        )
+    return list(names)
 
 
 def check_targets(model: PreTrainedModel, lora: LoraSpec) -> str | list[str]:
@@ -72,6 +112,9 @@ def cast_trainable(model: nn.Module, precision: Precision) -> None:
 
 
 def count(model: nn.Module) -> tuple[int, int]:
-    """(trained, all) weights."""
-    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+    """(trained, all) weights. A 4 bit weight is packed, two to a byte; its own state knows its shape."""
+    sizes = [
+        (math.prod(state.shape) if (state := getattr(weight, "quant_state", None)) else weight.numel(), weight)
+        for weight in model.parameters()
+    ]
+    return sum(size for size, weight in sizes if weight.requires_grad), sum(size for size, _ in sizes)

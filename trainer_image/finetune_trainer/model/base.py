@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from finetune_api.contract import ResolvedJob
 from finetune_api.training import TrainingSpec
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from finetune_api.tuning import QuantizationSpec
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.model import folder as model_folder
+from finetune_trainer.model.attention import Attention, implementation
 
 Precision = Literal["bf16", "pureBf16", "fp32"]
 
@@ -20,21 +23,27 @@ def precision(training: TrainingSpec) -> Precision:
     return "bf16" if torch.cuda.is_available() else "fp32"
 
 
-def check(folder: Path, source: str) -> Any:
+def check(folder: Path, source: str, *, allow_remote_code: bool = False) -> Any:
     """The model's config, if this trainer can load the model. Costs no time: weights are not read."""
     raw = model_folder.check(folder, source)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=allow_remote_code)
     except Exception as error:
-        hint = " It brings its own code, which is not run." if "auto_map" in raw else ""
+        hint = " It brings its own code, which is not run." if "auto_map" in raw and not allow_remote_code else ""
         raise InvalidSpec(
             f"model.source: {source} is of type {raw.get('model_type')!r}, which can't be loaded.{hint} ({error})"
         ) from error
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    own_code = allow_remote_code and "AutoModelForCausalLM" in raw.get("auto_map", {})
+    if type(config) not in AutoModelForCausalLM._model_mapping and not own_code:
         raise InvalidSpec(
             f"model.source: {source} is of type {raw.get('model_type')!r}, which is no causal language model"
         )
     return config
+
+
+def remote_code(job: ResolvedJob) -> bool:
+    """A model's own code is run only where the job and the installation both say so."""
+    return job.model.trust_remote_code and job.runtime.allow_remote_code
 
 
 def check_rows(config: Any, longest: int, highest_id: int) -> None:
@@ -53,8 +62,19 @@ def check_rows(config: Any, longest: int, highest_id: int) -> None:
         )
 
 
-def load(folder: Path, source: str, dtype: torch.dtype) -> PreTrainedModel:
+def load(
+    folder: Path,
+    source: str,
+    dtype: torch.dtype,
+    *,
+    attention: Attention = "auto",
+    quantization: QuantizationSpec | None = None,
+    allow_remote_code: bool = False,
+) -> PreTrainedModel:
     """The weights, all of them from safetensors. Raises InvalidSpec when the files don't hold the whole model."""
+    options: dict[str, Any] = {"attn_implementation": implementation(attention, dtype)}
+    if quantization is not None:
+        options |= {"quantization_config": bits_and_bytes(quantization, dtype), "device_map": {"": _device()}}
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained
         model, loaded = loading(
@@ -62,8 +82,9 @@ def load(folder: Path, source: str, dtype: torch.dtype) -> PreTrainedModel:
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=allow_remote_code,
             output_loading_info=True,
+            **options,
         )
     except torch.OutOfMemoryError:
         raise
@@ -76,3 +97,20 @@ def load(folder: Path, source: str, dtype: torch.dtype) -> PreTrainedModel:
             " the copy is not complete"
         )
     return model  # type: ignore[no-any-return]
+
+
+def bits_and_bytes(spec: QuantizationSpec, compute: torch.dtype) -> BitsAndBytesConfig:
+    """The job's settings in transformers' words."""
+    if spec.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=spec.double_quantization,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _device() -> torch.device:
+    """Quantised weights are made where they stay: on this rank's GPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

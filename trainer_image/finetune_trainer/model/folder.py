@@ -12,6 +12,7 @@ from finetune_trainer.errors import InvalidSpec, NotFound
 from finetune_trainer.run import check_readable
 
 WEIGHTS = "*.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 
 
@@ -43,6 +44,29 @@ def check(folder: Path, source: str) -> dict[str, Any]:
     return dict(config)
 
 
+def check_adapter(folder: Path, source: str) -> dict[str, Any]:
+    """Make sure that an adapter can be loaded without running code; returns adapter_config.json."""
+    if not folder.is_dir():
+        raise NotFound(f"tuning.adapter.source: {source} is a file; name the folder that holds {ADAPTER_CONFIG}")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+        raise NotFound(f"tuning.adapter.source: {source} has no {ADAPTER_CONFIG}; it has: {there}")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise NotFound(
+            f"tuning.adapter.source: {source} has no {ADAPTER_WEIGHTS}; adapters in other formats are not loaded, as"
+            " they can run code"
+        )
+    try:
+        config = dict(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InvalidSpec(f"tuning.adapter.source: {source}/{ADAPTER_CONFIG} is not a JSON object: {error}") from None
+    if config.get("peft_type") != "LORA":
+        raise InvalidSpec(
+            f"tuning.adapter.source: {source} is of type {config.get('peft_type')!r}; only LORA adapters can be used"
+        )
+    return config
+
+
 def digest(folder: Path) -> str:
     """sha256 over the names and contents of the files right in the folder, for provenance."""
     total = hashlib.sha256()
@@ -54,3 +78,15 @@ def digest(folder: Path) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def dtype(folder: Path) -> Any:
+    """The number type that most of the weights are stored in."""
+    import torch
+    from safetensors import safe_open
+
+    names = {"BF16": torch.bfloat16, "F16": torch.float16}
+    with safe_open(sorted(folder.glob(WEIGHTS))[0], framework="pt") as weights:
+        stored = weights.keys()
+        kinds = [weights.get_slice(name).get_dtype() for name in stored]
+    return names.get(max(set(kinds), key=kinds.count), torch.float32)

@@ -47,6 +47,8 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
         "tokens": metrics["num_tokens"],
         "steps": metrics["train_steps"],
     }
+    if "merge" in provenance:
+        results |= _merge_results(provenance["merge"])
     data = [[f"`{entry['source']}`", f"`{entry['digest']}`"] for entry in provenance["data"]]
     library = "peft" if kind == "adapter" else "transformers"
     return "\n".join(
@@ -68,6 +70,14 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
             " base model.\n",
         ]
     )
+
+
+def _merge_results(merge: dict[str, Any]) -> dict[str, str]:
+    """What the merged model lost: by rounding, and by leaving the quantised base it was trained on."""
+    told = {f"rounded to {merge['dtype']}, against fp32": merge["rounding"]}
+    if merge["drift"]:
+        told["merged, against the quantised base with the adapter"] = merge["drift"]
+    return {name: f"same top token {d['top1']:.1%}, mean KL {d['kl']:.2e}" for name, d in told.items()}
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -1,0 +1,296 @@
+"""Each way of tuning trains what it says and nothing else, and what it made can be loaded again and says the same."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.contract import AttemptFacts, ResolvedJob
+from finetune_api.status import Prepared
+from finetune_trainer import artifact, workspace
+from finetune_trainer.errors import InvalidSpec, NotFound, TrainerError
+from finetune_trainer.model import adapters, base, build, vocabulary
+from finetune_trainer.prepared import PreparedJob
+from finetune_trainer.run import Run
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.trainer import tiny
+
+ROWS = [[5, 9, 30, 41, 77, 8, 11, 60], [100, 3, 2, 4, 250, 19]]
+FACTS = {"precision": "fp32", "namespace": "default", "data": []}
+METRICS = {"train_loss": 1.0, "final_loss": 1.0, "train_samples": 1, "num_tokens": 1, "train_steps": 1}
+
+
+@dataclass
+class Place:
+    """Base model, its tokenizer, and room for artifacts."""
+
+    root: Path
+    model: Path
+    tokens: Any
+
+    @property
+    def scratch(self) -> Path:
+        return self.root / "work" / "cache" / "merged"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    root = tmp_path_factory.mktemp("models")
+    folder = tiny.save_model(root / "models" / "model", num_hidden_layers=3, tie_word_embeddings=False)
+    tiny.save_rows(root / "data" / "rows.jsonl")
+    return Place(root, folder, AutoTokenizer.from_pretrained(folder))
+
+
+def job(tuning: dict[str, Any], **sections: Any) -> ResolvedJob:
+    return tiny.job(tuning=tuning, **sections)
+
+
+def made(
+    place: Place, of: ResolvedJob, adapter: Path | None = None, precision: base.Precision = "fp32", tokens: Any = None
+) -> Any:
+    model = build.build(of, place.model, adapter, tokens or place.tokens, precision, place.scratch)
+    adapters.cast_trainable(model, precision)
+    return model
+
+
+def step(model: Any, ids: torch.Tensor | None = None, rate: float = 0.05) -> list[str]:
+    """One step of plain descent with every trained weight; the names of what moved."""
+    trained = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    for _ in range(2):  # B is zero at first, so that A learns from the second step on
+        model.zero_grad()
+        ids = torch.tensor(ROWS[:1]) if ids is None else ids
+        model.train()
+        model(input_ids=ids, labels=ids).loss.backward()
+        with torch.no_grad():
+            for weight in trained.values():
+                weight -= rate * weight.grad.sign()
+    return list(trained)
+
+
+def logits(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(input_ids=torch.tensor([row])).logits[0].float() for row in ROWS])
+
+
+def run_of(place: Place, of: ResolvedJob, name: str, adapter: Path | None = None) -> Run:
+    """A run with a workspace of its own, whose model is prepared."""
+    prepared = PreparedJob(place.model, adapter, place.root, ["train"], Prepared.model_construct())
+    job_folder = place.root / f"work-{name}" / "jobs" / of.name
+    folders = workspace.layout(place.root / f"work-{name}", of.name, 1, "run", {"models": place.root / "models"})
+    job_folder.mkdir(parents=True, exist_ok=True)
+    facts = AttemptFacts(namespace="default", name=of.name, uid="12345-uid", attempt=1, job_name="tiny-12345-1")
+    return Run(
+        job=of,
+        attempt=facts,
+        run_id="run",
+        folders=folders,
+        rank=0,
+        local_rank=0,
+        world_size=1,
+        micro_batch_size=1,
+        prepared=prepared,
+    )
+
+
+def save(place: Place, of: ResolvedJob, model: Any, name: str, *, adapter: Path | None = None, **more: Any) -> Path:
+    run = run_of(place, of, name, adapter)
+    artifact.write(run, model, place.tokens, FACTS, METRICS, **more)
+    return run.folders.artifact
+
+
+def plain(folder: Path, tokens: int = 0) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    vocabulary.grow(model, tokens)
+    return model
+
+
+LORAS: dict[str, dict[str, Any]] = {
+    "plain": {"targets": ["q_proj", "down_proj"]},
+    "rslora": {"rsLora": True},
+    "dora": {"dora": True},
+    "modules": {"modulesToSave": ["embed_tokens", "lm_head", "norm"]},
+}
+
+
+@pytest.mark.parametrize("kind", LORAS)
+def test_an_adapter_trains_itself_alone_and_loads_on_the_untouched_base(place: Place, kind: str) -> None:
+    of = job({"method": "lora", "lora": {"rank": 4, **LORAS[kind]}})
+    model = made(place, of)
+    before = {name: w.clone() for name, w in model.named_parameters() if not w.requires_grad}
+    moved = step(model)
+    assert all("lora_" in name or "modules_to_save" in name for name in moved)
+    assert all(torch.equal(w, before[name]) for name, w in model.named_parameters() if not w.requires_grad)
+    if kind == "plain":
+        assert {name.split(".")[-4] for name in moved} <= {"q_proj", "down_proj", "lora_A", "lora_B"}
+    expected = logits(model)
+    folder = save(place, of, model, kind)
+    loaded = PeftModel.from_pretrained(plain(place.model), folder)
+    torch.testing.assert_close(logits(loaded), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pissa_survives_a_new_attempt_and_ends_as_an_adapter_of_the_untouched_base(place: Place) -> None:
+    of = job({"method": "lora", "lora": {"rank": 4, "init": "pissa"}})
+    run = run_of(place, of, "pissa")
+    scratch = artifact.scratch(run)
+    model = build.build(of, place.model, None, place.tokens, "fp32", scratch)
+    torch.testing.assert_close(logits(model), logits(plain(place.model)), atol=1e-4, rtol=1e-4)
+    step(model)
+    again = build.build(of, place.model, None, place.tokens, "fp32", scratch)
+    again.load_state_dict({n: w for n, w in model.state_dict().items() if "lora_" in n}, strict=False)
+    assert torch.equal(logits(again), logits(model))
+    artifact.write(run, again, place.tokens, FACTS, METRICS)
+    folder = run.folders.artifact
+    loaded = PeftModel.from_pretrained(plain(place.model), folder)
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 8
+
+
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [
+        ({"layers": 1}, {"layers.2"}),
+        ({"layers": -2}, {"layers.0", "layers.1"}),
+        ({"layers": 1, "modules": ["mlp"], "extraModules": ["lm_head", "norm"]}, {"layers.2.mlp", "lm_head", "norm"}),
+    ],
+)
+def test_freeze_trains_the_named_layers(place: Place, freeze: dict[str, Any], expected: set[str]) -> None:
+    of = job({"method": "freeze", "freeze": freeze})
+    model = made(place, of)
+    moved = {name.removeprefix("model.") for name in step(model)}
+    assert all(any(name.startswith(part + ".") for part in expected) for name in moved)
+    assert all(any(name.startswith(part + ".") for name in moved) for part in expected)
+    want = logits(model)
+    folder = save(place, of, model, "freeze")
+    torch.testing.assert_close(logits(plain(folder)), want)
+
+
+def test_freeze_in_bf16_keeps_the_trained_layers_in_fp32(place: Place) -> None:
+    model = made(place, job({"method": "freeze"}), precision="bf16")
+    assert {w.dtype for w in model.parameters() if w.requires_grad} == {torch.float32}
+    assert {w.dtype for w in model.parameters() if not w.requires_grad} == {torch.bfloat16}
+
+
+def test_an_earlier_adapter_is_continued_or_merged_first(place: Place) -> None:
+    first = made(place, job({"method": "lora", "lora": {"rank": 2}}))
+    step(first)
+    want = logits(first)
+    folder = save(place, job({"method": "lora", "lora": {"rank": 2}}), first, "first")
+
+    source = {"source": "pvc://models/adapter"}
+    more = made(place, job({"method": "lora", "adapter": source}), folder)
+    assert torch.equal(logits(more), want)
+    assert all("lora_" in name for name in step(more))
+
+    of = job({"method": "lora", "lora": {"rank": 2}, "adapter": {**source, "mode": "merge"}})
+    anew = made(place, of, folder)
+    torch.testing.assert_close(logits(anew), want, atol=1e-5, rtol=1e-5)
+    step(anew)
+    made_of = save(place, of, anew, "second", adapter=folder)
+    both = build.merge_in_memory(plain(place.model), made_of / artifact.BASE_ADAPTER)
+    loaded = PeftModel.from_pretrained(both, made_of)
+    torch.testing.assert_close(logits(loaded), logits(anew), atol=1e-4, rtol=1e-4)
+
+    full = made(place, job({"method": "full", "adapter": {**source, "mode": "merge"}}), folder)
+    torch.testing.assert_close(logits(full), want, atol=1e-5, rtol=1e-5)
+    assert not isinstance(full, PeftModel)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("method", ["lora", "freeze"])
+def test_new_tokens_are_learnt_and_survive(tmp_path: Path, method: str, tied: bool) -> None:
+    folder = tiny.save_model(tmp_path / "models" / "model", tie_word_embeddings=tied)
+    tokens: Any = AutoTokenizer.from_pretrained(folder)
+    old = len(tokens)
+    tokens.add_tokens(["<call>", "<result>"])
+    there = Place(tmp_path, folder, tokens)
+    of = job({"method": method}, model={"source": "pvc://models/model", "newTokens": ["<call>", "<result>"]})
+    model = made(there, of)
+    grown = plain(folder, len(tokens))
+    row = torch.tensor([[old, 5, old + 1, 9, old]])
+    torch.testing.assert_close(model(input_ids=row).logits, grown(input_ids=row).logits, atol=1e-5, rtol=1e-5)
+    mean = plain(folder).get_input_embeddings().weight.mean(0)
+    torch.testing.assert_close(grown.get_input_embeddings().weight[old], mean)
+
+    head = model.get_output_embeddings().weight
+    before = (model.get_input_embeddings().weight[old:].detach().clone(), head[old:].detach().clone())
+    step(model, row)
+    assert not torch.equal(model.get_input_embeddings().weight[old:], before[0])
+    assert not torch.equal(model.get_output_embeddings().weight[old:], before[1])
+    model.eval()
+    want = model(input_ids=row).logits
+    saved = save(there, of, model, f"tokens-{method}-{tied}")
+    loaded = plain(saved) if method == "freeze" else PeftModel.from_pretrained(plain(folder, len(tokens)), saved)
+    torch.testing.assert_close(loaded.eval()(input_ids=row).logits, want, atol=1e-5, rtol=1e-5)
+    assert AutoTokenizer.from_pretrained(saved).convert_tokens_to_ids("<result>") == old + 1
+
+
+def test_the_artifact_stops_where_the_model_was_taught_to(place: Place) -> None:
+    of = job({"method": "lora"})
+    folder = save(place, of, made(place, of), "stops", stop_ids={7, 2})
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        ({"method": "freeze", "freeze": {"layers": 9}}, r"9 given, but this model has 3 layers"),
+        ({"method": "freeze", "freeze": {"modules": ["attn"]}}, "no attn there; it has: .*mlp.*self_attn"),
+        ({"method": "freeze", "freeze": {"extraModules": ["head"]}}, "no head there; it has: .*lm_head"),
+        ({"lora": {"modulesToSave": ["wte"]}}, "no wte; it has: .*embed_tokens"),
+        ({"lora": {"dora": True, "init": "pissa"}}, "can't be combined"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_by_name(place: Place, tuning: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        made(place, job(tuning))
+
+
+def test_flash_attention_without_a_gpu_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    of = job({}, model={"source": "pvc://models/model", "attention": "flashAttention2"})
+    with pytest.raises(InvalidSpec, match="no GPU is visible; use auto or sdpa"):
+        made(place, of)
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ({}, NotFound, "has no adapter_config.json"),
+        ({"adapter_config.json": {"peft_type": "LORA"}, "adapter_model.bin": {}}, NotFound, "they can run code"),
+        ({"adapter_config.json": {"peft_type": "IA3"}, "adapter_model.safetensors": {}}, InvalidSpec, "only LORA"),
+        (
+            {
+                "adapter_config.json": {"peft_type": "LORA", "init_lora_weights": "pissa"},
+                "adapter_model.safetensors": {},
+            },
+            InvalidSpec,
+            "changed base",
+        ),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_is_refused(
+    place: Place, tmp_path: Path, files: dict[str, Any], error: type[TrainerError], message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(error, match=message):
+        made(place, job({"adapter": {"source": "pvc://models/adapter"}}), tmp_path)
+
+
+def test_an_adapter_of_another_model_is_refused(place: Place, tmp_path: Path) -> None:
+    wide = tiny.save_model(tmp_path / "models" / "wide", hidden_size=64)
+    other = Place(tmp_path, wide, place.tokens)
+    folder = save(other, job({}), made(other, job({})), "wide")
+    with pytest.raises(InvalidSpec, match="does not fit the model"):
+        made(place, job({"adapter": {"source": "pvc://models/adapter"}}), folder)
+
+
+def test_weights_are_counted(place: Place) -> None:
+    trained, of = adapters.count(made(place, job({"method": "full"})))
+    assert trained == of == sum(math.prod(w.shape) for w in plain(place.model).parameters())

@@ -1,0 +1,58 @@
+"""The artifact of a job as one whole model, whatever the job wrote.
+
+Called by ``python -m finetune_trainer export``, on a machine with room for the model in fp32. The artifact itself stays
+as it is, as its digest is the job's result.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from finetune_api.contract import ResolvedJob
+
+from finetune_trainer.artifact import BASE_ADAPTER
+from finetune_trainer.errors import InvalidSpec, NotFound
+from finetune_trainer.model import base as base_model
+from finetune_trainer.model import tokenizer
+from finetune_trainer.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.merge import Merged, OutputType, merge
+from finetune_trainer.run import Folders
+
+WEIGHTS = {ADAPTER_CONFIG, ADAPTER_WEIGHTS, "README.md", "provenance.json"}
+"""What of an adapter's artifact the merged model doesn't have."""
+
+
+def export(
+    job: ResolvedJob, folders: Folders, out: Path, dtype: OutputType = "auto", base: Path | None = None
+) -> Merged:
+    """Merge the artifact's adapter into its base, as files in the new folder ``out``; what it was measured at.
+
+    ``base`` is the folder of the base model, where it isn't on a volume.
+    """
+    artifact = folders.artifact
+    if not artifact.is_dir():
+        raise NotFound(f"{job.name} has no artifact yet: {artifact} is not there")
+    if not (artifact / ADAPTER_CONFIG).is_file():
+        raise InvalidSpec(f"the artifact of {job.name} is a whole model already: copy {artifact}")
+    if out.exists():
+        raise InvalidSpec(f"{out} is there already: name a folder that isn't")
+    staging = out.with_name(f".{out.name}-{os.getpid()}")
+    staging.mkdir(parents=True)
+    try:
+        earlier = [artifact / BASE_ADAPTER] if (artifact / BASE_ADAPTER).is_dir() else []
+        made = merge(
+            base or folders.find(job.model.source),
+            [*earlier, artifact],
+            staging,
+            dtype,
+            source=job.model.source,
+            tokens=len(tokenizer.load(artifact)),
+            allow_remote_code=base_model.remote_code(job),
+        )
+        for file in artifact.iterdir():
+            if file.is_file() and file.name not in WEIGHTS:
+                shutil.copyfile(file, staging / file.name)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return made
