@@ -20,8 +20,8 @@ from finetune_api.spec import MERGE, NO_TEMPLATE, WEIGHTS, WRAPPED, formats_mess
 from finetune_api.status import MAX_ATTEMPTS
 from finetune_api.tuning import ALL_LINEAR
 from finetune_api.tuning import HEAD as NO_HEAD
-from finetune_operator.manifests.training import children
-from finetune_operator.names import training_job
+from finetune_operator.manifests.attempt import children
+from finetune_operator.names import attempt_job
 from finetune_operator.settings import Settings
 from pydantic import ValidationError
 
@@ -377,7 +377,11 @@ def test_the_longest_names_fit_every_child(kube: Kube, namespace: str) -> None:
     job = FineTuneJob.model_validate({**HEAD, "metadata": stored["metadata"], "spec": FULL})
     uid = stored["metadata"]["uid"]
     facts = AttemptFacts(
-        namespace=namespace, name=name, uid=uid, attempt=MAX_ATTEMPTS, job_name=training_job(name, uid, MAX_ATTEMPTS)
+        namespace=namespace,
+        name=name,
+        uid=uid,
+        attempt=MAX_ATTEMPTS,
+        job_name=attempt_job("train", name, uid, MAX_ATTEMPTS),
     )
     resolved = resolve(job, allow_remote_code=True)
     resolved = resolved.model_copy(update={"runtime": resolved.runtime.model_copy(update={"nodes": MOST_NODES})})
