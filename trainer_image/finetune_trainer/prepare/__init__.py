@@ -1,0 +1,209 @@
+"""The prepare phase: from a job to data and model that training can start from at once, on CPUs alone.
+
+Called by ``worker``. Fetches what the job names, checks and tokenizes every row into the workspace's cache, looks
+whether rows fit the model and the model the GPU, writes the report, and last PREPARED.json. Killed at any moment, the
+next run ends with the same data.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from finetune_api.contract import ResolvedJob
+from finetune_api.data import DatasetSpec
+from finetune_api.status import Prepared, Progress
+
+from finetune_trainer import prepared
+from finetune_trainer.data.store import open_split
+from finetune_trainer.data.templates.template import Template
+from finetune_trainer.fetch import Fetched, Places, fetch
+from finetune_trainer.model import folder as model_folder
+from finetune_trainer.prepare import build, cache, memory, report
+from finetune_trainer.prepare.findings import Findings
+from finetune_trainer.prepare.pool import Tools
+from finetune_trainer.prepared import PreparedJob
+from finetune_trainer.run import Folders
+
+log = logging.getLogger(__name__)
+
+Activity = Literal["Fetching", "Validating", "Tokenizing"]
+MIB = 1 << 20
+
+
+class Reported:
+    """status.progress while preparing."""
+
+    def __init__(self, attempt: int, report: Callable[[Progress], None]) -> None:
+        self._attempt, self._report = attempt, report
+
+    def __call__(self, activity: Activity, step: int, total: int = 0, unit: str = "rows") -> None:
+        percent = min(100, 100 * step // total) if total else 0
+        share = f"{step}/{total} {unit} ({percent}%)" if total else f"{step} {unit}"
+        self._report(
+            Progress(
+                attempt=self._attempt,
+                activity=activity,
+                step=step,
+                total_steps=total,
+                percent=percent,
+                summary=f"{activity} {share}",
+                last_update_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            )
+        )
+
+
+def run(
+    job: ResolvedJob,
+    folders: Folders,
+    run_id: str,
+    attempt: int,
+    places: Places,
+    report_progress: Callable[[Progress], None],
+    check_stop: Callable[[], None],
+) -> PreparedJob:
+    """All of it. Raises the errors of ``finetune_trainer.errors``."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    say = Reported(attempt, report_progress)
+    log.info("Preparing %s, run %s", job.name, run_id)
+
+    # Fetch
+    def fetched(uri: str, kind: Literal["model", "adapter", "data"], **more: Any) -> Fetched:
+        def heard(done: int, total: int) -> None:
+            say("Fetching", done // MIB, total // MIB, "MiB")
+
+        say("Fetching", 0, 0, "MiB")
+        return fetch(uri, kind, places, progress=heard, check_stop=check_stop, **more)
+
+    def of_dataset(spec: DatasetSpec) -> Fetched:
+        return fetched(spec.source, "data", split=spec.split, subset=spec.subset)
+
+    sets = [(spec, of_dataset(spec)) for spec in job.datasets]
+    held = [(spec, of_dataset(spec)) for spec in (job.evaluation.datasets or [])] if job.evaluation else []
+    model = fetched(job.model.source, "model")
+    adapter = fetched(job.tuning.adapter.source, "adapter") if job.tuning.adapter else None
+
+    # Check and tokenize, unless that was done before
+    say("Validating", 0)
+    model_folder.check(model.path, job.model.source)
+    tools, template = _tools(job, model)
+    contents = [got.digest for _, got in (*sets, *held)]
+    key = cache.key(job, contents, tokenizer_digest(tools.tokenizer), template)
+    report_name = f"jobs/{job.name}/reports/{report.NAME}.md"
+    plan = build.Plan(
+        job=job,
+        train=[build.Source(spec, got.path) for spec, got in sets],
+        evaluate=[build.Source(spec, got.path) for spec, got in held],
+        tools=tools,
+        processes=_processes(job, [got.path for _, got in (*sets, *held)]),
+        reports=folders.reports,
+        report_name=report_name,
+        report=lambda rows: say("Tokenizing", rows),
+        check_stop=check_stop,
+    )
+    try:
+        data, manifest, hit = cache.entry(places, key, lambda folder: build.build(plan, folder), check_stop)
+    except build.BrokenRows as error:
+        report.write(folders.reports, {"job": job.name, "error": str(error)}, error.findings, None)
+        raise
+    log.info("Prepared data: cache/data/%s%s", key, ", made before" if hit else "")
+    findings = [Findings.from_dict(found) for found in manifest["datasets"]]
+
+    # Does it fit?
+    splits: dict[str, dict[str, int]] = manifest["splits"]
+    longest = max(facts["longest"] for facts in splits.values())
+    if job.training.packing == "wrapped":
+        longest = min(longest, job.training.cutoff_length)
+    highest = max(facts["highest_id"] for facts in splits.values())
+    new = bool(job.model.new_tokens or job.model.new_special_tokens)
+    memory.check_rows(model.path, len(tools.tokenizer), new, longest, highest)
+    packed = job.training.cutoff_length if job.training.packing in ("bfd", "wrapped") else longest
+    needs = memory.needs(job, model.path, packed)
+    check_stop()
+
+    # Say so
+    sources = [
+        ("model", model),
+        *([("adapter", adapter)] if adapter else []),
+        *(("data", got) for _, got in sets + held),
+    ]
+    train = splits["train"]
+    summary = Prepared(
+        digest=manifest["digest"],
+        rows=train["rows"],
+        evaluation_rows=sum(facts["rows"] for name, facts in splits.items() if name != "train"),
+        tokens=train["tokens"],
+        trained_tokens=train["trained_tokens"],
+        invalid_rows=sum(found.broken for found in findings),
+        truncated_rows=sum(found.truncated for found in findings),
+        report=report_name,
+        gpu_memory_bytes=needs.total if needs else None,
+        micro_batch_size=needs.proposed if needs else None,
+    )
+    content = {
+        "job": job.name,
+        "splits": splits,
+        "digest": manifest["digest"],
+        "bytes": manifest["bytes"],
+        "sources": {got.uri: {"digest": got.digest, "revision": got.revision} for _, got in sources},
+        "template": template,
+        "sample": report.sample(tools.tokenizer, open_split(data, "train").row(0)),
+    }
+    report.write(folders.reports, content, findings, needs)
+    ready = PreparedJob(
+        model=model.path,
+        adapter=adapter.path if adapter else None,
+        data=data,
+        splits=list(splits),
+        summary=summary,
+        digests={got.uri: got.digest for _, got in sources},
+        revisions={got.uri: got.revision for _, got in sources if got.revision},
+        template=template or {},
+    )
+    prepared.write(folders, job, ready)
+    log.info("%s", describe(summary))
+    return ready
+
+
+def describe(summary: Prepared) -> str:
+    """One line for people."""
+    left_out = f", {summary.invalid_rows} broken ones left out" if summary.invalid_rows else ""
+    cut = f", {summary.truncated_rows} cut at cutoffLength" if summary.truncated_rows else ""
+    held = f" and {summary.evaluation_rows} to evaluate on" if summary.evaluation_rows else ""
+    return (
+        f"{summary.rows} rows to train on{held}, {summary.tokens} tokens of which {summary.trained_tokens}"
+        f" trained{left_out}{cut}"
+    )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Of what it does, with the job's new tokens, rather than of the files it came in."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    said = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    special = repr(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items()))
+    return hashlib.sha256(f"{said}{special}".encode()).hexdigest()
+
+
+def _tools(job: ResolvedJob, model: Fetched) -> tuple[Tools, dict[str, Any] | None]:
+    """What makes tokens of rows, and how it does so in words."""
+    from finetune_trainer.model import tokenizer
+
+    remote = job.model.trust_remote_code and job.runtime.allow_remote_code
+    tokens = tokenizer.load(model.path, job.model, job.template.name, allow_remote_code=remote)
+    cutoff = 0 if job.training.packing == "wrapped" else job.training.cutoff_length
+    if job.stage == "pt":
+        return Tools(tokens, None, cutoff), None
+    template = Template(tokens, frozenset(tokenizer.stop_ids(tokens, model.path, job.template.name)), job.template)
+    return Tools(tokens, template, cutoff), template.facts()
+
+
+SMALL = 4 * MIB
+"""Bytes of data that one process has tokenized before others have started."""
+
+
+def _processes(job: ResolvedJob, paths: list[Any]) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = sum(file.stat().st_size for path in paths for file in (path.rglob("*") if path.is_dir() else [path]))
+    return 1 if size < SMALL else min(job.runtime.prepare_processes or cores, cores * 2)

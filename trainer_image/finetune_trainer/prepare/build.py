@@ -1,0 +1,246 @@
+"""An entry of the cache, from data files to shards: every row checked and tokenized once, then drawn and packed.
+
+Called by ``prepare.run`` through ``cache.entry``. Where nothing is drawn, rows go straight to their split; else each
+data set is first written by itself and its rows are copied from there, mapped and not loaded, in the order of
+``selection``. Returns the facts for the manifest.
+"""
+
+import json
+import logging
+import shutil
+from array import array
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+from finetune_api.contract import ResolvedJob
+from finetune_api.data import DatasetSpec
+
+from finetune_trainer.data import pack
+from finetune_trainer.data.files import data_files
+from finetune_trainer.data.rows import blocks
+from finetune_trainer.data.store import ShardWriter, Split, SplitFacts, open_split, write_packs
+from finetune_trainer.errors import InvalidData
+from finetune_trainer.prepare import pool, selection
+from finetune_trainer.prepare.findings import Findings, too_many_broken
+
+PARTS = "parts"
+INVALID_ROWS = "invalid-rows.jsonl"
+COPIED = 1024
+"""Rows copied between two looks at whether to stop."""
+
+log = logging.getLogger(__name__)
+
+
+class BrokenRows(InvalidData):
+    """With what was found, for the report."""
+
+    def __init__(self, message: str, findings: list[Findings]) -> None:
+        super().__init__(message)
+        self.findings = findings
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set and where it was fetched to."""
+
+    spec: DatasetSpec
+    path: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is built, of what, and how."""
+
+    job: ResolvedJob
+    train: list[Source]
+    evaluate: list[Source]
+    tools: pool.Tools
+    processes: int
+    reports: Path
+    report_name: str
+    """The report's place in the workspace, for messages."""
+    report: Callable[[int], None]
+    check_stop: Callable[[], None]
+
+    @property
+    def evaluation_splits(self) -> list[str]:
+        """eval, or eval-1, eval-2, ... where there are several data sets."""
+        if self.job.evaluation is None:
+            return []
+        if len(self.evaluate) < 2:
+            return ["eval"]
+        return [f"eval-{number}" for number in range(1, len(self.evaluate) + 1)]
+
+    @property
+    def draws(self) -> bool:
+        """Whether the rows to train on are not simply all rows in the order of the data sets."""
+        fraction = self.job.evaluation.split_fraction if self.job.evaluation else None
+        sampled = any(source.spec.max_samples for source in self.train)
+        return bool(fraction or sampled or self.job.mixing != "concatenate")
+
+
+def build(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Fill ``folder``. Raises InvalidData, after all rows were looked at, when too many are broken."""
+    plan.reports.mkdir(parents=True, exist_ok=True)
+    (folder / PARTS).mkdir()
+    with (
+        pool.workers(plan.processes, plan.tools, plan.check_stop) as run,
+        (plan.reports / INVALID_ROWS).open("w", encoding="utf-8") as invalid,
+    ):
+        reading = _Reading(plan, run, invalid)
+        splits: dict[str, SplitFacts] = {}
+        if plan.draws:
+            parts = [reading.part(source, folder / PARTS, f"part-{i}") for i, source in enumerate(plan.train)]
+        else:
+            with closing(_Writer(folder, "train")) as writer:
+                for source in plan.train:
+                    reading.read(source, writer)
+            splits["train"] = writer.facts
+        for name, source in zip(plan.evaluation_splits, plan.evaluate, strict=bool(plan.evaluate)):
+            if source.spec.max_samples:
+                parts_of_eval = [reading.part(source, folder / PARTS, name)]
+                used = [
+                    selection.sample(len(parts_of_eval[0][1]), source.spec.max_samples, _seed(plan), 1000 + len(splits))
+                ]
+                splits[name] = _copy(plan, folder, name, parts_of_eval, *selection.mix(used, "concatenate", [], 0))
+            else:
+                with closing(_Writer(folder, name)) as writer:
+                    reading.read(source, writer)
+                splits[name] = writer.facts
+    _check(plan, reading.findings)
+    if plan.draws:
+        splits |= _draw(plan, folder, parts)
+    shutil.rmtree(folder / PARTS)
+    for name, facts in splits.items():
+        if not facts.rows:
+            raise InvalidData(f"no row is left for {name}: raise maxSamples or evaluation.splitFraction")
+        _pack(plan, folder, name)
+    return {
+        "splits": {name: asdict(splits[name]) for name in ("train", *plan.evaluation_splits)},
+        "datasets": [found.to_dict() for found in reading.findings],
+    }
+
+
+class _Writer:
+    """A split that is being written; ``close`` may be called after a failure, too."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._shards = ShardWriter(folder, split)
+        self.write = self._shards.write
+        self.facts = SplitFacts(0, 0, 0, 0, -1)
+
+    def close(self) -> None:
+        self.facts = self._shards.close()
+
+
+class _Reading:
+    """Reads data sets one after the other, and notes what was found."""
+
+    def __init__(self, plan: Plan, run: pool.Run, invalid: TextIO) -> None:
+        self._plan, self._run, self._invalid = plan, run, invalid
+        self.findings: list[Findings] = []
+        self._seen = 0
+
+    def read(self, source: Source, writer: _Writer) -> "array[int]":
+        """Write all good rows; how many rows each group became."""
+        found, groups = Findings(source.spec.source), array("i")
+        self.findings.append(found)
+        shape = pool.Shape.of(source.spec)
+        for file in data_files(source.path, source.spec):
+            for done in self._run(blocks(file), shape):
+                found.rows += done.rows
+                for row in done.broken:
+                    found.add_broken(row)
+                    line = {"source": source.spec.source, "place": row.place, "rule": row.rule, "message": row.message}
+                    self._invalid.write(json.dumps(line, ensure_ascii=False) + "\n")
+                for group in done.groups:
+                    kept = [row for row in group if found.add_row(row)]
+                    if kept:
+                        groups.append(len(kept))
+                        writer.write(kept)
+                self._seen += done.rows
+                self._plan.report(self._seen)
+        return groups
+
+    def part(self, source: Source, folder: Path, name: str) -> tuple[Split, npt.NDArray[np.int32]]:
+        """A data set by itself, to draw from: its rows, and how many of them each group has."""
+        with closing(_Writer(folder, name)) as writer:
+            groups = self.read(source, writer)
+        return open_split(folder, name), np.array(groups, np.int32)
+
+
+def _seed(plan: Plan) -> int:
+    return plan.job.training.seed
+
+
+def _draw(plan: Plan, folder: Path, parts: list[tuple[Split, npt.NDArray[np.int32]]]) -> dict[str, SplitFacts]:
+    """The rows to train on, and those that splitFraction keeps from it."""
+    seed, evaluation = _seed(plan), plan.job.evaluation
+    used = [
+        selection.sample(len(groups), source.spec.max_samples, seed, number)
+        for number, (source, (_, groups)) in enumerate(zip(plan.train, parts, strict=True))
+    ]
+    splits = {}
+    if evaluation and evaluation.split_fraction:
+        used, held = selection.hold_out(used, evaluation.split_fraction, seed)
+        splits["eval"] = _copy(plan, folder, "eval", parts, *selection.mix(held, "concatenate", [], seed))
+    for source, groups in zip(plan.train, used, strict=True):
+        if not len(groups) and plan.job.mixing != "concatenate":
+            raise InvalidData(f"{source.spec.source}: no row is left of it to be mixed with the other data sets")
+    weights = [source.spec.weight or 1.0 for source in plan.train]
+    splits["train"] = _copy(plan, folder, "train", parts, *selection.mix(used, plan.job.mixing, weights, seed))
+    return splits
+
+
+def _copy(
+    plan: Plan,
+    folder: Path,
+    name: str,
+    parts: list[tuple[Split, npt.NDArray[np.int32]]],
+    sets: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
+) -> SplitFacts:
+    picks = selection.expand(sets, groups, [sizes for _, sizes in parts])
+    with closing(_Writer(folder, name)) as writer:
+        for first in range(0, len(picks.rows), COPIED):
+            plan.check_stop()
+            piece = slice(first, first + COPIED)
+            pairs = zip(picks.parts[piece].tolist(), picks.rows[piece].tolist(), strict=True)
+            writer.write([parts[part][0].row(row) for part, row in pairs])
+    return writer.facts
+
+
+def _pack(plan: Plan, folder: Path, name: str) -> None:
+    training = plan.job.training
+    if training.packing in ("bfd", "wrapped"):
+        way = pack.bfd if training.packing == "bfd" else pack.wrapped
+        write_packs(folder, name, way(open_split(folder, name).lengths, training.cutoff_length))
+
+
+def _check(plan: Plan, findings: list[Findings]) -> None:
+    """Raises InvalidData. All data sets have been read: who has to repair one wants to know of the others, too."""
+    bad = [
+        too_many_broken(found, source.spec.max_invalid_rows or 0, plan.report_name)
+        for source, found in zip([*plan.train, *plan.evaluate], findings, strict=True)
+        if found.broken > (source.spec.max_invalid_rows or 0)
+    ]
+    if bad:
+        message = bad[0] if len(bad) == 1 else f"{len(bad)} data sets have broken rows. {bad[0]}"
+        raise BrokenRows(message, findings)
+    for source, found in zip([*plan.train, *plan.evaluate], findings, strict=True):
+        good = found.rows - found.broken
+        if not good:
+            raise InvalidData(f"the data sets hold no rows: {source.spec.source}")
+        if not found.kept:
+            raise InvalidData(
+                f"training.cutoffLength is {plan.job.training.cutoff_length} tokens, and in every one of {good} rows of"
+                f" {source.spec.source} the answer begins later: nothing is left to train on. Raise it, or shorten the"
+                " prompts."
+            )
+        if found.emptied:
+            log.warning("%s: %d rows left out: cutoffLength ends before their answers", found.source, found.emptied)
