@@ -130,7 +130,8 @@ class Cluster:
             await self._call("POST", path.rsplit("/", 1)[0], body=manifest)
             return
         if (found["metadata"].get("labels") or {}).get(LABEL_JOB) != meta["labels"][LABEL_JOB]:
-            raise ApiError(409, f"{manifest['kind']} {meta['name']} exists, but the operator did not make it")
+            made_by = "the operator did not make it: to use it, name it in spec.workspace.claimName"
+            raise ApiError(409, f"{manifest['kind']} {meta['name']} exists, but {made_by}")
         if "deletionTimestamp" in found["metadata"]:
             raise ApiError(409, f"{manifest['kind']} {meta['name']} is being deleted")
 

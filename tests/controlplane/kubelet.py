@@ -13,8 +13,9 @@ from tests.kube import ApiError, Kube, Object, until
 
 NODE = "node-1"
 TIME = "2026-01-31T12:00:00Z"
-JOB, ATTEMPT, RANK = (
+JOB, KIND, ATTEMPT, RANK = (
     "finetune-operator.io/job",
+    "finetune-operator.io/kind",
     "finetune-operator.io/attempt",
     "batch.kubernetes.io/job-completion-index",
 )
@@ -33,14 +34,14 @@ class Kubelet:
         self._kube = kube
         self._namespace = namespace
 
-    def pods(self, job: str, attempt: int) -> list[Object]:
+    def pods(self, job: str, attempt: int, kind: str = "train") -> list[Object]:
         """The pods of an attempt, by rank."""
-        found = self._kube.list("Pod", self._namespace, f"{JOB}={job},{ATTEMPT}={attempt}")
+        found = self._kube.list("Pod", self._namespace, f"{JOB}={job},{KIND}={kind},{ATTEMPT}={attempt}")
         return sorted(found, key=lambda pod: int(pod["metadata"]["labels"][RANK]))
 
-    def pod(self, job: str, attempt: int = 1) -> Object:
+    def pod(self, job: str, attempt: int = 1, kind: str = "train") -> Object:
         """The pod of an attempt, once the Job controller has made it."""
-        [pod] = until(f"{job} has a pod of attempt {attempt}", lambda: self.pods(job, attempt))
+        [pod] = until(f"{job} has a pod of {kind} attempt {attempt}", lambda: self.pods(job, attempt, kind))
         return pod
 
     def run(self, pod: Object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,20 +23,21 @@ FTJ = "FineTuneJob"
 GARBAGE_SECONDS = 60.0
 """The garbage collector learns of a kind that is new to the cluster, as ours is to a fresh one, within 30 s."""
 ARTIFACT = {"uri": "pvc://workspace/jobs/job/artifact", "kind": "adapter", "digest": "sha256:1a2b", "sizeBytes": 4096}
+PREPARED = {"digest": "sha256:3c4d", "rows": 1200, "tokens": 45678, "trainedTokens": 12345}
 METRICS = {"train_loss": "1.25", "train_runtime": "60.5"}
 
 
-def result(code: int, message: str = "", *, attempt: int = 1, reason: str = "") -> Object:
+def result(code: int, message: str = "", *, attempt: int = 1, reason: str = "", kind: str = "train") -> Object:
     """What the trainer says of its end: termination message and status.result alike."""
     said = {
-        "kind": "train",
+        "kind": kind,
         "attempt": attempt,
         "exitCode": code,
         "reason": reason or REASONS[ExitCode(code)],
         "message": message or f"what the trainer says of {code}",
     }
     if code == 0:
-        said |= {"artifact": ARTIFACT, "metrics": METRICS}
+        said |= {"artifact": ARTIFACT, "metrics": METRICS} if kind == "train" else {"prepared": PREPARED}
     return Result.model_validate(said).to_dict()
 
 
@@ -95,23 +97,50 @@ class Scene:
                 f"{error}; it is {seen.get('phase')} {seen.get('reason')}: {seen.get('message')} {last}"
             ) from None
 
-    def batches(self, name: str = "job") -> list[Object]:
-        """Its Jobs, by attempt."""
-        found = self.kube.list("Job", self.namespace, f"finetune-operator.io/job={name}")
+    def batches(self, name: str = "job", kind: str = "train") -> list[Object]:
+        """Its Jobs of a kind, by attempt."""
+        selector = f"finetune-operator.io/job={name},finetune-operator.io/kind={kind}"
+        found = self.kube.list("Job", self.namespace, selector)
         return sorted(found, key=lambda job: int(job["metadata"]["labels"]["finetune-operator.io/attempt"]))
 
     def unfinished(self, name: str = "job") -> list[Object]:
-        """Its Jobs that have not ended."""
+        """Its Jobs of either kind that have not ended."""
 
         def over(batch: Object) -> bool:
             conditions = batch.get("status", {}).get("conditions", [])
             return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
 
-        return [batch for batch in self.batches(name) if not over(batch)]
+        both = [*self.batches(name, "prepare"), *self.batches(name)]
+        return [batch for batch in both if not over(batch)]
+
+    def preparing(self, name: str = "job", attempt: int = 1) -> Object:
+        """Let an attempt at preparing run; its pod. A namesake that was deleted may have left pods, too."""
+
+        def there() -> list[Object]:
+            job = f"-{self.job(name)['metadata']['uid'][:5]}-p{attempt}-"
+            pods = self.kubelet.pods(name, attempt, "prepare")
+            return [pod for pod in pods if job in pod["metadata"]["name"]]
+
+        pod = until(f"{name} has a pod of attempt {attempt} at preparing", there)[0]
+        self.kubelet.run(pod)
+        self.reaches("Preparing", "Fetching", name=name)
+        return pod
+
+    def prepared(self, name: str = "job") -> None:
+        """Let its data be prepared, unless it is."""
+        if not self.status(name).get("attempt"):
+            pod = self.preparing(name)
+            self.kubelet.finish(pod, 0, json.dumps(result(0, kind="prepare")))
+            self.reaches("Starting", name=name)
+
+    def pod(self, name: str = "job", attempt: int = 1) -> Object:
+        """The pod of an attempt at training, which preparing comes before."""
+        self.prepared(name)
+        return self.kubelet.pod(name, attempt)
 
     def running(self, name: str = "job", attempt: int = 1) -> Object:
         """Let an attempt run; its pod."""
-        pod = self.kubelet.pod(name, attempt)
+        pod = self.pod(name, attempt)
         self.kubelet.run(pod)
         self.reaches("Running", name=name, attempt=attempt)
         return pod

@@ -13,8 +13,16 @@ from tests.controlplane.fault_proxy import FaultProxy
 from tests.controlplane.scene import FTJ, GARBAGE_SECONDS, Scene, result
 from tests.kube import Object, until
 
-LIVES: dict[str, tuple[int, ...]] = {"success": (0,), "user error": (65,), "retry": (70, 0)}
-"""The exit code of each attempt."""
+LIVES: dict[str, dict[str, tuple[int, ...]]] = {
+    "success": {"prepare": (0,), "train": (0,)},
+    "bad data": {"prepare": (65,), "train": ()},
+    "retry": {"prepare": (69, 0), "train": (70, 0)},
+}
+"""The exit code of each attempt, by kind."""
+NUMBER, ENTRIES = (
+    {"prepare": "prepareAttempt", "train": "attempt"},
+    {"prepare": "prepareAttempts", "train": "attempts"},
+)
 PATIENCE = 60.0
 
 
@@ -34,8 +42,8 @@ class Ending:
 def live(scene: Scene, life: str, name: str, keep_up: Callable[[], None] = lambda: None) -> None:
     """Submit a job and play the kubelet until it has ended. `keep_up` is called all the time: it restarts operators.
 
-    The pod's container ends only when the status says Running, so that every life has the same steps. Fails as soon as
-    two Jobs of it live at once.
+    A pod's container ends only when the status says that its attempt is Running, so that every life has the same steps.
+    Fails as soon as two Jobs of it live at once.
     """
     scene.submit(name)
     end = time.monotonic() + PATIENCE
@@ -47,19 +55,20 @@ def live(scene: Scene, life: str, name: str, keep_up: Callable[[], None] = lambd
         assert time.monotonic() < end, f"no end in {PATIENCE:.0f} s: {json.dumps(status)}"
         alive = [batch["metadata"]["name"] for batch in scene.unfinished(name)]
         assert len(alive) <= 1, f"two live Jobs: {alive}"
-        attempt, codes = status.get("attempt", 0), LIVES[life]
-        assert attempt <= len(codes), f"attempt {attempt} was made: {json.dumps(status)}"
-        for pod in scene.kubelet.pods(name, attempt) if attempt else []:
-            _play(scene, pod, codes[attempt - 1], status)
+        for kind, codes in LIVES[life].items():
+            attempt = status.get(NUMBER[kind], 0)
+            assert attempt <= len(codes), f"attempt {attempt} to {kind} was made: {json.dumps(status)}"
+            for pod in scene.kubelet.pods(name, attempt, kind) if attempt else []:
+                _play(scene, pod, kind, codes[attempt - 1], status[ENTRIES[kind]][-1])
         time.sleep(0.1)
 
 
-def _play(scene: Scene, pod: Object, code: int, status: Object) -> None:
+def _play(scene: Scene, pod: Object, kind: str, code: int, attempt: Object) -> None:
     phase = pod["status"].get("phase")
     if phase == "Pending":
         scene.kubelet.run(pod)
-    elif phase == "Running" and status["phase"] == "Running":
-        scene.kubelet.finish(pod, code, json.dumps(result(code, attempt=status["attempt"])))
+    elif phase == "Running" and attempt["state"] == "Running":
+        scene.kubelet.finish(pod, code, json.dumps(result(code, attempt=attempt["number"], kind=kind)))
 
 
 def ending(scene: Scene, proxy: FaultProxy, name: str) -> Ending:
@@ -84,6 +93,10 @@ def tidy(scene: Scene, name: str) -> None:
     scene.kubelet.shut_down()
 
     def gone() -> bool:
-        return not scene.kube.find(FTJ, name, scene.namespace) and not scene.batches(name)
+        return (
+            not scene.kube.find(FTJ, name, scene.namespace)
+            and not scene.batches(name, "prepare")
+            and not scene.batches(name)
+        )
 
     until(f"{name} is gone", gone, timeout=GARBAGE_SECONDS)

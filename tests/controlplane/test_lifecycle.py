@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.controlplane.operator_process import OperatorProcess
-from tests.controlplane.scene import ARTIFACT, FTJ, GARBAGE_SECONDS, METRICS, Scene, result
+from tests.controlplane.scene import ARTIFACT, FTJ, GARBAGE_SECONDS, METRICS, PREPARED, Scene, result
 from tests.kube import Object, until
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -31,13 +31,12 @@ def checkpoint(attempt: int, step: int) -> Object:
 def test_success(scene: Scene, operator: OperatorProcess) -> None:
     created = scene.submit()
     name = f"job-{created['metadata']['uid'][:5]}-1"
-    scene.reaches("Starting")
     pod = scene.running()
     assert pod["metadata"]["name"].startswith(f"{name}-0-")
     scene.kubelet.finish(pod, 0, json.dumps(result(0)))
     status = scene.reaches("Succeeded", "Completed")
     conditions = {c["type"]: c["status"] for c in status["conditions"]}
-    assert conditions == {"Accepted": "True", "Running": "False", "Succeeded": "True"}
+    assert conditions == {"Accepted": "True", "Prepared": "True", "Running": "False", "Succeeded": "True"}
     assert status["artifact"] == ARTIFACT
     assert status["metrics"] == METRICS
     assert ARTIFACT["uri"] in status["message"]
@@ -46,7 +45,8 @@ def test_success(scene: Scene, operator: OperatorProcess) -> None:
     assert (attempt["number"], attempt["job"], attempt["state"]) == (1, name, "Ended")
     assert (attempt["reason"], attempt["exitCode"], attempt["failures"]) == ("Completed", 0, 0)
     assert attempt["startTime"] <= attempt["runningTime"] <= attempt["endTime"] == status["completionTime"]
-    assert status["startTime"] == attempt["startTime"]
+    [preparing] = status["prepareAttempts"]
+    assert status["startTime"] == preparing["startTime"]
     assert [job["metadata"]["name"] for job in scene.batches()] == [name]
     assert operator.health() == (200, "ok\n")
 
@@ -63,6 +63,7 @@ def test_success_is_known_without_a_termination_message(scene: Scene) -> None:
 def test_live_progress_stays_when_the_job_has_ended(scene: Scene) -> None:
     progress = {
         "attempt": 1,
+        "activity": "Training",
         "step": 7,
         "totalSteps": 9,
         "percent": 77,
@@ -193,7 +194,7 @@ def test_disrupted_with_newer_checkpoints_goes_on(scene: Scene) -> None:
 
 def test_a_job_deleted_while_it_starts_is_made_again(scene: Scene) -> None:
     scene.submit()
-    before = scene.kubelet.pod("job")
+    before = scene.pod()
     [batch] = scene.batches()
     scene.kube.delete("Job", batch["metadata"]["name"], scene.namespace)
     until(
@@ -240,6 +241,7 @@ def test_a_job_made_anew_under_the_same_name_is_another(scene: Scene) -> None:
     old = scene.running()
     scene.kube.delete(FTJ, "job", scene.namespace)
     second = scene.submit()
+    scene.prepared()
     new = until(
         "the second has a pod",
         lambda: [p for p in scene.kubelet.pods("job", 1) if second["metadata"]["uid"][:5] in p["metadata"]["name"]],
@@ -313,7 +315,7 @@ def test_children_carry_our_labels_and_none_of_the_jobs_own(scene: Scene) -> Non
     """Else what looks after the FineTuneJob, as Argo CD does by a label, would take them for its own."""
     foreign = {"app.kubernetes.io/instance": "argo-app", "team": "nlp"}
     scene.submit(metadata={"labels": foreign, "annotations": {"note": "private"}})
-    pod = scene.kubelet.pod("job")
+    pod = scene.pod()
     made = [
         pod,
         *scene.batches(),
@@ -329,10 +331,10 @@ def test_events_tell_the_story_once(scene: Scene, operator: OperatorProcess) -> 
     """Also when the same happens twice to an attempt; and none is too much for the operator's rights."""
     before = operator.log.stat().st_size
     scene.submit()
-    scene.kubelet.find_no_node(scene.kubelet.pod("job"), "no node fits")
+    scene.kubelet.find_no_node(scene.pod(), "no node fits")
     scene.reaches("Starting", "Unschedulable")
     for why in ("ErrImagePull", "", "ErrImagePull"):
-        scene.kubelet.hold(scene.kubelet.pod("job"), why or "ContainerCreating", "not found")
+        scene.kubelet.hold(scene.pod(), why or "ContainerCreating", "not found")
         scene.reaches("Starting", "ImagePullFailed" if why else "Starting")
     end(scene, 65, message=json.dumps(result(65)))
     scene.reaches("Failed")
@@ -342,10 +344,113 @@ def test_events_tell_the_story_once(scene: Scene, operator: OperatorProcess) -> 
 
     until("the last Event", lambda: any(event["reason"] == "InvalidData" for event in told()))
     assert sorted((e["type"], e["reason"], e["count"]) for e in told()) == [
+        ("Normal", "Fetching", 1),
         ("Normal", "Running", 1),
+        ("Normal", "Starting", 1),
         ("Normal", "Starting", 1),
         ("Warning", "ImagePullFailed", 1),
         ("Warning", "InvalidData", 1),
         ("Warning", "Unschedulable", 1),
     ]
     assert "event not posted" not in operator.said(before)
+
+
+def test_bad_data_fails_before_a_gpu_is_asked_for(scene: Scene) -> None:
+    said = result(65, "train.jsonl:7: output is empty", kind="prepare")
+    scene.submit(backoffLimit=5)
+    scene.kubelet.finish(scene.preparing(), 65, json.dumps(said))
+    status = scene.reaches("Failed", "InvalidData")
+    assert status["message"] == said["message"]
+    [condition] = [c for c in status["conditions"] if c["type"] == "Prepared"]
+    assert (condition["status"], condition["reason"]) == ("False", "InvalidData")
+    assert not status.get("attempts")
+    assert not scene.batches()
+
+
+def test_preparing_holds_no_gpu_and_says_how_far_it_is(scene: Scene) -> None:
+    created = scene.submit()
+    pod = scene.preparing()
+    assert pod["metadata"]["name"].startswith(f"job-{created['metadata']['uid'][:5]}-p1-0-")
+    [container] = pod["spec"]["containers"]
+    assert set(container["resources"]["limits"]) == {"memory"}
+    for activity in ("Validating", "Tokenizing"):
+        scene.report(pod, {"progress": preparing_progress(activity)})
+        status = scene.reaches("Preparing", activity)
+        [condition] = [c for c in status["conditions"] if c["type"] == "Prepared"]
+        assert (condition["status"], condition["reason"]) == ("Unknown", activity)
+    scene.kubelet.finish(pod, 0, json.dumps(result(0, kind="prepare")))
+    status = scene.reaches("Starting", attempt=1)
+    assert status["prepared"] == {**PREPARED, "evaluationRows": 0, "invalidRows": 0, "truncatedRows": 0}
+    [condition] = [c for c in status["conditions"] if c["type"] == "Prepared"]
+    assert condition["status"] == "True"
+    assert "1,200 rows" in condition["message"]
+
+
+def preparing_progress(activity: str) -> Object:
+    return {
+        "attempt": 1,
+        "activity": activity,
+        "step": 1,
+        "totalSteps": 9,
+        "percent": 11,
+        "summary": f"{activity} 1/9 (11%)",
+        "lastUpdateTime": "2026-01-31T12:00:00Z",
+    }
+
+
+def test_preparing_is_tried_again_by_the_rules_of_training_and_counted_apart(scene: Scene) -> None:
+    scene.submit(backoffLimit=1)
+    scene.kubelet.finish(scene.preparing(), 69)
+    scene.kubelet.evict(scene.preparing(attempt=2), 143)
+    scene.kubelet.finish(scene.preparing(attempt=3), 0, json.dumps(result(0, attempt=3, kind="prepare")))
+    scene.reaches("Starting")
+    end(scene, 70)
+    scene.running(attempt=2)
+    status = scene.status()
+    ends = [(entry["reason"], entry["failures"]) for entry in status["prepareAttempts"]]
+    assert ends == [("SourceUnreachable", 1), ("Disrupted", 1), ("Completed", 1)]
+    assert status["attempts"][0]["failures"] == 1
+
+
+def test_a_status_wiped_while_it_prepares_is_found_again(scene: Scene) -> None:
+    scene.submit()
+    pod = scene.preparing()
+    scene.kube.patch(FTJ, "job", {"status": None}, scene.namespace, part="status")
+    scene.reaches("Preparing", "Fetching")
+    scene.kubelet.finish(pod, 0, json.dumps(result(0, kind="prepare")))
+    scene.reaches("Starting")
+    scene.running()
+    assert len(scene.batches(kind="prepare")) == 1
+
+
+@pytest.mark.parametrize("retain", [True, False])
+def test_a_workspace_is_made_once_and_goes_with_the_job_only_if_told_to(scene: Scene, retain: bool) -> None:
+    spec = {"claimName": None, "claim": {"size": "5Gi"}, "retain": retain}
+    created = scene.submit(workspace=spec)
+    scene.preparing()
+    claim = scene.kube.get("PersistentVolumeClaim", "job-workspace", scene.namespace)
+    assert claim["spec"]["resources"]["requests"] == {"storage": "5Gi"}
+    owners = [owner["uid"] for owner in claim["metadata"].get("ownerReferences", [])]
+    assert owners == ([] if retain else [created["metadata"]["uid"]])
+    labels = {"labels": {"changed-by": "somebody"}}
+    scene.kube.patch("PersistentVolumeClaim", "job-workspace", {"metadata": labels}, scene.namespace)
+    pod = scene.running()
+    volumes = [volume.get("persistentVolumeClaim") for volume in pod["spec"]["volumes"]]
+    assert {"claimName": "job-workspace"} in volumes
+    claim = scene.kube.get("PersistentVolumeClaim", "job-workspace", scene.namespace)
+    assert claim["metadata"]["labels"]["changed-by"] == "somebody"
+
+
+def test_a_claim_of_somebody_elses_is_no_workspace(scene: Scene) -> None:
+    """It is named, and left alone; the job goes on once it is gone."""
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "job-workspace"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    scene.kube.create(claim, scene.namespace)
+    scene.submit(workspace={"claimName": None, "claim": {"size": "5Gi"}})
+    status = scene.reaches("Preparing", "PodsRejected")
+    assert "job-workspace exists, but the operator did not make it" in status["message"]
+    assert not scene.batches(kind="prepare")

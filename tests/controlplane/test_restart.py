@@ -32,7 +32,7 @@ def test_the_job_ends_as_if_nothing_had_happened(scene: Scene, own: Lane, runnin
     finished(scene)
     own.operator.start()
     scene.reaches("Succeeded")
-    assert own.proxy.effects(scene.namespace)["create jobs"] == 1
+    assert own.proxy.effects(scene.namespace)["create jobs"] == 2  # one to prepare, one to train
 
 
 def test_it_goes_on_with_what_still_runs(scene: Scene, own: Lane, running: Object) -> None:
@@ -88,7 +88,7 @@ def test_attempts_keep_the_image_they_were_accepted_with(scene: Scene, own: Lane
     assert scene.running(attempt=2)["spec"]["containers"][0]["image"] == "trainer:old"
     assert scene.status()["resolved"]["image"] == "trainer:old"
     scene.submit("later")
-    assert scene.kubelet.pod("later")["spec"]["containers"][0]["image"] == "trainer:new"
+    assert scene.pod("later")["spec"]["containers"][0]["image"] == "trainer:new"
 
 
 @pytest.mark.parametrize("code", [0, 65])
@@ -115,6 +115,7 @@ def test_a_stranger_with_the_name_of_our_job_is_named_and_left_alone(scene: Scen
     name = f"job-{uid[:5]}-1"
     scene.kube.create(_stranger(name), scene.namespace)
     own.operator.start(resync_seconds=1)
+    scene.prepared()
     status = scene.reaches("Starting", "PodsRejected")
     assert f"A Job named {name} exists" in status["message"]
     scene.kube.delete("Job", name, scene.namespace)

@@ -12,11 +12,12 @@ import pytest
 from tests import chart
 from tests.kube import ApiError, Kube
 
-ATTEMPT = 2
+ATTEMPT, PREPARE_ATTEMPT = 2, 4
 TIME = "2026-01-31T12:00:00Z"
 PROGRESS = {
     "progress": {
         "attempt": ATTEMPT,
+        "activity": "Training",
         "step": 10,
         "totalSteps": 99,
         "percent": 10,
@@ -39,6 +40,7 @@ OPERATORS = {
     "phase": "Running",
     "reason": "Running",
     "attempt": ATTEMPT,
+    "prepareAttempt": PREPARE_ATTEMPT,
     "conditions": [RUNNING],
 }
 
@@ -78,7 +80,7 @@ def _head(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pod(job: dict[str, Any], attempt: int = ATTEMPT, rank: int = 0) -> str:
+def _pod(job: dict[str, Any], attempt: int | str = ATTEMPT, rank: int = 0) -> str:
     return f"{job['metadata']['name']}-{job['metadata']['uid'][:5]}-{attempt}-{rank}-x7k2p"
 
 
@@ -109,8 +111,22 @@ def test_it_may_write_again_and_take_back_what_is_its_own(kube: Kube, job: dict[
     assert "checkpoint" not in written
 
 
-@pytest.mark.parametrize("attempt", [1, 3, 20, 22])
-def test_pods_of_other_attempts_are_refused(kube: Kube, job: dict[str, Any], attempt: int) -> None:
+def test_a_pod_that_prepares_writes_them_too(kube: Kube, job: dict[str, Any]) -> None:
+    written = _write(kube, job, PROGRESS | RESULT, pod=_pod(job, f"p{PREPARE_ATTEMPT}"))["status"]
+    assert written["result"] == RESULT["result"]
+
+
+def test_it_may_write_before_anything_is_trained(kube: Kube, namespace: str, manifest: dict[str, Any]) -> None:
+    _allow(kube, namespace, namespace)
+    fresh = kube.create({**manifest, "metadata": {"name": "fresh"}}, namespace)
+    operator = kube.as_account(chart.RELEASE, chart.NAMESPACE)
+    preparing = {"phase": "Preparing", "prepareAttempt": 1}
+    operator.apply({**_head(fresh), "status": preparing}, manager="finetune-operator", part="status")
+    assert _write(kube, fresh, PROGRESS, pod=_pod(fresh, "p1"))["status"]["progress"] == PROGRESS["progress"]
+
+
+@pytest.mark.parametrize("attempt", [1, 3, 20, 22, 4, "p1", "p2", "p40", "p44"])
+def test_pods_of_other_attempts_are_refused(kube: Kube, job: dict[str, Any], attempt: int | str) -> None:
     with pytest.raises(ApiError, match="is not the current attempt of FineTuneJob one") as refused:
         _write(kube, job, PROGRESS, pod=_pod(job, attempt))
     assert refused.value.code == 422
@@ -130,9 +146,10 @@ def test_pods_of_other_jobs_are_refused(
 
 def test_a_job_named_like_anothers_job_gains_nothing(kube: Kube, job: dict[str, Any]) -> None:
     """The uid is no secret: a FineTuneJob may be named so that its pods' names begin like those of our attempt."""
-    lookalike = f"one-{job['metadata']['uid'][:5]}-{ATTEMPT}-x-1a2b3-1-0-x7k2p"
-    with pytest.raises(ApiError, match="is not the current attempt"):
-        _write(kube, job, PROGRESS, pod=lookalike)
+    for attempt in (ATTEMPT, f"p{PREPARE_ATTEMPT}"):
+        lookalike = f"one-{job['metadata']['uid'][:5]}-{attempt}-x-1a2b3-1-0-x7k2p"
+        with pytest.raises(ApiError, match="is not the current attempt"):
+            _write(kube, job, PROGRESS, pod=lookalike)
 
 
 def test_pods_of_other_namespaces_are_refused(kube: Kube, job: dict[str, Any], namespace: str) -> None:
