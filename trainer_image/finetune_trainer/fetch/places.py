@@ -1,0 +1,33 @@
+"""What fetching is given and what it gives back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["model", "adapter", "data"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are for the one who fetches."""
+
+    cache: Path
+    """cache/ of the workspace, shared by jobs."""
+    volumes: dict[str, Path]
+    """Claim -> folder where it is mounted."""
+    config_maps: Path
+    """Folder with <name>/<key> of each mounted ConfigMap."""
+    owner: str
+    """Run id: whose leases the locks are."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source that can be read now."""
+
+    uri: str
+    path: Path
+    digest: str
+    """sha256 over names and contents, the same wherever the files came from."""
+    revision: str | None
+    """The hub's commit."""

@@ -1,0 +1,131 @@
+"""Which files of a source are fetched.
+
+Called by ``hub`` and ``s3``. Of a model: weights as safetensors, configuration and tokenizer; never pickles, which run
+code when they are read. Of data: the files of the split and subset. Where names leave a doubt, more is fetched rather
+than less: `data.files` decides among what is there, and says what it misses.
+"""
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from finetune_trainer.errors import InvalidSpec, NotFound
+
+MODEL = (".safetensors", ".json", ".txt", ".jinja", ".model")
+DATA = re.compile(r"\.(json|jsonl|csv|parquet|arrow|txt)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+SHOWN = 10
+SPLITS = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval", "evaluation"))
+
+
+def model_files(names: Iterable[str], uri: str) -> list[str]:
+    """Raises NotFound when there are no weights, saying what is there instead."""
+    names = sorted(names)
+    chosen = [n for n in names if _shown(n) and n.endswith(MODEL) and not n.endswith(".onnx.json")]
+    # A repository may hold the same weights for other programs in folders of their own.
+    top = [n for n in chosen if "/" not in n]
+    if any(n.endswith(".safetensors") for n in top):
+        chosen = [n for n in chosen if "/" not in n or not n.endswith(".safetensors")]
+    if not any(n.endswith(".safetensors") for n in chosen):
+        raise NotFound(
+            f"{uri}: no .safetensors file, which is how weights are read here (pickles run code). It has:"
+            f" {listed(names)}. Convert the weights, or name a repository that has them"
+        )
+    return chosen
+
+
+def data_files(
+    names: Iterable[str], uri: str, split: str | None, subset: str | None, card: str | None
+) -> dict[str, str]:
+    """Name -> where it will lie. What a repository's README.md declares of a split lies in a folder of that name, since
+    the names of the files need not say it."""
+    data = sorted(n for n in names if _shown(n) and DATA.search(n))
+    if not data:
+        raise NotFound(f"{uri}: no data file (json, jsonl, csv, parquet, arrow, txt). It has: {listed(sorted(names))}")
+    declared = _declared(card, uri, subset) if card else None
+    if declared:
+        return _of_declared(declared, data, uri, split)
+    if subset:
+        data = [n for n in data if subset in PurePosixPath(n).parts[:-1]] or data
+    return {name: name for name in _of_split(data, split)}
+
+
+def _shown(name: str) -> bool:
+    return not any(part.startswith(".") for part in name.split("/"))
+
+
+def _of_split(data: list[str], split: str | None) -> list[str]:
+    wanted = (split or "train").lower()
+    words = next((words for words in SPLITS if wanted in words), (wanted,))
+    of_split = [n for n in data if _says(n, words)]
+    if not of_split:
+        return data
+    if split:
+        return of_split
+    others = [words for words in SPLITS if wanted not in words]
+    return [n for n in data if n in of_split or not any(_says(n, words) for words in others)]
+
+
+def _says(name: str, words: tuple[str, ...]) -> bool:
+    return any(re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", name.lower()) for word in words)
+
+
+def _declared(card: str, uri: str, subset: str | None) -> dict[str, list[str]] | None:
+    """Split -> patterns, of the configuration that is asked for; None where README.md declares none."""
+    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", card, re.DOTALL)
+    try:
+        known = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
+        return None
+    configs = known.get("configs") if isinstance(known, dict) else None
+    if not isinstance(configs, list):
+        return None
+    named = {str(c["config_name"]): c for c in configs if isinstance(c, dict) and "config_name" in c}
+    if not named:
+        return None
+    chosen = subset or next((name for name, config in named.items() if config.get("default")), None)
+    chosen = chosen or ("default" if "default" in named else next(iter(named)) if len(named) == 1 else None)
+    if chosen is None:
+        raise InvalidSpec(f"{uri} has several subsets: {', '.join(named)}. Name one of them in subset")
+    if chosen not in named:
+        raise InvalidSpec(f"{uri} has no subset {chosen!r}. It has: {', '.join(named)}")
+    return _patterns(named[chosen])
+
+
+def _patterns(config: dict[str, Any]) -> dict[str, list[str]] | None:
+    files, folder = config.get("data_files"), str(config.get("data_dir") or "").strip("/")
+    if files is None:
+        return {"": [f"{folder}/*"]} if folder else None
+    if isinstance(files, str):
+        files = [files]
+    patterns: dict[str, list[str]] = {}
+    for entry in files if isinstance(files, list) else []:
+        split, paths = (entry.get("split", "train"), entry.get("path")) if isinstance(entry, dict) else ("train", entry)
+        for path in paths if isinstance(paths, list) else [paths]:
+            patterns.setdefault(str(split), []).append(f"{folder}/{path}" if folder else str(path))
+    return patterns or None
+
+
+def _of_declared(declared: dict[str, list[str]], data: list[str], uri: str, split: str | None) -> dict[str, str]:
+    if "" in declared:  # a folder without splits of its own
+        inside = [n for n in data if fnmatch(n, declared[""][0])]
+        return {name: name for name in _of_split(inside, split)}
+    chosen = split or ("train" if "train" in declared else next(iter(declared)) if len(declared) == 1 else None)
+    if chosen is None or chosen not in declared:
+        what = f"no split {chosen!r}" if chosen else "several splits"
+        raise InvalidSpec(f"{uri} has {what}; name one of these in split: {', '.join(declared)}")
+    patterns = [pattern.replace("**/", "*") for pattern in declared[chosen]]
+    found = [n for n in data if any(fnmatch(n, pattern) for pattern in patterns)]
+    if not found:
+        raise NotFound(
+            f"{uri}: its README.md says that split {chosen} is {listed(patterns)}, and no such file is there"
+        )
+    return {name: f"{chosen}/{name}" for name in found}
+
+
+def listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) + more) or "nothing"

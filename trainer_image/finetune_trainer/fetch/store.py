@@ -1,0 +1,227 @@
+"""The workspace's store of fetched sources: each version of each source once, whole or not at all.
+
+Called by ``hub`` and ``s3``. Layout, below cache/sources:
+
+``<folder>/<version>/files/…``        what was fetched
+``<folder>/<version>/manifest.json``  {uri, revision, path, digest, files: name -> {size, sha256}}, written last
+``<folder>/.staging-<version>/``      what is being fetched, renamed to <version> when whole; a file that isn't whole
+                                      ends in .part, and the next run goes on from there
+
+Invariants: under <version> lies nothing that wasn't checked; one run at a time writes a version (a lease).
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune_trainer.errors import NoSpace, SourceUnreachable
+from finetune_trainer.fetch import digest
+from finetune_trainer.fetch.lease import lease
+from finetune_trainer.fetch.places import Fetched, Places
+from finetune_trainer.fetch.remote import Remote, RemoteFile, Stream
+from finetune_trainer.fetch.retry import PAUSES, Unsteady, wait
+from finetune_trainer.workspace import read_json, sync_folder, usable, write_json
+
+MANIFEST = "manifest.json"
+READ_BACK = 1 << 20
+GB = 1e9
+
+log = logging.getLogger(__name__)
+
+
+def look_up(places: Places, folder: str, version: str, uri: str) -> Fetched | None:
+    """What an earlier run fetched, without asking anybody; None if it isn't there, or no longer whole."""
+    entry = places.cache / "sources" / folder / version
+    manifest = read_json(entry / MANIFEST)
+    if manifest is None:
+        return None
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    for name, facts in files.items():
+        try:
+            whole = (entry / "files" / name).stat().st_size == facts["size"]
+        except FileNotFoundError:
+            whole = False
+        if not whole:
+            return None
+    return Fetched(uri, entry / "files" / str(manifest["path"]), str(manifest["digest"]), manifest["revision"])
+
+
+def keep(
+    remote: Remote, places: Places, progress: Callable[[int, int], None], check_stop: Callable[[], None]
+) -> Fetched:
+    """Have this version in the store. Raises NoSpace before anything is fetched, SourceUnreachable."""
+    with usable(places.cache.parent):
+        found = _found(remote, places)
+        if found:
+            return found
+        folder = places.cache / "sources" / remote.folder
+        lock = places.cache / "locks" / f"{remote.folder.replace('/', '-')}-{remote.version[:20]}"
+        with lease(lock, places.owner, check_stop) as held:
+            found = _found(remote, places)  # by who held the lease before
+            if found:
+                return found
+
+            def check() -> None:
+                check_stop()
+                held.check()
+
+            return _fetch(remote, folder, progress, check)
+
+
+def _found(remote: Remote, places: Places) -> Fetched | None:
+    return look_up(places, remote.folder, remote.version, remote.uri)
+
+
+def _fetch(remote: Remote, folder: Path, progress: Callable[[int, int], None], check: Callable[[], None]) -> Fetched:
+    staging, entry = folder / f".staging-{remote.version}", folder / remote.version
+    if entry.exists():  # damaged: its whole files need not be fetched again
+        shutil.rmtree(staging, ignore_errors=True)
+        entry.rename(staging)
+    (staging / "files").mkdir(parents=True, exist_ok=True)
+    _check_space(remote, staging)
+    total, done = sum(file.size for file in remote.files), 0
+    log.info("Fetching %s: %d files, %.2f GB", remote.uri, len(remote.files), total / GB)
+    facts = {}
+    for file in remote.files:
+        before = done
+
+        def heard(bytes_of_file: int, before: int = before) -> None:
+            progress(before + bytes_of_file, total)
+
+        facts[file.name] = {"size": file.size, "sha256": _file(remote, file, staging / "files", heard, check)}
+        done += file.size
+    whole = digest.combined({name: str(of["sha256"]) for name, of in facts.items()})
+    content = {"uri": remote.uri, "revision": remote.revision, "path": remote.path, "digest": whole, "files": facts}
+    write_json(staging / MANIFEST, content)
+    check()
+    staging.rename(entry)
+    sync_folder(folder)
+    return Fetched(remote.uri, entry / "files" / remote.path, whole, remote.revision)
+
+
+def _check_space(remote: Remote, staging: Path) -> None:
+    have = sum(path.stat().st_size for path in (staging / "files").rglob("*") if path.is_file())
+    need = sum(file.size for file in remote.files) - have
+    space = shutil.disk_usage(staging)
+    if need > space.free:
+        raise NoSpace(
+            f"{remote.uri} needs {need / GB:.2f} GB more in the workspace, which has {space.free / GB:.2f} GB free of"
+            f" {space.total / GB:.2f} GB: give its claim room, or remove old jobs/ and cache/ from it"
+        )
+
+
+def _file(
+    remote: Remote, file: RemoteFile, folder: Path, heard: Callable[[int], None], check: Callable[[], None]
+) -> str:
+    """Fetch one file; its sha256. Tries go on while bytes arrive, and end when so many in a row brought none."""
+    whole = folder / file.name
+    part = whole.with_name(f"{whole.name}.part")
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    if whole.exists():  # of a run that was broken off: check it as it is checked when it arrives
+        whole.replace(part)
+    without, damaged = 0, 0
+    while True:
+        had = _size(part)
+        try:
+            return _try(remote, file, part, whole, heard, check)
+        except _Damaged as error:
+            part.unlink()
+            damaged += 1
+            if damaged > 1:
+                raise
+            log.warning("%s; fetching it once more", error)
+            continue
+        except Unsteady:
+            without = 0 if _size(part) > had else without + 1
+            if without > len(PAUSES):
+                raise
+        wait(PAUSES[max(0, without - 1)], check)
+
+
+class _Damaged(SourceUnreachable):
+    """A file isn't what the server says it is."""
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _try(
+    remote: Remote,
+    file: RemoteFile,
+    part: Path,
+    whole: Path,
+    heard: Callable[[int], None],
+    check: Callable[[], None],
+) -> str:
+    if _size(part) > file.size:
+        part.unlink()
+    with file.open(_size(part)) as stream, part.open("r+b" if part.exists() else "x+b") as out:
+        sums = _sums(stream, file.size)
+        out.truncate(stream.start)
+        while chunk := out.read(READ_BACK):
+            check()
+            for one in sums.values():
+                one.update(chunk)
+        done = stream.start
+        heard(done)
+        for chunk in stream.chunks:
+            check()
+            done += len(chunk)
+            if done > file.size:
+                break
+            out.write(chunk)
+            for one in sums.values():
+                one.update(chunk)
+            heard(done)
+        out.flush()
+        os.fsync(out.fileno())
+        if done < file.size:
+            raise Unsteady(f"{remote.uri}: {file.name} ended after {done} of {file.size} bytes")
+        expected = stream.check
+        if done > file.size or (expected and sums[expected[0]].hexdigest() != expected[1]):
+            raise _Damaged(
+                f"{remote.uri}: {file.name} is damaged: "
+                + (
+                    f"expected {expected[0]} {expected[1]}, got {sums[expected[0]].hexdigest()}"
+                    if expected and done == file.size
+                    else f"more than its {file.size} bytes arrived"
+                )
+            )
+    part.replace(whole)
+    return sums["sha256"].hexdigest()
+
+
+class _Sum(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class _Crc32:
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
+
+
+def _sums(stream: Stream, size: int) -> dict[str, _Sum]:
+    """sha256, which the manifest wants, and what the server can be checked by."""
+    sums: dict[str, _Sum] = {"sha256": hashlib.sha256()}
+    kind = stream.check[0] if stream.check else "sha256"
+    if kind == "md5":
+        sums[kind] = hashlib.md5(usedforsecurity=False)
+    elif kind == "crc32":
+        sums[kind] = _Crc32()
+    elif kind == "blob":
+        sums[kind] = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    return sums
