@@ -83,4 +83,4 @@ def needs(job: ResolvedJob, model: Path, longest: int) -> Needs | None:
 
 def gib(size: int) -> str:
     """Bytes for people."""
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
