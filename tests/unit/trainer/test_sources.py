@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from finetune_trainer import workspace
-from finetune_trainer.data import sources
 from finetune_trainer.errors import AccessDenied, NotFound
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.run import Folders
@@ -58,15 +57,6 @@ def test_a_model_with_a_file_of_another_user(tmp_path: Path, refuse: list[Path])
     refuse.append(tmp_path / "config.json")
     with pytest.raises(AccessDenied, match=r"config.json"):
         model_folder.check(tmp_path, "pvc://models/small")
-
-
-def test_a_data_file_that_is_closed_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(AccessDenied, match=r"data.jsonl"):
-        list(sources.read(tmp_path / "data.jsonl"))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")

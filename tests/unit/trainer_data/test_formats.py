@@ -1,10 +1,13 @@
 """Rows of each format as samples, and every way in which a row is refused."""
 
+import json
+import re
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from finetune_api.data import ColumnsSpec, TagsSpec
+from finetune_api.data import ColumnsSpec, Format, TagsSpec
 from finetune_trainer.data.formats import parse
 from finetune_trainer.data.samples import BadRow, Conversation, Document, Labelled, Preference
 from hypothesis import given, settings
@@ -350,6 +353,18 @@ def refused(row: Any, format: str, rule: str, message: str) -> None:
         parse(row, format)
     assert message in str(error.value)
     assert error.value.rule == rule
+
+
+def test_the_guides_rows_are_of_the_formats_that_it_says() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\*\*(\w+)\*\*|^```json\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    format, seen = "", set()
+    for name, row in rows:
+        format = name or format
+        if row:
+            parse(json.loads(row), format)
+            seen.add(format)
+    assert seen == set(get_args(Format))
 
 
 NAMES = """role content from value user assistant human gpt tool function_call observation system messages conversations

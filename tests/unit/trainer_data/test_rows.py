@@ -3,6 +3,7 @@ named by its place."""
 
 import bz2
 import csv
+import errno
 import gzip
 import io
 import json
@@ -22,7 +23,7 @@ from finetune_trainer.data import rows
 from finetune_trainer.data.files import Compression, DataFile, Kind
 from finetune_trainer.data.rows import blocks, parse_block
 from finetune_trainer.data.samples import BadRow
-from finetune_trainer.errors import InvalidData
+from finetune_trainer.errors import AccessDenied, InvalidData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -273,6 +274,15 @@ def test_a_row_of_json_that_is_not_utf8(tmp_path: Path) -> None:
     found = read(write(tmp_path, "x.json", b'[{"a": "\xff"}, {"a": "\\ud800"}, {"a": "\\ud83d\\ude00"}]'))
     assert broken(found) == [("x.json[0]", "not-utf8"), ("x.json[1]", "not-utf8")]
     assert found[2] == ("x.json[2]", {"a": "😀"})
+
+
+def test_a_file_that_is_closed_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(AccessDenied, match=r"data.jsonl"):
+        list(blocks(DataFile(tmp_path / "data.jsonl", "data.jsonl", "jsonl")))
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "txt"])

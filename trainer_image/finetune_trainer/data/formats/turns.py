@@ -5,6 +5,7 @@ Used by every format with messages. Roles end as those of chat templates: system
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from finetune_api.data import TagsSpec
@@ -27,7 +28,7 @@ class Dialect:
     function: str | None = None
     """Role of an assistant's message that is a tool call; None where messages have tool_calls."""
 
-    @property
+    @cached_property
     def roles(self) -> dict[str, Role]:
         """Name -> role."""
         roles: dict[str, Role] = {self.system: "system", self.user: "user", self.assistant: "assistant"}
