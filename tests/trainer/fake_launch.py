@@ -18,6 +18,7 @@ if __name__ == "__main__":
     options = launch.Options(
         job_file=Path(settings["job"]),
         workspace=Path(settings["workspace"]),
+        command=settings["command"],
         worker=[sys.executable, str(Path(__file__).parent / "fake_rank.py"), json.dumps(settings["ranks"])],
         api=lambda: ApiServer(settings["url"], Path(settings["credentials"])) if settings["url"] else None,
         termination_message=Path(settings["termination"]),

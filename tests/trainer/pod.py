@@ -51,6 +51,7 @@ class Pod:
     allow_cpu: bool = True
     user: int | None = None
     workspace: Path | None = None
+    command: str = "train"
 
     def __post_init__(self) -> None:
         self.workspace = self.workspace or self.folder / "workspace"
@@ -83,6 +84,7 @@ class Pod:
             "url": self.api.server.url if self.api else None,
             "credentials": str(self.api.server.credentials) if self.api else "",
             "uid": self.user,
+            "command": self.command,
         }
         self.log = self.etc / "log"
         with self.log.open("w") as log:

@@ -23,7 +23,7 @@ from finetune_api.contract import ResolvedJob  # noqa: E402
 from finetune_api.exit_codes import ExitCode  # noqa: E402
 
 from finetune_trainer import jobfile, launch, prepared, workspace  # noqa: E402
-from finetune_trainer.errors import InvalidSpec, NotFound, TrainerError  # noqa: E402
+from finetune_trainer.errors import NotFound, TrainerError  # noqa: E402
 from finetune_trainer.run import Folders  # noqa: E402
 
 
@@ -133,13 +133,9 @@ def export(job: ResolvedJob, folders: Folders, args: argparse.Namespace) -> None
         raise NotFound(
             f"jobs/{job.name} in {folders.workspace}: nothing is prepared there for this job: train it first"
         )
-    if not (folders.artifact / "adapter_config.json").is_file():
-        raise NotFound(f"{folders.artifact} holds no adapter: either it is a whole model already, or not trained yet")
-    if args.out.exists():
-        raise InvalidSpec(f"--out {args.out} exists: name a folder that doesn't, nothing is overwritten")
-    from finetune_trainer.model.merge import merge  # torch: only when it is needed
+    from finetune_trainer.export import export as write_model  # torch: only when it is needed
 
-    merge(ready.model, folders.artifact, args.out, args.dtype or job.output.dtype)
+    write_model(job, folders, args.out, args.dtype or job.output.dtype, ready.model)
     print(f"The whole model is in {args.out}")
 
 

@@ -102,9 +102,8 @@ def _prepare(handover: Handover, report: Callable[[Progress], None], check_stop:
     """Fetch, check and tokenize; nothing is trained."""
     from finetune_trainer import prepare  # needs seconds to import
 
-    ready = prepare.run(
-        handover.job, handover.folders, handover.run_id, handover.facts.attempt, handover.places, report, check_stop
-    )
+    facts, folders = handover.facts, handover.folders
+    ready = prepare.run(handover.job, folders, handover.run_id, handover.places, report, check_stop, facts.attempt)
     return End(ExitCode.DONE, REASONS[ExitCode.DONE], prepare.describe(ready.summary), prepared=ready.summary)
 
 

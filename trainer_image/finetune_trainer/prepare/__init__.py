@@ -59,10 +59,10 @@ def run(
     job: ResolvedJob,
     folders: Folders,
     run_id: str,
-    attempt: int,
     places: Places,
     report_progress: Callable[[Progress], None],
     check_stop: Callable[[], None],
+    attempt: int = 1,
 ) -> PreparedJob:
     """All of it. Raises the errors of ``finetune_trainer.errors``."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
