@@ -36,6 +36,7 @@ def test_the_micro_batch_does_not_change_the_losses(root: Path) -> None:
 def test_two_ranks_train_as_one_and_stop_together(root: Path) -> None:
     tiny.save_rows(root / "data" / "rows.jsonl", rows=21)
     alone = trained(root, "alone", microBatchSize=8)
+    tiny.make_run(root, tiny.job(training={"microBatchSize": 4}), workspace="two")  # prepared before ranks start
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -81,6 +81,8 @@ def test_reports_say_what_happened(root: Path, monkeypatch: pytest.MonkeyPatch) 
     assert facts["versions"]["trl"]
     assert facts["model"]["digest"].startswith("sha256:")
     assert facts["data"][0]["source"] == "pvc://data/rows.jsonl"
+    assert facts["data"][0]["digest"].startswith("sha256:")
+    assert facts["prepared"] == run.prepared.summary.digest
     card = (run.folders.artifact / "README.md").read_text()
     assert "PeftModel.from_pretrained" in card
     assert "pvc://models/model" in card

@@ -1,4 +1,4 @@
-"""A language model small enough to train in seconds, its chat tokenizer, and a Run by hand.
+"""A language model small enough to train in seconds, its chat tokenizer, and a Run by hand, its data prepared.
 
 Shared by the tests of the trainer. Everything is made here from a seed: nothing is downloaded.
 """
@@ -11,7 +11,8 @@ from typing import Any
 
 from finetune_api.contract import AttemptFacts, ResolvedJob, resolve
 from finetune_api.job import FineTuneJob
-from finetune_trainer.run import Folders, Run
+from finetune_trainer import prepared as prepared_job
+from finetune_trainer.run import Folders, Run, nothing
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -87,6 +88,14 @@ def save_rows(file: Path, rows: int = 24) -> Path:
     return file
 
 
+def save_documents(file: Path, documents: int = 24) -> Path:
+    """Text for stage pt, of lengths from a few tokens to many."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    texts = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(1 + 3 * (i % 9))) for i in range(documents)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
+
+
 def job(**sections: Any) -> ResolvedJob:
     """The resolved job for the model and rows of the fixture ``root``. Sections replace those here."""
     training = {
@@ -130,7 +139,10 @@ def make_run(
     workspace: str = "work",
     **more: Callable[..., Any],
 ) -> Run:
-    """A Run as the worker makes it. ``root`` has the volumes and gets the workspace."""
+    """A Run as the worker makes it, prepared as by `train`. ``root`` has the volumes and gets the workspace."""
+    from finetune_trainer import prepare
+    from finetune_trainer.fetch import Places
+
     folder = root / workspace / "jobs" / resolved.name
     folders = Folders(
         workspace=root / workspace,
@@ -146,6 +158,10 @@ def make_run(
     facts = AttemptFacts(
         namespace="default", name=resolved.name, uid="12345-uid", attempt=attempt, job_name=f"tiny-12345-{attempt}"
     )
+    places = Places(folders.workspace / "cache", folders.volumes, root / "configmaps", f"run{attempt}")
+    prepared = prepared_job.read(folders, resolved) or prepare.run(
+        resolved, folders, f"run{attempt}", attempt, places, nothing, nothing
+    )
     run = Run(
         job=resolved,
         attempt=facts,
@@ -155,11 +171,17 @@ def make_run(
         local_rank=rank,
         world_size=world_size,
         micro_batch_size=resolved.training.micro_batch_size or 1,
+        prepared=prepared,
     )
     return replace(run, **more)  # type: ignore[arg-type]
 
 
 def losses(run: Run) -> list[float]:
     """The loss of every logged step."""
+    return logged(run, "loss")
+
+
+def logged(run: Run, name: str) -> list[float]:
+    """What trainer_log.jsonl says of a metric."""
     lines = (run.folders.reports / "trainer_log.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [entry[name] for entry in map(json.loads, lines) if name in entry]

@@ -41,15 +41,20 @@ def test_best_fit_refuses_a_row_that_was_not_cut() -> None:
 
 
 def test_the_stream_is_cut_into_full_packs() -> None:
-    packs = wrapped(np.array([5, 3, 9], np.int32), 4)
+    packs = wrapped(np.array([5, 3, 10], np.int32), 4)
     assert [packs[index] for index in range(len(packs))] == [
         [(0, 0, 4)],
         [(0, 4, 5), (1, 0, 3)],
         [(2, 0, 4)],
         [(2, 4, 8)],
-        [(2, 8, 9)],
+        [(2, 8, 10)],
     ]
-    assert packs.lengths.tolist() == [4, 4, 4, 4, 1]
+    assert packs.lengths.tolist() == [4, 4, 4, 4, 2]
+
+
+def test_a_single_token_left_over_makes_no_pack() -> None:
+    packs = wrapped(np.array([5, 3, 1], np.int32), 4)
+    assert [packs[index] for index in range(len(packs))] == [[(0, 0, 4)], [(0, 4, 5), (1, 0, 3)]]
 
 
 def test_the_stream_holds_every_token_once() -> None:

@@ -76,9 +76,14 @@ def bfd(lengths: npt.NDArray[np.int32], cutoff: int) -> Packs:
 
 
 def wrapped(lengths: npt.NDArray[np.int32], cutoff: int) -> Packs:
-    """All rows as one stream, cut every ``cutoff`` tokens. The last pack holds what is left."""
+    """All rows as one stream, cut every ``cutoff`` tokens. The last pack holds what is left; a single token is not
+    left, because there is nothing to predict it from."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
+    if total % cutoff == 1:
+        total -= 1
+        ends = np.minimum(ends, total)
+        lengths = np.diff(ends, prepend=0).astype(np.int32)
     edges = np.unique(np.concatenate([[0, total], ends, np.arange(0, total, cutoff)]))
     first, last = edges[:-1], edges[1:]
     rows = np.searchsorted(ends, first, side="right")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_trainer.data.tokenize import IGNORED
+from finetune_trainer.data.row import IGNORED
 
 
 class TrainedPositions:
@@ -23,7 +23,8 @@ class TrainedPositions:
         backbone.register_forward_hook(self._reduce)
 
     def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The micro-batch with labels for the trained positions alone. Each is predicted from the position before."""
+        """The micro-batch with labels for the trained positions alone. Each is predicted from the position before; in
+        packed rows the first token of a document has no label."""
         labels = batch["labels"][:, 1:]
         self._mask = labels != IGNORED
         rest = {name: value for name, value in batch.items() if name != "labels"}

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from finetune_api.status import Prepared
 
 from finetune_trainer.checkpoints.storage import guard
-from finetune_trainer.data.dataset import TrainingData
 from finetune_trainer.reporting.progress import ProgressReport
 
 STATUS_NAMES = {
     "train_loss": "trainLoss",
     "final_loss": "finalLoss",
+    "eval_loss": "evalLoss",
+    "eval_perplexity": "evalPerplexity",
     "epoch": "epochs",
     "train_steps": "steps",
     "train_samples": "rows",
     "train_samples_cut": "rowsCut",
-    "train_samples_left_out": "rowsLeftOut",
+    "train_samples_invalid": "rowsInvalid",
     "num_tokens": "tokens",
     "train_tokens_per_second": "tokensPerSecond",
     "train_runtime": "trainSeconds",
@@ -31,7 +33,11 @@ files."""
 
 
 def final(
-    history: list[dict[str, Any]], progress: ProgressReport, data: TrainingData, global_batch: int
+    history: list[dict[str, Any]],
+    progress: ProgressReport,
+    data: Prepared,
+    global_batch: int,
+    evaluation: dict[str, float],
 ) -> dict[str, float]:
     """The run as a whole, over all attempts. train_loss is the mean over all steps, final_loss the last logged."""
     logged = [entry for entry in history if "loss" in entry]
@@ -43,15 +49,16 @@ def final(
         "train_loss": sum(e["loss"] * w for e, w in zip(logged, weights, strict=True)) / sum(weights),
         "final_loss": logged[-1]["loss"],
         "train_steps": steps,
-        "train_samples": len(data.rows),
-        "train_samples_cut": data.cut,
-        "train_samples_left_out": data.emptied,
+        "train_samples": data.rows,
+        "train_samples_cut": data.truncated_rows,
+        "train_samples_invalid": data.invalid_rows,
         "num_tokens": progress.tokens,
         "train_runtime": round(seconds, 2),
         "train_samples_per_second": round(steps * global_batch / seconds, 3),
         "train_steps_per_second": round(steps / seconds, 3),
         "train_tokens_per_second": round(progress.tokens / seconds, 2),
         **_gpu_memory(),
+        **evaluation,
     }
 
 
@@ -68,9 +75,13 @@ def for_status(values: dict[str, float]) -> dict[str, str]:
 
 
 def write(reports: Path, values: dict[str, float], state: Any) -> None:
-    """train_results.json, all_results.json, trainer_state.json."""
+    """train_results.json, eval_results.json where the job evaluates, all_results.json, trainer_state.json."""
+    evaluation = {name: value for name, value in values.items() if name.startswith("eval_")}
+    files = {"train_results.json": {n: v for n, v in values.items() if n not in evaluation}, "all_results.json": values}
+    if evaluation:
+        files["eval_results.json"] = {"epoch": values["epoch"], **evaluation}
     with guard(reports):
         reports.mkdir(parents=True, exist_ok=True)
-        for name in ("train_results.json", "all_results.json"):
-            (reports / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        for name, content in files.items():
+            (reports / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         state.save_to_json(str(reports / "trainer_state.json"))

@@ -47,6 +47,8 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
         "tokens": metrics["num_tokens"],
         "steps": metrics["train_steps"],
     }
+    if "eval_loss" in metrics:
+        results["evaluation loss, perplexity"] = f"{metrics['eval_loss']:.4f}, {metrics['eval_perplexity']:.4g}"
     if "merge" in provenance:
         results |= _merge_results(provenance["merge"])
     data = [[f"`{entry['source']}`", f"`{entry['digest']}`"] for entry in provenance["data"]]

@@ -1,4 +1,4 @@
-"""training_loss.png: the loss as logged, and smoothed.
+"""training_loss.png: the loss as logged, and smoothed; training_eval_loss.png where the job evaluates.
 
 Called by workflows on rank 0 after training.
 """
@@ -9,7 +9,8 @@ from typing import Any
 
 from finetune_trainer.checkpoints.storage import guard
 
-FILE = "training_loss.png"
+CURVES = {"loss": "training loss", "eval_loss": "evaluation loss"}
+"""What is drawn, as the trainer logs it -> what people call it."""
 SMOOTHING = 0.8
 """Weight of the past in the smoothed line."""
 
@@ -25,25 +26,29 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return result
 
 
-def write(reports: Path, history: Sequence[dict[str, Any]]) -> Path:
-    """Draw it from the trainer's log history."""
+def write(reports: Path, history: Sequence[dict[str, Any]]) -> None:
+    """Draw them from the trainer's log history."""
+    for metric in CURVES:
+        if points := [(entry["step"], entry[metric]) for entry in history if metric in entry]:
+            _draw(reports, metric, points)
+
+
+def _draw(reports: Path, metric: str, points: Sequence[tuple[int, float]]) -> None:
     # Imported here: a second of start-up that only the end of a run needs.
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     steps, losses = [p[0] for p in points], [p[1] for p in points]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    axes.plot(steps, losses, color="#9db8d9", linewidth=1, marker=".", markersize=3, label="loss")
+    axes.plot(steps, losses, color="#9db8d9", linewidth=1, marker=".", markersize=3, label=metric)
     axes.plot(steps, smoothed(losses), color="#1f4e8c", linewidth=2, label="smoothed")
-    axes.set(xlabel="step", ylabel="training loss")
+    axes.set(xlabel="step", ylabel=CURVES[metric])
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
     with guard(reports):
         reports.mkdir(parents=True, exist_ok=True)
-        figure.savefig(reports / FILE)
+        figure.savefig(reports / f"training_{metric}.png")
     pyplot.close(figure)
-    return reports / FILE

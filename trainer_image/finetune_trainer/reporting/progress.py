@@ -37,6 +37,7 @@ class ProgressReport(TrainerCallback, ExportableState):
         self.first_step = 0
         self.tokens_before = 0
         self.logged: dict[str, float] = {}
+        self.last: Any = None
 
     def state(self) -> dict[str, Any]:
         """Saved in the checkpoint's trainer_state.json."""
@@ -77,12 +78,16 @@ class ProgressReport(TrainerCallback, ExportableState):
             self._report(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not self.run.is_main or not logs or "loss" not in logs:
+        if not self.run.is_main or not logs:
+            return
+        if "eval_loss" in logs:
+            self._write({**self._place(state), **{n: v for n, v in logs.items() if n.startswith("eval_")}})
+            log.info("step %d/%d  evaluation loss %.4f", state.global_step, self.total_steps, logs["eval_loss"])
+        if "loss" not in logs:
             return
         self.logged = logs
         line = self._line(state, logs)
-        with (self.run.folders.reports / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._write(line)
         log.info(
             "step %d/%d  loss %.4f  lr %.3g  %s tok/s  %s left",
             state.global_step,
@@ -94,26 +99,41 @@ class ProgressReport(TrainerCallback, ExportableState):
         )
         self._report(state)
 
+    def _write(self, line: dict[str, Any]) -> None:
+        with (self.run.folders.reports / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
     def _eta(self, step: int) -> float | None:
         return None if self.rate is None else (self.total_steps - step) / self.rate[0]
 
     def _line(self, state: Any, logs: dict[str, float]) -> dict[str, Any]:
         """Keys as in LLaMA-Factory's log, which tools already read."""
-        eta = self._eta(state.global_step)
         return {
-            "current_steps": state.global_step,
-            "total_steps": self.total_steps,
+            **self._place(state),
             "loss": logs["loss"],
             "lr": logs["learning_rate"],
-            "epoch": round(state.epoch or 0.0, 4),
-            "percentage": round(100 * state.global_step / self.total_steps, 2),
-            "elapsed_time": duration(self.seconds),
-            "remaining_time": duration(eta) if eta is not None else "unknown",
             "throughput": round(self.rate[1], 2) if self.rate else None,
             "total_tokens": self.tokens,
         }
 
+    def _place(self, state: Any) -> dict[str, Any]:
+        eta = self._eta(state.global_step)
+        return {
+            "current_steps": state.global_step,
+            "total_steps": self.total_steps,
+            "epoch": round(state.epoch or 0.0, 4),
+            "percentage": round(100 * state.global_step / self.total_steps, 2),
+            "elapsed_time": duration(self.seconds),
+            "remaining_time": duration(eta) if eta is not None else "unknown",
+        }
+
+    def alive(self) -> None:
+        """Between two steps, in an evaluation: a run that says nothing for long counts as hung."""
+        if self.run.is_main and self.last is not None:
+            self.run.report_progress(self.progress(self.last))
+
     def _report(self, state: Any) -> None:
+        self.last = state
         self.run.report_progress(self.progress(state))
 
     def progress(self, state: Any) -> Progress:

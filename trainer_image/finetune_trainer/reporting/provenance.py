@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.model import folder
 from finetune_trainer.run import Run
 
 PACKAGES = ("finetune-trainer", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -19,10 +18,10 @@ IMAGE = "FINETUNE_IMAGE"
 """Environment variable with the trainer image's name, where the pod has it."""
 
 
-def collect(
-    run: Run, data_digests: dict[str, str], metrics: dict[str, float], total_steps: int, precision: str
-) -> dict[str, Any]:
+def collect(run: Run, metrics: dict[str, float], total_steps: int, precision: str) -> dict[str, Any]:
     """Digests, versions, seed and the resolved job, which names Secrets but never holds their values."""
+    job, prepared = run.job, run.prepared
+    evaluated = (job.evaluation.datasets if job.evaluation else None) or []
     return {
         "job": run.job.to_dict(),
         "namespace": run.attempt.namespace,
@@ -30,8 +29,12 @@ def collect(
         "attempt": run.attempt.attempt,
         "run": run.run_id,
         "image": os.environ.get(IMAGE),
-        "model": {"source": run.job.model.source, "digest": folder.digest(run.folders.find(run.job.model.source))},
-        "data": [{"source": source, "digest": digest} for source, digest in data_digests.items()],
+        "model": _source(run, job.model.source),
+        "adapter": _source(run, job.tuning.adapter.source) if job.tuning.adapter else None,
+        "data": [_source(run, dataset.source) for dataset in job.datasets],
+        "evaluation": [_source(run, dataset.source) for dataset in evaluated],
+        "prepared": prepared.summary.digest,
+        "template": prepared.template,
         "seed": run.job.training.seed,
         "steps": total_steps,
         "precision": precision,
@@ -43,3 +46,9 @@ def collect(
         "metrics": metrics,
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def _source(run: Run, source: str) -> dict[str, str | None]:
+    """What was read, and exactly which: its digest, and the commit where it came from a hub."""
+    prepared = run.prepared
+    return {"source": source, "digest": prepared.digests.get(source), "revision": prepared.revisions.get(source)}

@@ -29,6 +29,7 @@ def common(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
         "warmup_steps": math.ceil(training.warmup_ratio * total_steps),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
+        "neftune_noise_alpha": training.neftune_noise_alpha,
         "optim": "adamw_torch_fused",
         "seed": training.seed,
         "data_seed": training.seed,
@@ -71,7 +72,7 @@ def common(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
 
 
 def sft(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
-    """Arguments of stage sft: rows come ready, TRL prepares, packs and cuts nothing."""
+    """Arguments of stages sft and pt: rows come ready, TRL prepares, packs and cuts nothing."""
     return common(run, total_steps, precision) | {
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,

@@ -5,7 +5,7 @@ there is listed in `upstream` and pinned by a test on its signature.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,8 @@ from transformers import Trainer
 
 from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.data import order
-from finetune_trainer.data.tokenize import IGNORED
-from finetune_trainer.model import adapters
+from finetune_trainer.data.row import IGNORED
+from finetune_trainer.model import adapters, optimizer
 from finetune_trainer.model.base import Precision
 from finetune_trainer.stages.agree import share
 
@@ -37,7 +37,7 @@ class OrderedSampler(Sampler[int]):
     """The order of `data.order`. The epoch is taken from the steps done: accelerate hides samplers from set_epoch when
     it skips batches after a resume."""
 
-    def __init__(self, trainer: Trainer, lengths: list[int], global_batch: int, seed: int) -> None:
+    def __init__(self, trainer: Trainer, lengths: Sequence[int], global_batch: int, seed: int) -> None:
         self._trainer, self._lengths, self._global_batch, self._seed = trainer, lengths, global_batch, seed
         self._steps = order.steps_per_epoch(len(lengths), global_batch)
 
@@ -65,8 +65,17 @@ class Engine(Trainer):
     # The loss is divided by a count over the whole global batch, so Trainer must not divide it by the accumulation.
     loss_is_scaled_for_ga: Any = True
 
-    def __init__(self, *, lengths: list[int], global_batch: int, precision: Precision, **kwargs: Any) -> None:
-        self.row_lengths = lengths
+    def __init__(
+        self,
+        *,
+        lengths: Sequence[int],
+        global_batch: int,
+        precision: Precision,
+        lora_plus_ratio: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.item_lengths = lengths
+        self.lora_plus_ratio = lora_plus_ratio
         self.global_batch = global_batch
         self.precision = precision
         self.step_facts = Step()
@@ -74,16 +83,23 @@ class Engine(Trainer):
         adapters.cast_trainable(self.model, precision)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
-        return OrderedSampler(self, self.row_lengths, self.global_batch, self.args.seed)
+        return OrderedSampler(self, self.item_lengths, self.global_batch, self.args.seed)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The step's micro-batches, and the trained tokens of the whole global batch: what every loss is divided by."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         trained = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(int(batch.pop("tokens")) for batch in batches)
         counts = share([trained, tokens], device)
         self.step_facts = Step(tokens=int(sum(rank[1] for rank in counts)))
         return batches, torch.tensor(sum(rank[0] for rank in counts), device=device)
+
+    def create_optimizer(self, model: Any = None) -> Any:  # noqa: ARG002
+        if self.optimizer is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = optimizer.groups(self.model, self.args.learning_rate, self.args.weight_decay, self.lora_plus_ratio)
+            self.optimizer = kind(groups, **settings)
+        return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)

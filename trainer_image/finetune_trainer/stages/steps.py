@@ -1,4 +1,4 @@
-"""What happens around every optimizer step: seeds before, and after it one agreement of all ranks on what follows.
+"""What happens around every optimizer step: evaluation and seeds before, and after it one agreement of all ranks.
 
 A callback of the trainer. Ranks agree in a single exchange whether the loss is still a number, whether someone was told
 to stop and whether a checkpoint is due by rank 0's clock, so none of them ever saves, stops or fails alone.
@@ -24,6 +24,7 @@ from finetune_trainer.reporting.progress import ProgressReport
 from finetune_trainer.run import Run
 from finetune_trainer.stages.agree import share, wait_for_all
 from finetune_trainer.stages.engine import Engine, seed_step
+from finetune_trainer.stages.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ def check_stop(run: Run) -> None:
 class Steps(TrainerCallback):
     """See the module. `trainer` is set once it exists."""
 
-    def __init__(self, run: Run, progress: ProgressReport) -> None:
-        self.run, self.progress = run, progress
+    def __init__(self, run: Run, progress: ProgressReport, evaluation: Evaluation) -> None:
+        self.run, self.progress, self.evaluation = run, progress, evaluation
         self.spec: CheckpointsSpec = run.job.checkpoints
         self.trainer: Engine | None = None
         self.last_save = time.monotonic()
@@ -63,6 +64,10 @@ class Steps(TrainerCallback):
         self.last_save = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Here and not after a step, so that one that is due is not lost when the run is told to stop: what goes on from
+        # the checkpoint does it.
+        if self.evaluation.due(state):
+            self.evaluation.measure(self.trainer)
         seed_step(self.run.job.training.seed, state.global_step, self.run.rank)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

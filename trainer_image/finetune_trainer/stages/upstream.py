@@ -7,6 +7,7 @@ write the new signature here. A member that is overridden and not listed fails t
 OVERRIDDEN: dict[str, dict[str, str]] = {
     "transformers.trainer.Trainer": {
         "_get_train_sampler": "(self, train_dataset=None)",
+        "create_optimizer": "(self, model=None)",
         "get_batch_samples": "(self, epoch_iterator, num_batches, device)",
         "_get_grad_norm": "(self, model, grad_norm=None)",
         "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
@@ -32,13 +33,19 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
 """Class -> member -> signature without types. The class is the one whose version ours runs before."""
 
 USED: dict[str, str] = {
+    "transformers.trainer.Trainer.get_optimizer_cls_and_kwargs": "(args, model=None)",
+    "transformers.trainer.Trainer._prepare_inputs": "(self, inputs)",
+    "transformers.trainer.Trainer.compute_loss_context_manager": "(self)",
+    # Packed documents are kept apart by it, from position_ids alone.
+    "transformers.masking_utils.find_packed_sequence_indices": "(position_ids)",
     # Between two steps, the order of calls that `steps` relies on is tested by training itself.
     "transformers.trainer.Trainer.train": "(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None)",
     "trl.trainer.utils.add_fused_lm_head": (
         "(model, temperature=1.0, cast_lm_head_to_fp32=False, outputs=('log_probs',))"
     ),
 }
-"""Functions that we don't override, but whose inner workings `model.head` and `steps` build on."""
+"""Functions that we don't override, but whose inner workings `model.head`, `collate`, `evaluation` and `steps` build
+on."""
 
 NEVER_ENTERED = "trl.trainer.sft_trainer.SFTTrainer._prepare_dataset"
 """TRL would tokenize, cut and pack again what is ready."""

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with the engine's changes, and a loss that computes nothing but the loss."""
+"""TRL's SFTTrainer with the engine's changes, and a loss that computes nothing but the loss. Stage pt uses it, too."""
 
 from typing import Any
 
@@ -35,9 +35,15 @@ class SftTrainer(Engine, SFTTrainer):
                 model, inputs, num_items_in_batch=num_items_in_batch
             )
             return whole
+        # DDP averages gradients over ranks; the count is over all of them.
+        loss: torch.Tensor = self.negative_log_likelihood(model, inputs) / num_items_in_batch
+        return loss * self.accelerator.num_processes
+
+    def negative_log_likelihood(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Summed over the trained tokens of a micro-batch. Without a cache: with one, packed documents would see each
+        other."""
         if self.trained_positions is not None:
             inputs = self.trained_positions.inputs(inputs)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        # DDP averages gradients over ranks; the count is over all of them.
-        loss: torch.Tensor = -outputs.log_probs.sum() / num_items_in_batch * self.accelerator.num_processes
+        loss: torch.Tensor = -outputs.log_probs.sum()
         return loss

@@ -1,0 +1,103 @@
+"""What a model is measured on: when, how, and where it is told."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer.data.store import open_split
+from finetune_trainer.errors import Preempted
+from finetune_trainer.run import Run
+from finetune_trainer.stages.evaluation import summary
+from finetune_trainer.stages.sft import workflow
+
+from tests.trainer import tiny
+from tests.trainer.test_equivalence import stopped_at
+
+CLOSE = 1e-5
+
+
+def make_run(root: Path, *, workspace: str = "work", attempt: int = 1, datasets: int = 1, **training: object) -> Run:
+    names = [f"held-{number}.jsonl" for number in range(datasets)]
+    for number, name in enumerate(names):
+        tiny.save_rows(root / "data" / name, rows=5 + number)
+    evaluation = {"datasets": [{"source": f"pvc://data/{name}", "format": "openai"} for name in names], "everySteps": 2}
+    job = tiny.job(evaluation=evaluation, training={"maxSteps": 5, **training})
+    return tiny.make_run(root, job, workspace=workspace, attempt=attempt)
+
+
+def measured_by_hand(run: Run) -> float:
+    """Each row alone, through the artifact, by the model's own loss."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base: Any = AutoModelForCausalLM.from_pretrained(run.prepared.model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(run.folders.artifact)).eval()
+    total = tokens = 0.0
+    for row in open_split(run.prepared.data, "eval"):
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
+        total, tokens = total + float(loss) * row.trained_tokens, tokens + row.trained_tokens
+    return total / tokens
+
+
+def test_the_model_is_measured_every_so_often_and_at_the_end(root: Path) -> None:
+    run = make_run(root)
+    outcome = workflow.run(run)
+    lines = [json.loads(line) for line in (run.folders.reports / "trainer_log.jsonl").read_text().splitlines()]
+    assert [line["current_steps"] for line in lines if "eval_loss" in line] == [2, 4, 5]
+
+    results = json.loads((run.folders.reports / "eval_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(measured_by_hand(run), abs=CLOSE)
+    assert results["eval_perplexity"] == pytest.approx(math.exp(results["eval_loss"]))
+    assert results["eval_samples"] == 5
+    everything = json.loads((run.folders.reports / "all_results.json").read_text())
+    training = json.loads((run.folders.reports / "train_results.json").read_text())
+    assert everything == training | results
+    assert outcome.metrics["evalLoss"] == f"{results['eval_loss']:.6g}"
+    assert float(outcome.metrics["evalPerplexity"]) > 1
+    assert (run.folders.reports / "training_eval_loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "evaluation loss" in (run.folders.artifact / "README.md").read_text()
+
+
+def test_measuring_changes_nothing_in_training(root: Path) -> None:
+    run = make_run(root)
+    workflow.run(run)
+    plain = tiny.make_run(root, tiny.job(training={"maxSteps": 5}), workspace="plain")
+    workflow.run(plain)
+    assert tiny.losses(run) == tiny.losses(plain)
+
+
+def test_the_micro_batch_does_not_change_what_is_measured(root: Path) -> None:
+    whole, single = make_run(root, microBatchSize=8), make_run(root, workspace="single", microBatchSize=1)
+    for run in (whole, single):
+        workflow.run(run)
+    assert tiny.logged(whole, "eval_loss") == pytest.approx(tiny.logged(single, "eval_loss"), abs=CLOSE)
+
+
+def test_a_resumed_run_measures_what_the_stop_left_out(root: Path) -> None:
+    straight = make_run(root, workspace="straight")
+    workflow.run(straight)
+    with pytest.raises(Preempted):
+        workflow.run(stopped_at(make_run(root, workspace="again"), 1))  # saved after step 2, when one was due
+    second = make_run(root, workspace="again", attempt=2)
+    workflow.run(second)
+    assert tiny.logged(second, "eval_loss") == tiny.logged(straight, "eval_loss")
+    assert tiny.losses(second) == tiny.losses(straight)
+
+
+def test_several_data_sets_are_told_apart(root: Path) -> None:
+    run = make_run(root, datasets=2)
+    workflow.run(run)
+    results = json.loads((run.folders.reports / "eval_results.json").read_text())
+    assert {"eval_loss", "eval_1_loss", "eval_2_loss", "eval_2_perplexity"} <= set(results)
+    assert results["eval_samples"] == 5 + 6
+
+
+def test_the_loss_over_all_weighs_every_token_the_same() -> None:
+    found = summary({"eval-1": (10.0, 10), "eval-2": (90.0, 30)})
+    assert found["eval_loss"] == 2.5
+    assert (found["eval_1_loss"], found["eval_2_loss"]) == (1.0, 3.0)
+    assert summary({"eval": (1e6, 1)})["eval_perplexity"] == math.inf

@@ -1,0 +1,27 @@
+"""Groups of trained weights, for the optimizer.
+
+Called by the engine's ``create_optimizer``. LoRA+ (Hayou et al., 2024): B matrices learn faster than A matrices. Biases
+and norms don't decay, as in transformers.
+"""
+
+from typing import Any
+
+from torch import nn
+
+NO_DECAY = ("bias", "norm")
+FASTER = (".lora_B.", ".lora_embedding_B.")
+
+
+def groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, lora_plus_ratio: float | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups as torch takes them: every trained weight is in exactly one. The first has the plain rate, which
+    is the one that is logged."""
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            rate = learning_rate * (lora_plus_ratio or 1.0) if any(part in name for part in FASTER) else learning_rate
+            decay = 0.0 if weight.ndim < 2 or any(part in name.lower() for part in NO_DECAY) else weight_decay
+            found.setdefault((rate, decay), []).append(weight)
+    ordered = sorted(found.items(), key=lambda group: group[0][0] != learning_rate)
+    return [{"params": weights, "lr": rate, "weight_decay": decay} for (rate, decay), weights in ordered]

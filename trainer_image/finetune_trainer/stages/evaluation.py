@@ -1,0 +1,106 @@
+"""What the model is measured on: loss and perplexity over the splits that are not trained on.
+
+Called by `steps` between optimizer steps, and by workflows at the end. The loss is the stage's own: summed over all
+ranks, divided by the tokens that count, so it doesn't depend on ranks or micro-batch. Nothing that training goes on
+with is touched.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_trainer.data.items import Items
+from finetune_trainer.data.row import IGNORED
+from finetune_trainer.run import Run
+from finetune_trainer.stages.agree import share
+
+log = logging.getLogger(__name__)
+
+PREFIX = "eval"
+"""Of splits and metrics: ``eval_loss`` over all of them; with several, ``eval_1_loss`` and so on for each."""
+
+
+class Evaluation:
+    """The evaluation of one run. The trainer has ``negative_log_likelihood``; ``alive`` is called now and then."""
+
+    def __init__(
+        self, run: Run, splits: dict[str, Items], pad_id: int, attention: str, alive: Callable[[], None]
+    ) -> None:
+        self.run, self.splits, self.alive = run, splits, alive
+        self.collate = {name: items.collator(pad_id, attention) for name, items in splits.items()}
+        self.results: dict[str, float] = {}
+        """Of the last complete measurement."""
+
+    def due(self, state: Any) -> bool:
+        """Whether to measure before the next step. A resumed run may have done it before it was saved."""
+        spec = self.run.job.evaluation
+        if not self.splits or spec is None or spec.every_steps is None or not state.global_step:
+            return False
+        done = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
+        return not done and state.global_step % spec.every_steps == 0
+
+    def measure(self, trainer: Any) -> None:
+        """Measure and log. On all ranks; when one is told to stop, all leave it unfinished and unlogged."""
+        if not self.splits:
+            return
+        began, sums = time.monotonic(), {}
+        model = trainer.model_wrapped
+        model.eval()
+        try:
+            for name, items in self.splits.items():
+                summed = self._sums(trainer, model, items, self.collate[name])
+                if summed is None:
+                    log.warning("told to stop: the evaluation after step %d is left out", trainer.state.global_step)
+                    return
+                sums[name] = summed
+            metrics = summary(sums)
+            trainer.log(dict(metrics))
+        finally:
+            model.train()
+        self.results = metrics | {
+            "eval_samples": sum(len(items) for items in self.splits.values()),
+            "eval_tokens": sum(tokens for _, tokens in sums.values()),
+            "eval_runtime": round(time.monotonic() - began, 2),
+        }
+
+    def _sums(
+        self, trainer: Any, model: Any, items: Items, collate: Callable[..., dict[str, torch.Tensor]]
+    ) -> tuple[float, int] | None:
+        """(summed loss, tokens) over all ranks, or None where they agreed to stop."""
+        # Longest first: little padding, and what doesn't fit into memory shows at once.
+        order = np.argsort(-items.lengths.astype(np.int64), kind="stable").tolist()
+        size = self.run.micro_batch_size
+        loss, tokens = torch.zeros((), dtype=torch.float64, device=trainer.args.device), 0
+        for first in range(0, len(order), size * self.run.world_size):
+            stops = share([self.run.stop_requested()], trainer.args.device)
+            if any(stop for (stop,) in stops):
+                return None
+            self.alive()
+            mine = order[first + self.run.rank * size :][:size]
+            # A rank that has none left still takes part: sharded weights are gathered by all or by none.
+            batch = trainer._prepare_inputs(collate(mine or order[-1:]))
+            del batch["tokens"]
+            count = int((batch["labels"][:, 1:] != IGNORED).sum())
+            with torch.no_grad(), trainer.compute_loss_context_manager():
+                summed = trainer.negative_log_likelihood(model, batch)
+            if mine:
+                loss, tokens = loss + summed.double(), tokens + count
+        losses, counts = zip(*share([float(loss), tokens], trainer.args.device), strict=True)
+        return sum(losses), int(sum(counts))
+
+
+def summary(sums: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Loss and perplexity: over all splits, and of each where there are several."""
+    total = (sum(loss for loss, _ in sums.values()), sum(tokens for _, tokens in sums.values()))
+    each = {name.replace("-", "_"): one for name, one in sums.items()} if len(sums) > 1 else {}
+    result = {}
+    for name, (loss, tokens) in ({PREFIX: total} | each).items():
+        mean = loss / max(tokens, 1)
+        result[f"{name}_loss"] = mean
+        result[f"{name}_perplexity"] = math.exp(mean) if mean < 700 else math.inf
+    return result

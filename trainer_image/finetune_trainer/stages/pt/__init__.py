@@ -1,0 +1,1 @@
+"""Stage pt: continued pre-training on plain text."""

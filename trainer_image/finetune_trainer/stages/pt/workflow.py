@@ -1,0 +1,35 @@
+"""The whole playbook of stage pt, top to bottom: as sft, but documents have no template, and every token is trained.
+
+Called by the director on every rank, after everything was prepared. What it calls raises the errors of
+``finetune_trainer.errors``; a run that returns has its artifact in place.
+"""
+
+from finetune_trainer import artifact
+from finetune_trainer.model import base, build, tokenizer
+from finetune_trainer.reporting.quiet import quiet
+from finetune_trainer.run import Outcome, Run
+from finetune_trainer.stages import causal
+from finetune_trainer.stages.steps import check_stop
+
+
+def run(run: Run) -> Outcome:
+    """Train as the job says, from the newest checkpoint of its earlier runs if there is one."""
+    job, prepared = run.job, run.prepared
+    quiet()
+
+    # Tokenizer. What it stops at is the base's own: documents end with its end token.
+    tokens = tokenizer.load(prepared.model, job.model, allow_remote_code=base.remote_code(job))
+    stop_ids = tokenizer.stop_ids(tokens, prepared.model, None)
+
+    # Data
+    data = causal.open_data(run)
+
+    # Model
+    precision = base.precision(job.training)
+    model = build.build(job, prepared.model, prepared.adapter, tokens, precision, artifact.scratch(run))
+    check_stop(run)
+
+    # Train, evaluate, save and report
+    training = causal.set_up(run, model, tokens, data, precision)
+    causal.train(run, training)
+    return causal.finish(run, training, tokens, data, stop_ids)
