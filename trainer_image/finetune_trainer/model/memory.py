@@ -2,7 +2,7 @@
 
 Called by ``prepare``. The model is built without weights (on torch's meta device) by the same functions that build the
 real one, so what is kept of it is certain: weights, gradients, optimizer and adapters, to 1 % of real tensors by test.
-Activations and logits are estimated, by the formulas below and in docs/models.md. Only what is certain may refuse a job.
+Activations and logits are estimated, as docs/models.md says, too. Only what is certain may refuse a job.
 """
 
 import math
@@ -127,7 +127,8 @@ def propose(
 def without_weights(config: Any, tuning: TuningSpec, precision: Precision, vocab_extra: int = 0) -> Any:
     """The job's model, its trained weights marked, on the meta device: shapes and no memory."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        make: Any = AutoModelForCausalLM.from_config
+        model: PreTrainedModel = make(config, dtype=torch.float32)
         if vocab_extra:
             rows: Any = model.get_input_embeddings()
             model.resize_token_embeddings(rows.weight.shape[0] + vocab_extra, mean_resizing=False)
