@@ -1,0 +1,155 @@
+"""What each template makes of each kind of conversation: text, ids and mask as files, checked against the tokenizer's
+own apply_chat_template and against TRL's masks.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api.data import TemplateName, TemplateSpec
+from finetune_trainer.data.row import Row
+from finetune_trainer.data.samples import BadRow, Conversation, Message
+from finetune_trainer.data.templates import Template, marks, named
+from finetune_trainer.data.tokenize import tokenize_batch
+
+from tests.unit.trainer_data.tokenizers import tokenizer
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "data"
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALL: Any = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}]
+SYSTEM: Message = {"role": "system", "content": "Be brief."}
+FRANCE: list[Message] = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+]
+ITALY: list[Message] = [
+    {"role": "user", "content": "And of Italy?"},
+    {"role": "assistant", "content": "Rome, of course."},
+]
+CONVERSATIONS: dict[str, Conversation] = {
+    "single": Conversation(FRANCE),
+    "multi": Conversation([*FRANCE, *ITALY]),
+    "system": Conversation([SYSTEM, *FRANCE]),
+    "reasoning": Conversation(
+        [
+            FRANCE[0],
+            {"role": "assistant", "content": "Paris.", "reasoning_content": "France? Paris."},
+            ITALY[0],
+            {"role": "assistant", "content": "Rome, of course.", "reasoning_content": "Italy? Rome."},
+        ]
+    ),
+    "tools": Conversation(
+        [
+            {"role": "user", "content": "How is Rome?"},
+            {"role": "assistant", "content": "", "tool_calls": CALL},
+            {"role": "tool", "content": "sunny"},
+            {"role": "assistant", "content": "Sunny."},
+        ],
+        [TOOL],
+    ),
+}
+WITH_TOOLS: list[TemplateName] = ["qwen2.5", "qwen3", "glm4"]
+CASES = [
+    (kind, name)
+    for kind in CONVERSATIONS
+    for name in named.NAMED
+    if (kind != "tools" or name in WITH_TOOLS) and not (kind == "reasoning" and name == "qwen3-nothink")
+]
+
+
+def make(name: TemplateName, **settings: Any) -> Template:
+    tokens = tokenizer(named.text(name))
+    return Template(tokens, frozenset(named.stop_ids(name, tokens)), TemplateSpec(name=name, **settings))
+
+
+def rows(template: Template, sample: Conversation, cutoff: int = 0) -> list[Row]:
+    made = tokenize_batch([sample], template, cutoff, template.tokenizer)[0]
+    assert not isinstance(made, BadRow), made
+    return made
+
+
+def before(sample: Conversation, row: int, of: int) -> tuple[int, ...]:
+    """Which messages are trained in a row."""
+    turns = [i for i, message in enumerate(sample.messages) if message["role"] == "assistant"]
+    return tuple(turns) if of == 1 else (turns[row],)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_golden(kind: str, name: TemplateName, request: pytest.FixtureRequest) -> None:
+    template = make(name)
+    decode = template.tokenizer.decode
+    made = [
+        {
+            "text": decode(row.input_ids),
+            "trained": [decode(row.input_ids[start:end]) for start, end in row.trained],
+            "ids": row.input_ids,
+            "mask": [int(label != -100) for label in row.labels],
+        }
+        for row in rows(template, CONVERSATIONS[kind])
+    ]
+    file = GOLDEN / f"{kind}-{name}.json"
+    if request.config.getoption("--update-golden"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(row, ensure_ascii=False) for row in made)
+        file.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    assert made == json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_a_row_is_the_prompt_of_inference_up_to_each_trained_turn(kind: str, name: TemplateName) -> None:
+    template, sample = make(name), CONVERSATIONS[kind]
+    made = rows(template, sample)
+    folds = kind == "reasoning" and "reasoning_content" not in named.text(name)  # written into the content by us
+    for number, row in enumerate(made):
+        turns = before(sample, number, len(made))
+        assert len(row.trained) == len(turns)
+        for (start, end), turn in zip(row.trained, turns, strict=True):
+            assert row.input_ids[end - 1] in template.stop_ids
+            if not folds:
+                prompt = template.tokenizer.apply_chat_template(
+                    sample.messages[:turn], tools=sample.tools or None, add_generation_prompt=True
+                )["input_ids"]
+                assert row.input_ids[:start] == prompt
+
+
+TRL_HAS: list[TemplateName] = ["llama3", "qwen2.5", "qwen3", "gemma3"]
+
+
+@pytest.mark.parametrize("name", TRL_HAS)
+@pytest.mark.parametrize("kind", ["single", "multi", "system"])
+def test_masks_are_those_of_trl_less_what_the_prompt_holds_and_what_follows_the_stop_token(
+    kind: str, name: TemplateName
+) -> None:
+    template, sample = make(name, history="asRendered"), CONVERSATIONS[kind]
+    theirs = template.tokenizer.apply_chat_template(
+        sample.messages, chat_template=template.marked, return_dict=True, return_assistant_tokens_mask=True
+    )
+    (row,) = rows(template, sample)
+    assert row.input_ids == theirs["input_ids"]
+    mine = [int(label != -100) for label in row.labels]
+    more = [i for i, (a, b) in enumerate(zip(mine, theirs["assistant_masks"], strict=True)) if a != b]
+    assert all(not mine[i] for i in more)
+    # TRL's variants hold the line breaks after the stop token, and Qwen2.5's one before the answer.
+    assert {template.tokenizer.decode([row.input_ids[i]]) for i in more} <= {"\n"}
+
+
+def test_saved_templates_render_as_the_marked_ones_do() -> None:
+    for name in ("chatml", "mistral", "phi4", "glm4", "deepseek", "alpaca", "default"):
+        saved = named.text(name)
+        marked, method = marks.find(saved)
+        assert method == "generation"
+        assert not marks.is_marked(saved)
+        for kind in ("single", "multi", "system"):
+            texts = {
+                tokenizer(text).apply_chat_template(CONVERSATIONS[kind].messages, tokenize=False)
+                for text in (saved, marked)
+            }
+            assert len(texts) == 1
