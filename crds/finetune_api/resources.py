@@ -8,7 +8,7 @@ from pydantic.config import JsonDict
 from finetune_api.base import ApiModel, DnsLabel, DnsName, Quantity, cel, validated
 from finetune_api.placement import Affinity, KeyRef, Labels, Toleration
 
-RESERVED_MOUNTS = ("/workspace", "/volumes", "/etc/finetune", "/tmp", "/dev/shm")
+RESERVED_MOUNTS = ("/workspace", "/volumes", "/configmaps", "/etc/finetune", "/tmp", "/dev/shm")
 RESERVED_ENV = "FINETUNE_"
 RESERVED_VOLUME = "finetune-"
 

@@ -337,7 +337,10 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
         ("resources", "volumes", 0, "name"),
         "finetune-shm",
     ),
-    ("spec.resources.volumeMounts", "must not be at or below /workspace, /volumes, /etc/finetune, /tmp, /dev/shm"): (
+    (
+        "spec.resources.volumeMounts",
+        "must not be at or below /workspace, /volumes, /configmaps, /etc/finetune, /tmp, /dev/shm",
+    ): (
         ("resources", "volumeMounts", 0, "mountPath"),
         "/workspace/mine",
     ),
