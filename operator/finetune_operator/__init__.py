@@ -1,4 +1,4 @@
-"""When things happen: FineTuneJobs become training Jobs.
+"""When things happen: FineTuneJobs become Jobs that prepare, and then Jobs that train.
 
     kopf event -> cache + keyed queue -> observe(key) -> plan(job, observed, now) -> act(plan)
 
