@@ -25,7 +25,7 @@ from finetune_trainer.prepare import build, cache, memory, report
 from finetune_trainer.prepare.findings import Findings
 from finetune_trainer.prepare.pool import Tools
 from finetune_trainer.prepared import PreparedJob
-from finetune_trainer.run import Folders
+from finetune_trainer.run import Folders, nothing
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ def run(
     folders: Folders,
     run_id: str,
     places: Places,
-    report_progress: Callable[[Progress], None],
-    check_stop: Callable[[], None],
+    report_progress: Callable[[Progress], None] = nothing,
+    check_stop: Callable[[], None] = nothing,
     attempt: int = 1,
 ) -> PreparedJob:
     """All of it. Raises the errors of ``finetune_trainer.errors``."""
