@@ -26,7 +26,6 @@ from finetune_trainer.fetch.retry import Unsteady, patiently
 PUBLIC = "https://huggingface.co"
 TIMEOUT = 60.0
 """Seconds without a byte."""
-CHUNK = 1 << 20
 CARD = "README.md"
 CARD_LIMIT = 1 << 20
 
@@ -108,7 +107,7 @@ def _remote_file(uri: str, repository: str, repo_type: str, commit: str, file: R
         ):
             if answer.status_code >= 400:
                 raise by_status(answer.status_code, f"{uri}: {file.path}")
-            yield Stream(start if answer.status_code == 206 else 0, answer.iter_bytes(CHUNK), check)
+            yield Stream(start if answer.status_code == 206 else 0, answer.iter_raw(), check)
 
     return RemoteFile(check_name(name, uri), file.lfs.size if file.lfs else file.size, opened)
 

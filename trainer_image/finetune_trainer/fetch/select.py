@@ -54,7 +54,8 @@ def data_files(
 
 
 def _shown(name: str) -> bool:
-    return not any(part.startswith(".") for part in name.split("/"))
+    # Not hidden are those that lead elsewhere: they are refused, not left out.
+    return not any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _of_split(data: list[str], split: str | None) -> list[str]:

@@ -1,0 +1,88 @@
+"""Builds and runs versitygw. Called by tests' fixtures.
+
+The program is kept in the same cache as the cluster's, in a folder named after all that goes into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+from tests.cluster import packages
+from tests.cluster.state import ClusterError, cache_root, lock
+
+MODULE = Path(__file__).with_name("module")
+PACKAGE = "github.com/versity/versitygw/cmd/versitygw"
+FLAGS = ["-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false", "-ldflags=-s -w"]
+ACCESS, SECRET = "tester", "a-secret-of-tests"
+
+
+def program() -> Path:
+    """Built if it isn't there: once, in about two minutes on two cores."""
+    parts = [(MODULE / name).read_bytes() for name in ("go.mod", "go.sum")]
+    parts.append(" ".join([*FLAGS, platform.machine()]).encode())
+    target = cache_root() / "bin" / ("s3-" + hashlib.sha256(b"".join(parts)).hexdigest()[:12]) / "versitygw"
+    with lock("build-s3"):
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_name(f".versitygw.{os.getpid()}")
+            env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+            command = ["nice", packages.go(), "build", *FLAGS, "-o", str(unfinished), PACKAGE]
+            done = subprocess.run(command, cwd=MODULE, env=env, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise ClusterError(f"building versitygw failed:\n{done.stderr[-3000:]}")
+            unfinished.replace(target)
+    return target
+
+
+class S3:
+    """A running server with its folder; `address` is what AWS_ENDPOINT_URL has to be."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        for name in ("buckets", "facts"):
+            (folder / name).mkdir(parents=True)
+        env = {**os.environ, "ROOT_ACCESS_KEY": ACCESS, "ROOT_SECRET_KEY": SECRET}
+        # Facts in files of their own: temporary folders need not have extended attributes.
+        where = ["--sidecar", str(folder / "facts"), str(folder / "buckets")]
+        command = [str(program()), "--port", f"127.0.0.1:{port}", "--quiet", "posix", *where]
+        self._log = (folder / "log").open("w")
+        self._process = subprocess.Popen(command, env=env, stdout=self._log, stderr=subprocess.STDOUT)
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=self.address,
+            aws_access_key_id=ACCESS,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+            config=Config(retries={"max_attempts": 1}, s3={"addressing_style": "path"}),
+        )
+        self._ready(folder)
+
+    def _ready(self, folder: Path) -> None:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                self.client.list_buckets()
+                return
+            except BotoCoreError as error:
+                if self._process.poll() is not None or time.monotonic() > until:
+                    said = (folder / "log").read_text()[-2000:]
+                    raise RuntimeError(f"versitygw doesn't answer: {error}\n{said}") from error
+                time.sleep(0.1)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+        self._log.close()
