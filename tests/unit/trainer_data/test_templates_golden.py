@@ -12,6 +12,7 @@ from finetune_trainer.data.row import Row
 from finetune_trainer.data.samples import BadRow, Conversation, Message
 from finetune_trainer.data.templates import Template, marks, named
 from finetune_trainer.data.tokenize import tokenize_batch
+from finetune_trainer.errors import InvalidSpec
 
 from tests.unit.trainer_data.tokenizers import tokenizer
 
@@ -153,3 +154,10 @@ def test_saved_templates_render_as_the_marked_ones_do() -> None:
                 for text in (saved, marked)
             }
             assert len(texts) == 1
+
+
+def test_a_template_whose_stop_token_is_in_pieces_is_refused_and_others_are_named() -> None:
+    from tests.trainer import tiny
+
+    with pytest.raises(InvalidSpec, match=r"llama3 needs '<\|eot_id\|>'.*Templates that fit it: chatml, qwen2.5"):
+        named.stop_ids("llama3", tiny.tokenizer(None))

@@ -150,3 +150,14 @@ def test_documents_end_with_the_end_token_and_are_trained_whole() -> None:
 def test_a_tokenizer_without_template_is_refused() -> None:
     with pytest.raises(InvalidSpec, match="no chat template"):
         template(None)
+
+
+@pytest.mark.parametrize("sample", [Conversation(ONE), Conversation(TWO)])
+def test_a_tokenizer_that_knows_no_positions_makes_the_same_rows(
+    sample: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = rows(sample, template())
+    from transformers import BatchEncoding
+
+    monkeypatch.setattr(BatchEncoding, "encodings", None)
+    assert rows(sample, template()) == fast
