@@ -96,7 +96,16 @@ def load(
             f"model.source: {len(missing)} weights are missing in the safetensors of {source}, as {missing[0]!r}:"
             " the copy is not complete"
         )
+    _keep_packing(model)
     return model  # type: ignore[no-any-return]
+
+
+def _keep_packing(model: PreTrainedModel) -> None:
+    """On CPUs with bf16 instructions bitsandbytes repacks 4 bit weights in place at the first evaluation, for shapes
+    that it can, and a training step after that would read them wrongly."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def bits_and_bytes(spec: QuantizationSpec, compute: torch.dtype) -> BitsAndBytesConfig:
