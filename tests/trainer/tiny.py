@@ -160,7 +160,7 @@ def make_run(
     )
     places = Places(folders.workspace / "cache", folders.volumes, root / "configmaps", f"run{attempt}")
     prepared = prepared_job.read(folders, resolved) or prepare.run(
-        resolved, folders, f"run{attempt}", attempt, places, nothing, nothing
+        resolved, folders, f"run{attempt}", places, nothing, nothing
     )
     run = Run(
         job=resolved,
