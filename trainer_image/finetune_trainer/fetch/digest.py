@@ -30,11 +30,19 @@ def combined(files: Mapping[str, str]) -> str:
     return "sha256:" + total.hexdigest()
 
 
-def of(path: Path, uri: str, cache: Path, progress: Callable[[int, int], None], check_stop: Callable[[], None]) -> str:
-    """Digest of a file, or of all files below a folder that are not hidden. Raises AccessDenied, NotFound."""
+def of(
+    path: Path,
+    uri: str,
+    cache: Path,
+    progress: Callable[[int, int], None],
+    check_stop: Callable[[], None],
+    volume: Path | None = None,
+) -> str:
+    """Digest of a file, or of all files below a folder that are not hidden. Links must not lead out of ``volume``.
+    Raises AccessDenied, NotFound."""
     memory = cache / "digests" / (hashlib.sha256(f"{uri} {path}".encode()).hexdigest()[:20] + ".json")
     known = _recall(memory)
-    files = dict(_files(path, uri))
+    files = dict(_files(path, uri, (volume or path).resolve()))
     found: dict[str, list[Any]] = {}
     unsettled: set[str] = set()
     total, done = sum(file.stat().st_size for file in files.values()), 0
@@ -78,7 +86,7 @@ def _sha256(file: Path, uri: str, check_stop: Callable[[], None]) -> str:
     return one.hexdigest()
 
 
-def _files(path: Path, uri: str) -> Iterator[tuple[str, Path]]:
+def _files(path: Path, uri: str, volume: Path) -> Iterator[tuple[str, Path]]:
     """Name, relative to the folder, and file. Links may lead about inside the folder's volume as they like, but a
     folder is entered once."""
     if not path.is_dir():
@@ -96,4 +104,6 @@ def _files(path: Path, uri: str) -> Iterator[tuple[str, Path]]:
         for name in sorted(n for n in files if not n.startswith(".")):
             if not (here / name).exists():
                 raise NotFound(f"{uri}: {name} is a link to a file that isn't there")
+            if not (here / name).resolve().is_relative_to(volume):
+                raise NotFound(f"{uri}: {name} is a link out of the volume; put the file itself there")
             yield (here / name).relative_to(path).as_posix(), here / name

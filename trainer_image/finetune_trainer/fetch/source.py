@@ -31,7 +31,8 @@ def fetch(
     place = source.parse(uri)
     if isinstance(place, PvcPath | ConfigMapKey):
         path = mounted.find(uri, places.volumes, places.config_maps)
-        return Fetched(uri, path, digest.of(path, uri, places.cache, progress, check_stop), None)
+        volume = places.volumes[place.claim] if isinstance(place, PvcPath) else None
+        return Fetched(uri, path, digest.of(path, uri, places.cache, progress, check_stop, volume), None)
     # The libraries of hubs and buckets take a second to import: only who needs one pays.
     if isinstance(place, HubPath):
         from finetune_trainer.fetch import hub
