@@ -107,7 +107,7 @@ def _prepare(handover: Handover, report: Callable[[Progress], None], check_stop:
     return End(ExitCode.DONE, REASONS[ExitCode.DONE], prepare.describe(ready.summary), prepared=ready.summary)
 
 
-def _publish(handover: Handover, _report: Callable[[Progress], None], _check_stop: Callable[[], None]) -> End:
+def _publish(handover: Handover, _report: Callable[[Progress], None], check_stop: Callable[[], None]) -> End:
     """Copy the artifact of RESULT.json to where the job wants it."""
     from finetune_trainer.publish import publish
 
@@ -116,7 +116,7 @@ def _publish(handover: Handover, _report: Callable[[Progress], None], _check_sto
     assert result is not None
     assert result.artifact is not None
     assert uri is not None
-    published = publish(uri, handover.folders.artifact, result.artifact.digest)
+    published = publish(uri, handover.folders.artifact, result.artifact.digest, check_stop)
     artifact = result.artifact.model_copy(update={"published": published})
     return End(ExitCode.DONE, REASONS[ExitCode.DONE], f"Published as {published}", artifact, result.metrics)
 
