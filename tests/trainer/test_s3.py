@@ -87,7 +87,8 @@ def test_a_copy_that_was_broken_off_is_gone_on_with(
 def test_a_cut_connection_goes_on_where_it_ended(server: S3, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     server.client.put_object(Bucket="models", Key="rows/a.jsonl", Body=WEIGHTS)
     monkeypatch.setattr(store, "wait", lambda *_: None)
-    whole, starts = s3._chunks, []
+    whole = s3._chunks
+    starts: list[int] = []
 
     def cut(body: object, what: str) -> Iterator[bytes]:
         chunks = whole(body, what)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finetune_trainer.errors import NotFound
@@ -43,7 +44,12 @@ def test_a_link_out_of_the_volume(mounted: Places, tmp_path: Path) -> None:
 def test_a_second_job_reads_only_what_changed(mounted: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real = digest._sha256
-    monkeypatch.setattr(digest, "_sha256", lambda file, *rest: read.append(file.name) or real(file, *rest))
+
+    def noted(file: Path, *rest: Any) -> str:
+        read.append(file.name)
+        return real(file, *rest)
+
+    monkeypatch.setattr(digest, "_sha256", noted)
     first = fetch("pvc://data/rows", "data", mounted)
     assert fetch("pvc://data/rows", "data", mounted) == first
     assert read == ["a.jsonl", "b.jsonl"]
