@@ -187,11 +187,13 @@ def claim(folders: Folders, job: ResolvedJob, facts: AttemptFacts, run_id: str) 
     for parent in (folders.job.parent, folders.workspace):
         sync_folder(parent)
     before = Fence.read(folders)
+    trained = any(folders.checkpoints.glob("*/*")) or (folders.artifact.is_dir() and any(folders.artifact.iterdir()))
     if before is not None:
-        _same_job(job, before.digest, FENCE)
+        if trained:  # else a job that was corrected after it failed early could not keep its name
+            _same_job(job, before.digest, FENCE)
         if before.uid == facts.uid and before.attempt > facts.attempt:
             raise Superseded(f"Attempt {before.attempt} of this job has started already; this is {facts.attempt}")
-    elif any(folder.is_dir() and any(folder.iterdir()) for folder in (folders.checkpoints, folders.artifact)):
+    elif trained:
         raise WorkspaceOccupied(
             f"{folders.job} holds checkpoints or an artifact but no {FENCE}, so nobody knows of which job:"
             f" remove it, or use another metadata.name than {job.name!r}"

@@ -120,12 +120,19 @@ def test_leftovers_of_earlier_runs_go_and_nothing_else(tmp_path: Path) -> None:
 
 def test_another_job_is_refused_before_and_after_its_end(tmp_path: Path) -> None:
     claim(tmp_path)
+    (folders(tmp_path).run_checkpoints / "checkpoint-5").mkdir()
     other = job(learningRate=0.5)
     with pytest.raises(WorkspaceOccupied, match=r"another metadata.name, or remove jobs/tune"):
         workspace.claim(folders(tmp_path), other, facts(2), "r2")
     finish(tmp_path)
     with pytest.raises(WorkspaceOccupied, match=r"RESULT.json"):
         workspace.earlier_result(folders(tmp_path), other)
+
+
+def test_a_job_corrected_before_anything_was_trained_keeps_its_name(tmp_path: Path) -> None:
+    claim(tmp_path)
+    other = job(learningRate=0.5)
+    assert workspace.claim(folders(tmp_path, 1, "r2"), other, facts(1), "r2").digest == other.digest
 
 
 def test_settings_that_do_not_decide_the_result_may_differ(tmp_path: Path) -> None:
@@ -144,7 +151,7 @@ def test_a_crash_after_each_write_can_be_continued(tmp_path: Path) -> None:
 
 
 def test_checkpoints_without_a_fence_are_nobodys(tmp_path: Path) -> None:
-    (folders(tmp_path).checkpoints / "1-x").mkdir(parents=True)
+    (folders(tmp_path).checkpoints / "1-x" / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(WorkspaceOccupied, match=r"no fence.json"):
         claim(tmp_path)
 

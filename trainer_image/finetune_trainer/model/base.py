@@ -105,7 +105,7 @@ def _keep_packing(model: PreTrainedModel) -> None:
     that it can, and a training step after that would read them wrongly."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
 def bits_and_bytes(spec: QuantizationSpec, compute: torch.dtype) -> BitsAndBytesConfig:
