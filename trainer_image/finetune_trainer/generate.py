@@ -3,11 +3,13 @@
 Called by ``python -m finetune_trainer generate``. Greedy, so that two answers can be compared.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from finetune_api.contract import ResolvedJob
 
+from finetune_trainer import prepared
 from finetune_trainer.artifact import BASE_ADAPTER
 from finetune_trainer.data.samples import Message
 from finetune_trainer.data.templates import Template
@@ -24,7 +26,8 @@ def generate(job: ResolvedJob, folders: Folders, prompt: str, base: bool, max_ne
     if not base and not folders.artifact.is_dir():
         raise NotFound(f"{job.name} has no artifact yet: {folders.artifact} is not there")
     quiet()
-    origin = folders.find(job.model.source)
+    ready = prepared.read(folders, job)
+    origin = ready.model if ready else folders.find(job.model.source)
     base_model.check(origin, job.model.source, allow_remote_code=base_model.remote_code(job))
     name = job.template.name
     tokens = tokenizer.load(
@@ -34,7 +37,7 @@ def generate(job: ResolvedJob, folders: Folders, prompt: str, base: bool, max_ne
         allow_remote_code=base_model.remote_code(job),
     )
     template = Template(tokens, frozenset(tokenizer.stop_ids(tokens, origin, name)), job.template)
-    model = _model(job, folders, base, len(tokens))
+    model = _model(job, None if base else folders.artifact, origin, len(tokens))
     question: Message = {"role": "user", "content": prompt}
     ids = torch.tensor([template.ids(template.ask([question]))], device=model.device)
     with torch.inference_mode():
@@ -53,23 +56,24 @@ def generate(job: ResolvedJob, folders: Folders, prompt: str, base: bool, max_ne
     return answer.strip()
 
 
-def _model(job: ResolvedJob, folders: Folders, base: bool, tokens: int) -> Any:
+def _model(job: ResolvedJob, artifact: Path | None, origin: Path, tokens: int) -> Any:
+    """The base, or with ``artifact`` what was made of it."""
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    remote_code = base_model.remote_code(job)
-    if not base and not (folders.artifact / ADAPTER_CONFIG).is_file():  # a whole model
-        model: Any = base_model.load(
-            folders.artifact, str(folders.artifact), dtype, attention=job.model.attention, allow_remote_code=remote_code
-        )
-    else:
-        source = job.model.source
-        model = base_model.load(
-            folders.find(source), source, dtype, attention=job.model.attention, allow_remote_code=remote_code
-        )
-        if not base:
-            earlier = folders.artifact / BASE_ADAPTER
-            if earlier.is_dir():
-                model = build.merge_in_memory(model, earlier)
-            vocabulary.grow(model, max(tokens, build.rows(folders.artifact)))
-            model = build.attach(model, folders.artifact, "artifact")
+    whole = artifact if artifact and not (artifact / ADAPTER_CONFIG).is_file() else None
+    model: Any = base_model.load(
+        whole or origin,
+        str(whole or job.model.source),
+        dtype,
+        attention=job.model.attention,
+        allow_remote_code=base_model.remote_code(job),
+    )
+    if artifact and not whole:
+        earlier = artifact / BASE_ADAPTER
+        if earlier.is_dir():
+            model = build.merge_in_memory(model, earlier)
+        vocabulary.grow(model, max(tokens, build.rows(artifact)))
+        model = build.attach(model, artifact, "artifact")
+    elif artifact is None:
+        vocabulary.grow(model, tokens)
     return model.to("cuda" if on_gpu else "cpu").eval()

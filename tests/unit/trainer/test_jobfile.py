@@ -56,7 +56,7 @@ def file(tmp_path: Path) -> Path:
         ("spec.tuning.lora", {"rank": -3}, "spec.tuning.lora.rank: -3 given; must be greater than or equal to 1"),
         ("spec.training.epoch", 2, "spec.training.epoch: unknown field; did you mean 'epochs'?"),
         ("spec.training.learning_rate", 1, "unknown field; did you mean 'learningRate'?"),
-        ("spec.datasets.0.format", "alpca", "spec.datasets[0].format: \"alpca\" given; allowed: 'alpaca' or 'openai'"),
+        ("spec.datasets.0.format", "alpca", "spec.datasets[0].format: \"alpca\" given; allowed: 'alpaca', 'sharegpt'"),
         ("spec.training.epochs", 2, "spec.training: say how long to train: set exactly one of epochs and maxSteps"),
         ("spec.model", {}, "spec.model.source: is missing"),
         ("metadata.name", "7b", 'metadata.name: "7b" given; must match'),

@@ -36,8 +36,9 @@ class SftTrainer(Engine, SFTTrainer):
             )
             return whole
         # DDP averages gradients over ranks; the count is over all of them.
-        loss: torch.Tensor = self.negative_log_likelihood(model, inputs) / num_items_in_batch
-        return loss * self.accelerator.num_processes
+        share = self.accelerator.num_processes / num_items_in_batch
+        loss: torch.Tensor = self.negative_log_likelihood(model, inputs) * share
+        return loss
 
     def negative_log_likelihood(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Summed over the trained tokens of a micro-batch. Without a cache: with one, packed documents would see each
