@@ -1,7 +1,7 @@
 """``make gpu-check``: what the trainer does on a real GPU, as a table for docs/benchmarks.md.
 
-Runs each tuning method, in bf16 and with gradient checkpointing off and on, through the launcher as a user would, on
-SmolLM2-135M and the demo's data. Says tokens per second without padding, peak GPU memory and time to the first step,
+Runs each tuning method in bf16, with gradient checkpointing and packing off and on, through the launcher as users do,
+on SmolLM2-135M and the demo's data. Says tokens per second without padding, peak GPU memory and time to the first step,
 and fails where a run does. It needs a visible CUDA device and asserts no time.
 """
 
@@ -22,20 +22,22 @@ import yaml
 from examples.demo import volume
 
 STEPS = 60
-METHODS = ("lora", "full")
+METHODS = ("lora", "qlora", "freeze", "full")
 CHECKPOINTING = (False, True)
+PACKING = ("none", "bfd")
 
 
-def job(method: str, recompute: bool) -> dict[str, Any]:
+def job(method: str, recompute: bool, packing: str) -> dict[str, Any]:
     """The demo's job, longer in batch and rows than a CPU could bear."""
     made = volume.job()
-    made["metadata"]["name"] = f"gpu-{method}-{'recompute' if recompute else 'keep'}"
+    made["metadata"]["name"] = f"gpu-{method}-{'recompute' if recompute else 'keep'}-{packing}"
     made["spec"]["tuning"] = {"method": method}
     made["spec"]["training"] = {
         "maxSteps": STEPS,
         "globalBatchSize": 64,
         "microBatchSize": 32,
         "cutoffLength": 512,
+        "packing": packing,
         "precision": "bf16",
         "gradientCheckpointing": recompute,
         "logEverySteps": 5,
@@ -61,13 +63,13 @@ def main() -> int:
         return 1
     models = volume.make()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {STEPS} steps, bf16\n")
-    print("| method | gradient checkpointing | tokens/s | peak GPU memory | final loss | whole run |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| method | gradient checkpointing | packing | tokens/s | peak GPU memory | final loss | whole run |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        for method, recompute in itertools.product(METHODS, CHECKPOINTING):
-            got = measure(Path(folder), models, job(method, recompute))
+        for method, recompute, packing in itertools.product(METHODS, CHECKPOINTING, PACKING):
+            got = measure(Path(folder), models, job(method, recompute, packing))
             print(
-                f"| {method} | {'on' if recompute else 'off'} | {got['train_tokens_per_second']:.0f}"
+                f"| {method} | {'on' if recompute else 'off'} | {packing} | {got['train_tokens_per_second']:.0f}"
                 f" | {got['peak_gpu_memory_gib']:.2f} GiB | {got['final_loss']:.3f} | {got['wall']:.0f} s |",
                 flush=True,
             )
