@@ -101,7 +101,7 @@ def train(run: Run, made: Training) -> None:
         made.steps.goes_on_from(resumed)
     trained, of = adapters.count(made.trainer.model)
     log.info(
-        "%d steps of %d x %s (%d ranks x %d x %d), %s of %s weights trained, %s; from %s",
+        "%d steps of %d %s (%d ranks x %d x %d), %s of %s weights trained, %s; from %s",
         made.total_steps,
         run.job.training.global_batch_size,
         "rows" if run.job.training.packing == "none" else "packs",
