@@ -168,6 +168,9 @@ def test_a_result_without_its_artifact_is_no_result(tmp_path: Path) -> None:
 def test_another_jobs_folder_is_left_alone(tmp_path: Path, scene: list[Any]) -> None:
     first = Pod(tmp_path, [scene, scene])
     first.run()
+    saved = first.home / "checkpoints" / "1-run-1" / "checkpoint-5" / "model.safetensors"
+    saved.parent.mkdir(parents=True)
+    saved.touch()
     before = {p: p.read_bytes() for p in first.home.rglob("*") if p.is_file()}
     other = Pod(tmp_path, [DONE, DONE], job=manifest(learningRate=0.5), run_id="run-2", uid="22222222-bbbb")
     assert other.run() == 74
