@@ -91,7 +91,7 @@ def test_training_follows_with_what_was_prepared() -> None:
 
 
 def test_what_is_done_already_goes_on_to_training_which_ends_at_once() -> None:
-    artifact = {"uri": "pvc://work/jobs/demo/artifact", "kind": "adapter", "digest": "sha256:1", "sizeBytes": 5}
+    artifact = {"uri": "pvc://claim/jobs/demo/artifact", "kind": "adapter", "digest": "sha256:1", "sizeBytes": 5}
     planned = step(begun(), over(0, artifact=artifact))
     assert planned.status.attempt == 1
     assert planned.status.artifact is None

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2  # brought by huggingface_hub, which raises its errors
 from finetune_api.source import COMMIT, HubPath
-from huggingface_hub import HfApi, get_session, get_token, hf_hub_url
+from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
@@ -23,7 +23,6 @@ from finetune_trainer.fetch.places import Fetched, Kind, Places
 from finetune_trainer.fetch.remote import Remote, RemoteFile, Stream, check_name, short
 from finetune_trainer.fetch.retry import Unsteady, patiently
 
-PUBLIC = "https://huggingface.co"
 TIMEOUT = 60.0
 """Seconds without a byte."""
 CARD = "README.md"
@@ -31,7 +30,7 @@ CARD_LIMIT = 1 << 20
 
 
 def endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def fetch(
