@@ -126,7 +126,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(root: Path) ->
         checkpoints={"everySteps": 1, "keep": 1},
     )
     run = tiny.make_run(root, job)
-    blow_up(run.folders.find("pvc://models/model"), root / "models2" / "model")
+    blow_up(run.prepared.model, root / "models2" / "model")
     run = replace(run, prepared=replace(run.prepared, model=root / "models2" / "model"))
     with pytest.raises(Diverged, match=r"step \d+: .* Lower training.learningRate \(1\)"):
         workflow.run(run)

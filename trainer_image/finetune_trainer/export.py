@@ -13,6 +13,7 @@ from finetune_api.contract import ResolvedJob
 from finetune_trainer.artifact import BASE_ADAPTER
 from finetune_trainer.errors import InvalidSpec, NotFound
 from finetune_trainer.model import base as base_model
+from finetune_trainer.model import folder as model_folder
 from finetune_trainer.model import tokenizer
 from finetune_trainer.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_trainer.model.merge import Merged, OutputType, merge
@@ -27,7 +28,7 @@ def export(
 ) -> Merged:
     """Merge the artifact's adapter into its base, as files in the new folder ``out``; what it was measured at.
 
-    ``base`` is the folder of the base model, where it isn't on a volume.
+    ``base`` is the folder of the base model, where it is neither on a volume nor fetched any more.
     """
     artifact = folders.artifact
     if not artifact.is_dir():
@@ -41,7 +42,7 @@ def export(
     try:
         earlier = [artifact / BASE_ADAPTER] if (artifact / BASE_ADAPTER).is_dir() else []
         made = merge(
-            base or folders.find(job.model.source),
+            base or model_folder.of_job(job, folders),
             [*earlier, artifact],
             staging,
             dtype,

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from finetune_api.contract import ResolvedJob
 
-from finetune_trainer import prepared
 from finetune_trainer.artifact import BASE_ADAPTER
 from finetune_trainer.data.samples import Message
 from finetune_trainer.data.templates import Template
 from finetune_trainer.errors import NotFound
 from finetune_trainer.model import base as base_model
 from finetune_trainer.model import build, tokenizer, vocabulary
+from finetune_trainer.model import folder as model_folder
 from finetune_trainer.model.folder import ADAPTER_CONFIG
 from finetune_trainer.reporting.quiet import quiet
 from finetune_trainer.run import Folders
@@ -26,8 +26,7 @@ def generate(job: ResolvedJob, folders: Folders, prompt: str, base: bool, max_ne
     if not base and not folders.artifact.is_dir():
         raise NotFound(f"{job.name} has no artifact yet: {folders.artifact} is not there")
     quiet()
-    ready = prepared.read(folders, job)
-    origin = ready.model if ready else folders.find(job.model.source)
+    origin = model_folder.of_job(job, folders)
     base_model.check(origin, job.model.source, allow_remote_code=base_model.remote_code(job))
     name = job.template.name
     tokens = tokenizer.load(

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_api import source
 from finetune_api.contract import AttemptFacts, ResolvedJob
 from finetune_api.status import Artifact, Checkpoint, Progress
 
-from finetune_trainer.errors import AccessDenied, NotFound
+from finetune_trainer.errors import AccessDenied
 from finetune_trainer.prepared import PreparedJob
 
 
@@ -31,40 +30,6 @@ class Folders:
     reports: Path
     volumes: dict[str, Path]
     """Claim -> folder where it is mounted."""
-
-    def find(self, uri: str) -> Path:
-        """The file or folder behind ``pvc://claim/path``. Raises NotFound, saying what is there instead, and
-        AccessDenied."""
-        place = source.parse(uri)
-        if not isinstance(place, source.PvcPath):
-            raise NotFound(f"{uri}: is on no volume; run `prepare` first, which fetches it")
-        claim, path = place
-        root = self.volumes.get(claim)
-        if root is None:
-            raise NotFound(f"{uri}: claim {claim!r} is not mounted; mounted are: {', '.join(sorted(self.volumes))}")
-        found = (root / path).resolve()
-        if not found.is_relative_to(root.resolve()):
-            raise NotFound(f"{uri}: a link leads out of the volume; put the file itself there")
-        try:
-            found.stat()
-        except PermissionError:
-            raise denied(found, uri) from None
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"{uri}: no such file or folder; {_what_is_there(claim, root.resolve(), found)}") from None
-        check_readable(found, uri)
-        return found
-
-
-def _what_is_there(claim: str, root: Path, missing: Path) -> str:
-    parent = next(p for p in missing.parents if p.exists())
-    inside = parent.relative_to(root).as_posix()
-    where = f"pvc://{claim}/{'' if inside == '.' else inside}"
-    if not parent.is_dir():
-        return f"{where} is a file"
-    try:
-        return f"{where} has: {', '.join(sorted(p.name for p in parent.iterdir())[:20]) or 'nothing'}"
-    except PermissionError:
-        return f"{where} can't be listed by uid {os.getuid()}"
 
 
 def check_readable(path: Path, uri: str) -> None:

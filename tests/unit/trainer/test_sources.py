@@ -7,14 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from finetune_trainer import workspace
 from finetune_trainer.errors import AccessDenied, NotFound
+from finetune_trainer.fetch import mounted
 from finetune_trainer.model import folder as model_folder
-from finetune_trainer.run import Folders
-
-
-def folders(root: Path) -> Folders:
-    return workspace.layout(root, "tune", 1, "r1", {"models": root})
 
 
 @pytest.fixture
@@ -40,16 +35,16 @@ def test_what_is_not_there(tmp_path: Path, path: str, words: str) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").touch()
     with pytest.raises(NotFound, match=words):
-        folders(tmp_path).find(f"pvc://models/{path}")
+        mounted.find(f"pvc://models/{path}", {"models": tmp_path})
 
 
 def test_a_source_of_another_user(tmp_path: Path, refuse: list[Path]) -> None:
     file = tmp_path / "data.jsonl"
     file.touch()
-    assert folders(tmp_path).find("pvc://models/data.jsonl") == file
+    assert mounted.find("pvc://models/data.jsonl", {"models": tmp_path}) == file
     refuse.append(file)
     with pytest.raises(AccessDenied, match=rf"uid {os.getuid()}, .* may not read {file}.*chmod.*fsGroup"):
-        folders(tmp_path).find("pvc://models/data.jsonl")
+        mounted.find("pvc://models/data.jsonl", {"models": tmp_path})
 
 
 def test_a_model_with_a_file_of_another_user(tmp_path: Path, refuse: list[Path]) -> None:
@@ -69,9 +64,9 @@ def test_a_folder_that_the_images_user_may_not_enter(tmp_path: Path) -> None:
     for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom finetune_trainer import workspace\n"
+        "import os, sys\nfrom pathlib import Path\nfrom finetune_trainer.fetch import mounted\n"
         "root = Path(sys.argv[1])\nos.setuid(10001)\n"
-        "workspace.layout(root, 'tune', 1, 'r1', {'models': root}).find('pvc://models/closed/data.jsonl')"
+        "mounted.find('pvc://models/closed/data.jsonl', {'models': root})"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=False)
     assert "AccessDenied: pvc://models/closed/data.jsonl: uid 10001" in ended.stderr

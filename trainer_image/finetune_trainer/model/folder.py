@@ -8,12 +8,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune_api.contract import ResolvedJob
+
+from finetune_trainer import prepared
 from finetune_trainer.errors import InvalidSpec, NotFound
-from finetune_trainer.run import check_readable
+from finetune_trainer.fetch import mounted
+from finetune_trainer.run import Folders, check_readable
 
 WEIGHTS = "*.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+
+
+def of_job(job: ResolvedJob, folders: Folders) -> Path:
+    """The base model of a job: where preparing has it, or on its volume. Raises NotFound, AccessDenied, and InvalidSpec
+    for one that nobody has fetched."""
+    ready = prepared.read(folders, job)
+    return ready.model if ready else mounted.find(job.model.source, folders.volumes)
 
 
 def check(folder: Path, source: str) -> dict[str, Any]:
