@@ -168,8 +168,8 @@ class ResourcesSpec(ApiModel):
     ] = "nvidia.com/gpu"
     """Resource name by which the cluster counts GPUs."""
     gpu_memory: Quantity | None = None
-    """Memory of one GPU, as 80Gi, to hold the estimate of what the job needs against. Unset: what the nodes' label
-    nvidia.com/gpu.memory says, if the installation lets the operator read nodes."""
+    """Memory of one GPU, as 80Gi, to hold the estimate of what the job needs against. Unset: the estimate is only
+    reported."""
     cpu: Quantity = "4"
     """CPU request of each pod; it may use more where the node has some to spare."""
     memory: Quantity = "16Gi"
