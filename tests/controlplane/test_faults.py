@@ -121,8 +121,8 @@ def in_lane(scene: Scene, own: Lane, life: str, fault: Fault | None) -> tuple[li
         tidy(scene, name)
 
 
-def each(cases: list[T], run: Callable[[T], None], at_once: int) -> None:
-    """Run all cases, some at once; fails with all that went wrong."""
+def each(cases: list[T], run: Callable[[T], None], at_once: int) -> list[str]:
+    """Run all cases, some at once; all that went wrong."""
 
     def tried(case: T) -> str:
         try:
@@ -135,7 +135,7 @@ def each(cases: list[T], run: Callable[[T], None], at_once: int) -> None:
     with ThreadPoolExecutor(at_once) as pool:
         wrong = list(filter(None, pool.map(tried, cases)))
     print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s, {len(wrong)} went wrong")
-    assert not wrong, f"{len(wrong)} of {len(cases)} cases went wrong:\n" + "\n\n".join(wrong)
+    return wrong
 
 
 @pytest.mark.parametrize("life", LIVES)
@@ -159,7 +159,8 @@ def test_crashed_at_each_call(
 
     with capsys.disabled():
         print(f"\n{life}: crashed before and after each of {', '.join(map(str, reference.calls))}: ", end="")
-        each(cases, run, LANES)
+        wrong = each(cases, run, LANES)
+    assert not wrong, "\n\n".join(wrong)
 
 
 def test_each_call_refused_cut_or_slow(
@@ -192,8 +193,10 @@ def test_each_call_refused_cut_or_slow(
 
         with capsys.disabled():
             print("\nrefused, cut or slow: ", end="")
-            each(cases, play, AT_ONCE)
+            wrong = each(cases, play, AT_ONCE)
+        assert not wrong, "\n\n".join(wrong)
         assert own.operator.stop() == 0
         own.operator.start(resync_seconds=OFTEN)
         own.proxy.wait_for_listings(3)
-        each(cases, compare, 1)
+        wrong = each(cases, compare, 1)
+    assert not wrong, "\n\n".join(wrong)

@@ -94,7 +94,7 @@ def test_lost_events_are_made_up_for_by_the_resync(scene: Scene, own: Lane, kind
         scene.submit()
         pod = scene.running()
     scene.kubelet.finish(pod, 0, json.dumps(result(0)))
-    scene.reaches("Succeeded")
+    assert scene.reaches("Succeeded")["attempt"] == 1
 
 
 @pytest.mark.usefixtures("idle")
