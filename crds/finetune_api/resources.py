@@ -151,25 +151,30 @@ _RULES: list[JsonDict] = [
 ]
 
 
+ResourceName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$", max_length=253
+    ),
+]
+
+
 class ResourcesSpec(ApiModel):
     """What each training pod gets, and where it may run."""
 
     model_config = ConfigDict(json_schema_extra=validated(_RULES))
 
-    nodes: int = Field(default=1, ge=1, le=1)
-    """Pods that train together, one a node."""
+    nodes: int = Field(default=1, ge=1, le=9999)
+    """Pods that train together, one a node. More than one need a workspace that several nodes can mount."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
     """GPUs of each pod, with one process each; 0: train on the CPU."""
-    gpu_resource: Annotated[
-        str,
-        StringConstraints(
-            pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$", max_length=253
-        ),
-    ] = "nvidia.com/gpu"
+    gpu_resource: ResourceName = "nvidia.com/gpu"
     """Resource name by which the cluster counts GPUs."""
     gpu_memory: Quantity | None = None
-    """Memory of one GPU, as 80Gi, to hold the estimate of what the job needs against. Unset: the estimate is only
-    reported."""
+    """Memory of one GPU, as 80Gi, to hold the estimate of what the job needs against. Unset: what the labels of the
+    nodes say, where the operator may read them; else the estimate is only reported."""
+    devices: Annotated[dict[ResourceName, Annotated[int, Field(ge=1, le=64)]], Field(max_length=8)] | None = None
+    """Other devices of each pod, by the names under which the cluster counts them, such as those of RDMA."""
     cpu: Quantity = "4"
     """CPU request of each pod; it may use more where the node has some to spare."""
     memory: Quantity = "16Gi"

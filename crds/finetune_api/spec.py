@@ -23,6 +23,9 @@ WRAPPED = "packing wrapped lets documents see each other, which only stage pt is
 NO_TEMPLATE = "stage pt trains on plain text: there is no template"
 MERGE = "output.merge needs an adapter to merge: tuning.method lora or qlora"
 
+SHAREABLE = "resources.nodes: more than one node needs workspace.claim.accessMode ReadWriteMany"
+STREAM = "groupByLength: stage pt packs unless packing is none, and then there is nothing to group"
+
 MUTABLE = ("backoffLimit", "startDeadlineSeconds")
 """Fields that may be changed while the job lives, as on a batch/v1 Job; checkpoints.keep besides."""
 
@@ -90,6 +93,11 @@ class FineTuneJobSpec(ApiModel):
             raise ValueError(NO_TEMPLATE)
         if self.output.merge and self.tuning.method not in ("lora", "qlora"):
             raise ValueError(MERGE)
+        claim = self.workspace.claim
+        if self.resources.nodes > 1 and claim is not None and claim.access_mode != "ReadWriteMany":
+            raise ValueError(SHAREABLE)
+        if self.stage == "pt" and self.training.group_by_length and self.training.packing != "none":
+            raise ValueError(STREAM)
         return self
 
 
@@ -116,6 +124,16 @@ def consistency_rules() -> list[JsonDict]:
         cel("self.stage == 'pt' || !has(self.training.packing) || self.training.packing != 'wrapped'", WRAPPED),
         cel("self.stage != 'pt' || !has(self.template)", NO_TEMPLATE),
         cel("!self.output.merge || self.tuning.method in ['lora', 'qlora']", MERGE),
+        cel(
+            "self.resources.nodes == 1 || !has(self.workspace.claim)"
+            " || self.workspace.claim.accessMode == 'ReadWriteMany'",
+            SHAREABLE,
+        ),
+        cel(
+            "self.stage != 'pt' || !self.training.groupByLength"
+            " || (has(self.training.packing) && self.training.packing == 'none')",
+            STREAM,
+        ),
     ]
     return rules
 

@@ -227,6 +227,8 @@ class Progress(ApiModel):
     """Estimated time to the end."""
     eta: ShortText | None = None
     """The same for people: 5m12s."""
+    memory_bytes: int | None = Field(default=None, ge=0)
+    """The most host memory that the pod of rank 0 has used so far, against resources.memory."""
     last_update_time: Time
     """When this was written."""
 
@@ -242,9 +244,26 @@ class Checkpoint(ApiModel):
     """Its folder in the workspace."""
     time: Time
     """When it was complete."""
+    seconds: int | None = Field(default=None, ge=0)
+    """How long saving it took. Pods of later attempts get a grace period in which it can be done again."""
 
 
 Metrics = Annotated[dict[ShortText, ShortText], Field(max_length=32)]
+
+
+class OutOfMemory(ApiModel):
+    """What a GPU's memory was used up by."""
+
+    phase: Literal["load", "train", "evaluate", "generate", "save"]
+    """What was being done. Only a lack in load and train lowers the micro-batch of the next attempt."""
+    rank: int = Field(ge=0)
+    """Process that ran out."""
+    micro_batch_size: int = Field(ge=1)
+    """Rows that it held at once in that phase."""
+    peak_bytes: int | None = None
+    """The most that its tensors held."""
+    free_bytes: int | None = None
+    """What the GPU had left then."""
 
 
 class Result(ApiModel):
@@ -266,6 +285,8 @@ class Result(ApiModel):
     """Final metrics, on success."""
     prepared: Prepared | None = None
     """What was prepared, on success of kind prepare."""
+    out_of_memory: OutOfMemory | None = None
+    """What did not fit, where a GPU's memory was used up."""
 
 
 class FineTuneJobStatus(ApiModel):

@@ -7,11 +7,17 @@ from pydantic.config import JsonDict
 
 from finetune_api.base import ApiModel, cel, validated
 
+GROUPED = "groupByLength has nothing to group where packing fills every row: leave one of them out"
+
 _RULES: list[JsonDict] = [
     cel("has(self.epochs) != has(self.maxSteps)", "say how long to train: set exactly one of epochs and maxSteps"),
     cel(
         "!has(self.microBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
         "microBatchSize must divide globalBatchSize",
+    ),
+    cel(
+        "!self.groupByLength || !has(self.packing) || self.packing == 'none'",
+        GROUPED,
     ),
 ]
 
@@ -47,12 +53,17 @@ class TrainingSpec(ApiModel):
     packing: Literal["none", "bfd", "wrapped"] | None = None
     """Several documents in one row, so that nothing is padded. bfd: whole documents, best fit first, none of which sees
     another. wrapped: one stream of documents, cut into rows (stage pt only). Unset: wrapped for pt, else none."""
+    group_by_length: bool = False
+    """Rows of like length share a batch: much less padding, at the cost of an order that is not wholly random."""
     neftune_noise_alpha: float | None = Field(default=None, gt=0, le=100)
     """Noise on the embeddings while training (NEFTune, Jain et al., 2023); 5 is usual."""
     precision: Literal["auto", "bf16", "pureBf16", "fp32"] = "auto"
     """auto: bf16 on GPUs, fp32 on CPUs. bf16 keeps trained weights in fp32, pureBf16 does not."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: much less memory, about a third more time."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """How several GPUs share the work. ddp: each holds the whole model. fsdp: each holds a share of weights, gradients
+    and optimizer (FSDP2), for models that one GPU cannot hold."""
     log_every_steps: int = Field(default=5, ge=1, le=10_000)
     """Optimizer steps between two lines of the training log."""
     seed: int = Field(default=42, ge=0, le=2_147_483_647)
@@ -67,6 +78,8 @@ class TrainingSpec(ApiModel):
                 f"microBatchSize must divide globalBatchSize; {self.micro_batch_size} does not divide"
                 f" {self.global_batch_size}"
             )
+        if self.group_by_length and self.packing not in (None, "none"):
+            raise ValueError(GROUPED)
         return self
 
 
