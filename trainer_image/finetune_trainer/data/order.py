@@ -1,4 +1,4 @@
-"""Which row is trained when: a function of (seed, epoch) alone.
+"""Which row is trained when: a function of seed and epoch, and with groupByLength of the rows' lengths.
 
 Used by the trainer's sampler. Step s of a job sees the same set of rows on any number of ranks, with any micro-batch
 and in any attempt, so a run can be resumed anywhere, and every step has the same number of rows.
@@ -7,6 +7,9 @@ and in any attempt, so a run can be resumed anywhere, and every step has the sam
 import math
 import random
 from collections.abc import Sequence
+
+POOL = 50
+"""Steps whose rows are sorted by length together: enough for like neighbours, few enough to stay random."""
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:
@@ -38,3 +41,19 @@ def sorted_by_length(order: Sequence[int], lengths: Sequence[int], global_batch:
     for start in range(0, len(order), global_batch):
         result += sorted(order[start : start + global_batch], key=lambda row: (-lengths[row], row))
     return result
+
+
+def grouped_by_length(
+    order: Sequence[int], lengths: Sequence[int], global_batch: int, seed: int, epoch: int
+) -> list[int]:
+    """The same rows, cut into steps of rows of like length: little padding on any rank, at the cost of an order that is
+    not wholly random. The step with the longest row comes first, so that what doesn't fit into memory shows at once."""
+    steps: list[list[int]] = []
+    for start in range(0, len(order), POOL * global_batch):
+        # Rows of one length stay in the order that they came in, so they too share a step with others each epoch.
+        pool = sorted(order[start : start + POOL * global_batch], key=lambda row: -lengths[row])
+        steps += [pool[first : first + global_batch] for first in range(0, len(pool), global_batch)]
+    random.Random(f"groups:{seed}:{epoch}").shuffle(steps)
+    longest = max(range(len(steps)), key=lambda step: lengths[steps[step][0]])
+    steps.insert(0, steps.pop(longest))
+    return [row for step in steps for row in step]

@@ -80,6 +80,7 @@ def set_up(run: Run, model: Any, tokens: Any, data: Data, precision: Precision) 
         lengths=data.train.lengths,
         global_batch=training.global_batch_size,
         precision=precision,
+        group_by_length=training.group_by_length,
         lora_plus_ratio=lora.lora_plus_ratio if lora else None,
         model=model,
         args=SFTConfig(**arguments.sft(run, total_steps, precision)),

@@ -37,13 +37,16 @@ class OrderedSampler(Sampler[int]):
     """The order of `data.order`. The epoch is taken from the steps done: accelerate hides samplers from set_epoch when
     it skips batches after a resume."""
 
-    def __init__(self, trainer: Trainer, lengths: Sequence[int], global_batch: int, seed: int) -> None:
+    def __init__(self, trainer: Trainer, lengths: Sequence[int], global_batch: int, seed: int, grouped: bool) -> None:
         self._trainer, self._lengths, self._global_batch, self._seed = trainer, lengths, global_batch, seed
+        self._grouped = grouped
         self._steps = order.steps_per_epoch(len(lengths), global_batch)
 
     def __iter__(self) -> Iterator[int]:
         epoch = self._trainer.state.global_step // self._steps
         rows = order.epoch_order(len(self._lengths), self._global_batch, self._seed, epoch)
+        if self._grouped:
+            rows = order.grouped_by_length(rows, self._lengths, self._global_batch, self._seed, epoch)
         return iter(order.sorted_by_length(rows, self._lengths, self._global_batch))
 
     def __len__(self) -> int:
@@ -71,19 +74,21 @@ class Engine(Trainer):
         lengths: Sequence[int],
         global_batch: int,
         precision: Precision,
+        group_by_length: bool = False,
         lora_plus_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.item_lengths = lengths
         self.lora_plus_ratio = lora_plus_ratio
         self.global_batch = global_batch
+        self.group_by_length = group_by_length
         self.precision = precision
         self.step_facts = Step()
         super().__init__(**kwargs)
         adapters.cast_trainable(self.model, precision)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
-        return OrderedSampler(self, self.item_lengths, self.global_batch, self.args.seed)
+        return OrderedSampler(self, self.item_lengths, self.global_batch, self.args.seed, self.group_by_length)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The step's micro-batches, and the trained tokens of the whole global batch: what every loss is divided by."""
