@@ -142,12 +142,15 @@ class VolumeMount(ApiModel):
         return self
 
 
+GPUS_TWICE = "devices are what a pod gets besides GPUs: say how many GPUs by gpusPerNode"
+
 _RULES: list[JsonDict] = [
     cel(
         "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v,"
         " v.name == m.name))",
         "every volumeMount must name one of resources.volumes",
     ),
+    cel("!has(self.devices) || !(self.gpuResource in self.devices)", GPUS_TWICE),
 ]
 
 
@@ -165,7 +168,8 @@ class ResourcesSpec(ApiModel):
     model_config = ConfigDict(json_schema_extra=validated(_RULES))
 
     nodes: int = Field(default=1, ge=1, le=9999)
-    """Pods that train together, one a node. More than one need a workspace that several nodes can mount."""
+    """Pods that train together, each on a node of its own where there are enough. More than one need a workspace that
+    several nodes can mount (ReadWriteMany)."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
     """GPUs of each pod, with one process each; 0: train on the CPU."""
     gpu_resource: ResourceName = "nvidia.com/gpu"
@@ -211,6 +215,12 @@ class ResourcesSpec(ApiModel):
         for mount in self.volume_mounts or []:
             if mount.name not in known:
                 raise ValueError(f"volumeMount {mount.name!r} names none of resources.volumes: {sorted(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_no_devices(self) -> Self:
+        if self.gpu_resource in (self.devices or {}):
+            raise ValueError(f"{self.gpu_resource}: {GPUS_TWICE}")
         return self
 
 

@@ -16,8 +16,10 @@ from finetune_api.contract import AttemptFacts, resolve
 from finetune_api.crd import CRD_BYTES, crd, schema
 from finetune_api.job import NAME_MAX, FineTuneJob
 from finetune_api.model import PINNED
-from finetune_api.spec import MERGE, NO_TEMPLATE, WEIGHTS, WRAPPED, formats_message
+from finetune_api.resources import GPUS_TWICE
+from finetune_api.spec import MERGE, NO_TEMPLATE, SHAREABLE, STREAM, WEIGHTS, WRAPPED, formats_message
 from finetune_api.status import MAX_ATTEMPTS
+from finetune_api.training import GROUPED
 from finetune_api.tuning import ALL_LINEAR
 from finetune_api.tuning import HEAD as NO_HEAD
 from finetune_operator.manifests.attempt import children
@@ -34,8 +36,6 @@ SPEC_SCHEMA: Object = schema()["properties"]["spec"]
 SPECS: list[Object] = list(yaml.safe_load_all((Path(__file__).parent / "full.yaml").read_text()))
 FULL, WITH_CLAIM, FROZEN = SPECS
 MUTABLE = {"backoffLimit", "startDeadlineSeconds", "checkpoints.keep"}
-SINGLE = {"resources.nodes"}
-"""Have one valid value only, for now."""
 MOST_NODES = 9999
 
 Part = dict[str, Any] | list[Any]
@@ -79,7 +79,7 @@ def another(value: Any, node: Object) -> Any:
     if isinstance(value, str):
         return "7" if node.get("x-kubernetes-int-or-string") else value + "x"
     if isinstance(value, dict) and "additionalProperties" in node:
-        return {**value, "more": "x"}
+        return {**value, "more": 1 if node["additionalProperties"]["type"] == "integer" else "x"}
     if isinstance(value, list) and isinstance(value[0], str):
         return [*value, "more"]
     return None
@@ -141,7 +141,7 @@ def test_fields_changed_or_removed_are_refused_unless_mutable(kube: Kube, namesp
                 wrong.append(f"{path} {how}: {said or 'accepted'}")
     assert not wrong, "\n".join(wrong)
     # A section that must be there has no other value of its own: its fields are tried. So it is with an enum of one.
-    untried = {path_of(steps) for steps, _, _ in places(spec, SPEC_SCHEMA)} - tried - SINGLE
+    untried = {path_of(steps) for steps, _, _ in places(spec, SPEC_SCHEMA)} - tried
     assert untried == {path for path in untried if any(other.startswith(f"{path}.") for other in tried)}
 
 
@@ -288,6 +288,8 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec", WRAPPED): (("training", "packing"), "wrapped"),
     ("spec", NO_TEMPLATE): (("stage",), "pt"),
     ("spec", MERGE): (("tuning", "method"), "full"),
+    ("spec", SHAREABLE): (("workspace",), {"claim": {"size": "1Gi"}}),
+    ("spec", STREAM): (("training", "groupByLength"), True),
     ("spec.tuning", "lora settings need method lora or qlora"): (("tuning", "method"), "full"),
     ("spec.tuning", "quantization needs method qlora"): (("tuning", "quantization"), {"bits": 4}),
     ("spec.tuning", "freeze settings need method freeze"): (("tuning", "freeze"), {"layers": 1}),
@@ -317,6 +319,8 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec.tuning.adapter.source", INSIDE): (("tuning", "adapter", "source"), "pvc://models/../etc"),
     ("spec.training", "say how long to train: set exactly one of epochs and maxSteps"): (("training", "epochs"), 2),
     ("spec.training", "microBatchSize must divide globalBatchSize"): (("training", "microBatchSize"), 5),
+    ("spec.training", GROUPED): (("training", "groupByLength"), True),
+    ("spec.resources", GPUS_TWICE): (("resources", "devices"), {"example.com/gpu": 1}),
     ("spec.resources", "every volumeMount must name one of resources.volumes"): (
         ("resources", "volumeMounts", 0, "name"),
         "other",
@@ -345,6 +349,8 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
         "/workspace/mine",
     ),
 }
+BROKEN_FROM = {("spec", STREAM): WITH_CLAIM}
+"""Where it takes another spec than the first to break a rule by one change."""
 
 
 def test_every_rule_is_tried() -> None:
@@ -355,7 +361,8 @@ def test_every_rule_is_tried() -> None:
 @pytest.mark.parametrize("rule", VIOLATIONS, ids=lambda rule: f"{rule[0]}: {rule[1]}")
 def test_a_rule_is_kept_by_the_server_and_on_a_laptop(kube: Kube, rule: tuple[str, str]) -> None:
     where, message = rule
-    broken = {**HEAD, "metadata": {"name": "job", "namespace": "default"}, "spec": changed(FULL, *VIOLATIONS[rule])}
+    spec = changed(BROKEN_FROM.get(rule, FULL), *VIOLATIONS[rule])
+    broken = {**HEAD, "metadata": {"name": "job", "namespace": "default"}, "spec": spec}
     with pytest.raises(ApiError) as refused:
         kube.create(broken, dry_run=True)
     assert message in refused.value.message
