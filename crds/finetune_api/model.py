@@ -11,8 +11,10 @@ from finetune_api.source import COMMIT, ModelSource
 
 Token = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
-PINNED = "a model's own code is run only from hf://org/name@<commit of 40 digits>: what it does must not change"
-_RULES: list[JsonDict] = [cel(f"!self.trustRemoteCode || self.source.matches(r'{COMMIT}')", PINNED)]
+PINNED = "a hub model's own code is run only from hf://org/name@<commit of 40 digits>: what it does must not change"
+_RULES: list[JsonDict] = [
+    cel(f"!self.trustRemoteCode || !self.source.startsWith('hf://') || self.source.matches(r'{COMMIT}')", PINNED)
+]
 
 
 class ModelSpec(ApiModel):
@@ -24,7 +26,7 @@ class ModelSpec(ApiModel):
     """A folder in Hugging Face layout (config.json, *.safetensors, tokenizer), as hf://org/name[@revision],
     s3://bucket/prefix or pvc://claim/path."""
     trust_remote_code: bool = False
-    """Run the code that the repository brings. The installation must allow it too; the revision must be a commit."""
+    """Run the code that the repository brings. The installation must allow it too, and a hub's revision must be a commit."""
     attention: Literal["auto", "eager", "sdpa", "flashAttention2"] = "auto"
     """Implementation of attention. auto: flashAttention2 where the GPU and the image have it, else sdpa."""
     new_tokens: list[Token] | None = Field(default=None, max_length=1024)
@@ -34,6 +36,6 @@ class ModelSpec(ApiModel):
 
     @model_validator(mode="after")
     def _code_is_pinned(self) -> Self:
-        if self.trust_remote_code and not re.search(COMMIT, self.source):
+        if self.trust_remote_code and self.source.startswith("hf://") and not re.search(COMMIT, self.source):
             raise ValueError(PINNED)
         return self
