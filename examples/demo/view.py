@@ -45,6 +45,8 @@ def describe(name: str, status: dict[str, Any]) -> list[str]:
     if status.get("attempt", 1) > 1:
         head += f"  attempt {status['attempt']}"
     progress = status.get("progress")
+    if progress and progress.get("activity", "Training") != "Training":
+        progress = None  # what preparing said last
     if phase == "Running" or (phase == "Succeeded" and progress):
         return [head, f"  {bar(progress)}" if progress else "  loading the model and the data"]
     if status.get("reason"):

@@ -97,3 +97,8 @@ def test_the_data_are_questions_with_answers_and_not_the_demos_question() -> Non
     questions = [row[0]["content"] for row in rows]
     assert len(set(questions)) == len(questions)
     assert volume.QUESTION not in questions
+
+
+def test_what_preparing_said_last_is_not_shown_as_training() -> None:
+    last = {"activity": "Tokenizing", "percent": 0, "summary": "Tokenizing 237 rows"}
+    assert view.describe("demo", {"phase": "Running", "progress": last})[1] == "  loading the model and the data"
