@@ -30,7 +30,8 @@ class Ranks:
         for rank in range(handover.ranks_on_node):
             self._processes[rank] = subprocess.Popen(
                 [*command, str(folder), str(rank)],
-                env={**shared, **_identity(handover, rank)},
+                # A model's own code is copied before it is run: into a folder that no other rank writes.
+                env={**shared, **_identity(handover, rank), "HF_MODULES_CACHE": str(folder / f"modules-{rank}")},
                 # A Ctrl-C in the terminal reaches the launcher alone, and a group can be killed whole.
                 start_new_session=True,
             )
