@@ -6,6 +6,7 @@ between runs. Jobs train a model of two layers, so what takes time is starting p
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,13 +22,24 @@ from examples.demo import volume
 from examples.demo.kubectl import Kubectl
 from tests import cluster, images
 from tests.cluster import Cluster
-from tests.kube import Kube
+from tests.kube import Kube, until
 from tests.trainer import tiny
 
 NAMESPACE = "e2e"
 CLAIMS = {"models": "1Gi", "workspace": "1Gi"}
 ROWS = 48
 BROKEN_ROW = 7
+POD_MINUTES = 3 * 60.0
+TRAINING: dict[str, Any] = {
+    "maxSteps": 100_000,
+    "globalBatchSize": 8,
+    "microBatchSize": 8,
+    "cutoffLength": 64,
+    "learningRate": 0.001,
+    "gradientCheckpointing": False,
+    "logEverySteps": 1,
+}
+LONG: dict[str, Any] = {"training": TRAINING, "checkpoints": {"everySteps": 20, "everyMinutes": 15, "keep": 2}}
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +118,28 @@ class Scene:
     def status(self, name: str) -> dict[str, Any]:
         status: dict[str, Any] = self.kube.get("FineTuneJob", name, self.namespace).get("status", {})
         return status
+
+    def reaches(self, name: str, *phases: str, timeout: float = POD_MINUTES) -> dict[str, Any]:
+        """Wait for one of the phases; the status then."""
+
+        def there() -> dict[str, Any] | None:
+            status = self.status(name)
+            return status if status.get("phase") in phases else None
+
+        try:
+            return until(f"{name} is {' or '.join(phases)}", there, timeout, every=0.5)
+        except AssertionError as error:
+            status = self.status(name)
+            raise AssertionError(f"{error}; it is {json.dumps(status)[:3000]}") from None
+
+    def trains(self, name: str, steps: int = 1) -> dict[str, Any]:
+        """Wait until so many steps are reported; the status then."""
+
+        def enough() -> dict[str, Any] | None:
+            status = self.status(name)
+            return status if status.get("progress", {}).get("step", 0) >= steps else None
+
+        return until(f"{name} reports step {steps}", enough, POD_MINUTES, every=0.5)
 
     def pods(self, name: str, kind: str = "train") -> list[dict[str, Any]]:
         labels = f"finetune-operator.io/job={name},finetune-operator.io/kind={kind}"

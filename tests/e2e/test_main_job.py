@@ -10,48 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.demo import cluster as demo
 from examples.demo import volume
-from examples.demo.kubectl import helm
-from tests.e2e.conftest import BROKEN_ROW, ROWS, Scene
+from tests.e2e.conftest import BROKEN_ROW, LONG, POD_MINUTES, ROWS, TRAINING, Scene
 from tests.kube import until
 
-TRAINING: dict[str, Any] = {
-    "maxSteps": 100_000,
-    "globalBatchSize": 8,
-    "microBatchSize": 8,
-    "cutoffLength": 64,
-    "learningRate": 0.001,
-    "gradientCheckpointing": False,
-    "logEverySteps": 1,
-}
-LONG: dict[str, Any] = {"training": TRAINING, "checkpoints": {"everySteps": 20, "everyMinutes": 15, "keep": 2}}
 SECRET = "hunter2-is-not-to-be-seen"
-POD_MINUTES = 3 * 60.0
-
-
-def reaches(scene: Scene, name: str, *phases: str, timeout: float = POD_MINUTES) -> dict[str, Any]:
-    """Wait for one of the phases; the status then."""
-
-    def there() -> dict[str, Any] | None:
-        status = scene.status(name)
-        return status if status.get("phase") in phases else None
-
-    try:
-        return until(f"{name} is {' or '.join(phases)}", there, timeout, every=0.5)
-    except AssertionError as error:
-        status = scene.status(name)
-        raise AssertionError(f"{error}; it is {json.dumps(status)[:3000]}") from None
-
-
-def trains(scene: Scene, name: str, steps: int = 1) -> dict[str, Any]:
-    """Wait until so many steps are reported; the status then."""
-
-    def enough() -> dict[str, Any] | None:
-        status = scene.status(name)
-        return status if status.get("progress", {}).get("step", 0) >= steps else None
-
-    return until(f"{name} reports step {steps}", enough, POD_MINUTES, every=0.5)
 
 
 def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
@@ -60,7 +23,7 @@ def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
     job = scene.job("trained")
     job["spec"]["resources"]["env"] = [{"name": "TOKEN", "secretKeyRef": {"name": "token", "key": "key"}}]
     scene.kubectl.apply(job)
-    status = reaches(scene, "trained", "Succeeded", "Failed")
+    status = scene.reaches("trained", "Succeeded", "Failed")
     assert status["phase"] == "Succeeded", status["message"]
     assert status["artifact"]["uri"] == "pvc://workspace/jobs/trained/artifact"
     assert status["artifact"]["digest"].startswith("sha256:")
@@ -78,7 +41,7 @@ def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
     # Deleted and applied again, the workspace remembers: no training, the same artifact.
     scene.kubectl("delete", "ftj", "trained", "--timeout=60s")
     scene.kubectl.apply(job)
-    again = reaches(scene, "trained", "Succeeded", "Failed")
+    again = scene.reaches("trained", "Succeeded", "Failed")
     assert again["phase"] == "Succeeded", again["message"]
     assert again["artifact"] == status["artifact"]
     assert again.get("progress", {}).get("activity") != "Training"
@@ -99,7 +62,7 @@ def test_the_examples_run_as_they_stand(scene: Scene, example: str) -> None:
     job["spec"]["training"].pop("epochs", None)
     job["spec"]["training"]["maxSteps"] = 4
     scene.kubectl.apply(job)
-    status = reaches(scene, example, "Succeeded", "Failed")
+    status = scene.reaches(example, "Succeeded", "Failed")
     assert status["phase"] == "Succeeded", status["message"]
     assert status["artifact"]["kind"] == EXAMPLES[example]
 
@@ -109,13 +72,13 @@ def test_a_users_error_ends_the_job_in_the_trainers_words(scene: Scene) -> None:
     scene.kubectl.apply(
         scene.job("broken-row", datasets=data), scene.job("no-model", model={"source": "pvc://models/no"})
     )
-    status = reaches(scene, "broken-row", "Failed", "Succeeded")
+    status = scene.reaches("broken-row", "Failed", "Succeeded")
     assert status["reason"] == "InvalidData"
     assert f"broken.jsonl:{BROKEN_ROW}" in status["message"]
     assert status["prepareAttempt"] == 1
     assert len(scene.pods("broken-row", "prepare")) == 1
     assert not scene.pods("broken-row"), "no GPU is held for data that can't be trained on"
-    status = reaches(scene, "no-model", "Failed", "Succeeded")
+    status = scene.reaches("no-model", "Failed", "Succeeded")
     assert status["reason"] == "NotFound"
     assert "pvc://models/no" in status["message"]
 
@@ -127,7 +90,7 @@ def test_a_job_deleted_while_it_runs_is_gone_at_once(scene: Scene, propagation: 
     job = scene.job(name, **LONG)
     job["spec"]["resources"]["terminationGracePeriodSeconds"] = 600
     scene.kubectl.apply(job)
-    trains(scene, name)
+    scene.trains(name)
     began = time.monotonic()
     scene.kube.delete("FineTuneJob", name, scene.namespace, propagation=propagation)
     labels = f"finetune-operator.io/job={name}"
@@ -171,11 +134,11 @@ def test_a_drained_pod_is_followed_by_one_that_goes_on_where_it_was(scene: Scene
 
 def test_the_operator_may_die_while_a_job_runs(scene: Scene, operator: str) -> None:
     scene.kubectl.apply(scene.job("survivor", training={**TRAINING, "maxSteps": 400}))
-    trains(scene, "survivor")
+    scene.trains("survivor")
     before = scene.kube.list("Pod", operator)
     for pod in before:
         scene.kube.delete("Pod", pod["metadata"]["name"], operator, grace=0)
-    status = reaches(scene, "survivor", "Succeeded", "Failed", timeout=2 * POD_MINUTES)
+    status = scene.reaches("survivor", "Succeeded", "Failed", timeout=2 * POD_MINUTES)
     assert status["phase"] == "Succeeded", status["message"]
     assert status["attempt"] == 1
     after = scene.kube.list("Pod", operator)
@@ -186,7 +149,7 @@ def test_too_little_memory_is_named_with_its_limit(scene: Scene) -> None:
     job = scene.job("small", backoffLimit=0)
     job["spec"]["resources"]["memory"] = "150Mi"
     scene.kubectl.apply(job)
-    status = reaches(scene, "small", "Failed", "Succeeded")
+    status = scene.reaches("small", "Failed", "Succeeded")
     assert status["attempts"][0]["reason"] == "OutOfMemory", status
     assert "150Mi" in status["message"]
 
@@ -247,20 +210,3 @@ def test_whatever_keeps_a_job_from_starting_is_named_and_ends_at_its_deadline(sc
         assert reason in status(name)["message"]
         assert scene.kube.list("Job", place, f"finetune-operator.io/job={name}") == []
     scene.kube.delete("Namespace", "e2e-quota")
-
-
-def test_uninstalling_leaves_the_jobs_and_their_definition(scene: Scene, operator: str) -> None:
-    """Last in this file: afterwards there is no operator."""
-    values = helm(scene.kubectl.env, None, "get", "values", demo.RELEASE, "--namespace", operator, "--output=json")
-    assert json.loads(values)["trainer"]["allowCpu"] is True
-    helm(scene.kubectl.env, None, "uninstall", demo.RELEASE, "--namespace", operator, "--wait")
-    assert scene.status("trained")["phase"] == "Succeeded"
-    leftovers = scene.kubectl(
-        "get",
-        "deployments,serviceaccounts,clusterroles,clusterrolebindings,roles,rolebindings,"
-        "validatingadmissionpolicies,validatingadmissionpolicybindings",
-        "--all-namespaces",
-        f"--selector=app.kubernetes.io/instance={demo.RELEASE}",
-        "--output=name",
-    )
-    assert leftovers.strip() == ""

@@ -1,0 +1,128 @@
+"""Two pods of two processes each train together, and are struck again and again: the run goes on as if it had not been.
+
+One job is drained, outgrows its memory and loses the pod of rank 1; another is left alone. Where every step is the same
+set of rows, and every resume exact, both have the same loss in every step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from examples.demo import cluster as demo
+from examples.demo.kubectl import DemoError, Pod
+from tests.e2e.conftest import POD_MINUTES, TRAINING, Scene
+from tests.kube import until
+
+STEPS = 240
+SHARED_MEMORY = "8Gi"
+"""More than the pod's memory, so that filling it is what outgrows that."""
+
+
+def pair(scene: Scene, name: str) -> dict[str, Any]:
+    """A job of two pods with two processes each, saved every 20 steps, with dropout on."""
+    job = scene.job(
+        name,
+        tuning={"method": "lora", "lora": {"rank": 4, "dropout": 0.1}},
+        training={**TRAINING, "maxSteps": STEPS, "microBatchSize": 2},
+        checkpoints={"everySteps": 20, "everyMinutes": 15, "keep": 2},
+        backoffLimit=2,
+    )
+    job["spec"]["resources"] |= {"nodes": 2, "gpusPerNode": 2, "memory": "4Gi", "sharedMemory": SHARED_MEMORY}
+    return job
+
+
+def pod_of(scene: Scene, name: str, index: int) -> str:
+    """The name of the running pod with that completion index."""
+    for pod in scene.pods(name):
+        found = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
+        if found == str(index) and pod["status"]["phase"] == "Running":
+            return str(pod["metadata"]["name"])
+    raise AssertionError(f"no running pod {index} of {name}")
+
+
+def evict(scene: Scene, name: str) -> None:
+    pod = pod_of(scene, name, 0)
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+    scene.kube.call("POST", f"api/v1/namespaces/{scene.namespace}/pods/{pod}/eviction", body)
+
+
+def outgrow_memory(scene: Scene, name: str) -> None:
+    """What fills /dev/shm belongs to no process, so the kernel ends the largest: a rank."""
+    filler = "f = open('/dev/shm/filler', 'wb')\nwhile True: f.write(bytes(1 << 24))"
+    with suppress(DemoError):  # it ends with the pod
+        Pod(scene.kubectl, pod_of(scene, name, 1))("python", "-c", filler)
+
+
+def delete_pod(scene: Scene, name: str) -> None:
+    scene.kube.delete("Pod", pod_of(scene, name, 1), scene.namespace)
+
+
+FAULTS: list[tuple[Callable[[Scene, str], None], str]] = [
+    (evict, "Disrupted"),
+    (outgrow_memory, "OutOfMemory"),
+    (delete_pod, "Disrupted"),
+]
+
+
+def saved_by(scene: Scene, name: str, attempt: int) -> Callable[[], int | None]:
+    """The step of a checkpoint that this attempt saved, once it has."""
+
+    def step() -> int | None:
+        checkpoint = scene.status(name).get("checkpoint", {})
+        return checkpoint["step"] if checkpoint.get("attempt") == attempt else None
+
+    return step
+
+
+@pytest.fixture(scope="module")
+def struck(scene: Scene) -> dict[str, Any]:
+    """The final status of the job that all faults have struck."""
+    scene.kubectl.apply(pair(scene, "struck"))
+    for attempt, (strike, _) in enumerate(FAULTS, start=1):
+        until(f"attempt {attempt} has saved", saved_by(scene, "struck", attempt), 2 * POD_MINUTES, every=0.5)
+        strike(scene, "struck")
+        until(
+            f"attempt {attempt} has ended",
+            lambda number=attempt: scene.status("struck")["attempts"][number - 1]["state"] == "Ended",
+            POD_MINUTES,
+            every=0.5,
+        )
+    return scene.reaches("struck", "Succeeded", "Failed", timeout=2 * POD_MINUTES)
+
+
+def test_each_end_is_named_and_the_next_attempt_says_from_which_checkpoint(
+    scene: Scene, struck: dict[str, Any]
+) -> None:
+    assert struck["phase"] == "Succeeded", struck["message"]
+    ends = struck["attempts"]
+    assert [end["reason"] for end in ends[:-1]] == [reason for _, reason in FAULTS]
+    assert "4Gi" in ends[1]["message"], "the limit that was outgrown"
+    assert struck["attempt"] == len(FAULTS) + 1
+    steps = [end["checkpointStep"] for end in ends[:-1]]
+    assert steps == sorted(steps)
+    for number, step in enumerate(steps, start=2):
+        labels = f"finetune-operator.io/job=struck,finetune-operator.io/attempt={number}"
+        assert f"checkpoint-{step}" in scene.kubectl("logs", "-l", labels, "--tail=-1")
+
+
+def test_the_loss_goes_on_unbroken(scene: Scene, struck: dict[str, Any], trainer_image: str) -> None:
+    del struck  # it has ended
+    scene.kubectl.apply(pair(scene, "alone"))
+    assert scene.reaches("alone", "Succeeded", "Failed", timeout=2 * POD_MINUTES)["phase"] == "Succeeded"
+    manifest = demo.files_pod(trainer_image)
+    manifest["metadata"]["namespace"] = scene.namespace
+    with scene.kubectl.pod(manifest) as pod:
+        curves = {
+            name: [
+                json.loads(line)
+                for line in pod("cat", f"/workspace/jobs/{name}/reports/trainer_log.jsonl").splitlines()
+            ]
+            for name in ("struck", "alone")
+        }
+    assert [line["current_steps"] for line in curves["struck"]] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in curves["struck"]] == [line["loss"] for line in curves["alone"]]
