@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -79,6 +80,10 @@ def saved_by(scene: Scene, name: str, attempt: int) -> Callable[[], int | None]:
     return step
 
 
+def has_ended(scene: Scene, name: str, attempt: int) -> bool:
+    return bool(scene.status(name)["attempts"][attempt - 1]["state"] == "Ended")
+
+
 @pytest.fixture(scope="module")
 def struck(scene: Scene) -> dict[str, Any]:
     """The final status of the job that all faults have struck."""
@@ -88,7 +93,7 @@ def struck(scene: Scene) -> dict[str, Any]:
         strike(scene, "struck")
         until(
             f"attempt {attempt} has ended",
-            lambda number=attempt: scene.status("struck")["attempts"][number - 1]["state"] == "Ended",
+            partial(has_ended, scene, "struck", attempt),
             POD_MINUTES,
             every=0.5,
         )
