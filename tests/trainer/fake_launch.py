@@ -8,6 +8,7 @@ from pathlib import Path
 
 from finetune_trainer import launch
 from finetune_trainer.reporting.api import ApiServer
+from finetune_trainer.stillness import Bounds
 from finetune_trainer.stopping import Stop
 
 if __name__ == "__main__":
@@ -15,12 +16,17 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     if settings["uid"] is not None:
         os.setuid(settings["uid"])
+    script = str(Path(__file__).parent / "fake_rank.py")
+    worker = [sys.executable, script, json.dumps(settings["ranks"]), json.dumps({"meet": settings["meet"]})]
     options = launch.Options(
         job_file=Path(settings["job"]),
         workspace=Path(settings["workspace"]),
         command=settings["command"],
-        worker=[sys.executable, str(Path(__file__).parent / "fake_rank.py"), json.dumps(settings["ranks"])],
+        worker=worker,
         api=lambda: ApiServer(settings["url"], Path(settings["credentials"])) if settings["url"] else None,
         termination_message=Path(settings["termination"]),
+        meet_at=("127.0.0.1", settings["port"]) if settings["port"] else None,
+        rendezvous_seconds=settings["rendezvous"],
+        bounds=Bounds(**settings["bounds"]),
     )
     sys.exit(launch.main(options, stop))

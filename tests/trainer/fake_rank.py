@@ -1,6 +1,7 @@
-"""A rank whose workflow does as it is told, in place of a training: ``fake_rank.py SCENARIO FOLDER RANK``.
+"""A rank whose workflow does as it is told, in place of a training: ``fake_rank.py SCENARIO SETTINGS FOLDER RANK``.
 
-All but the workflow is the trainer's own. SCENARIO is JSON, rank -> [what, its arguments].
+All but the workflow is the trainer's own. SCENARIO is JSON, rank -> [what, its arguments]. SETTINGS say whether ranks
+really meet.
 """
 
 import json
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune_api.status import Artifact, Checkpoint, Prepared, Progress
-from finetune_trainer import errors, prepared, worker, workspace
+from finetune_trainer import errors, prepared, rendezvous, worker, workspace
 from finetune_trainer.handover import Handover
 from finetune_trainer.results import End
 from finetune_trainer.run import Outcome, Run
@@ -148,6 +149,7 @@ def play(run: Run) -> Outcome:
 
 if __name__ == "__main__":
     stop = Stop().listen(signal.SIGTERM)
-    worker.main(
-        Path(sys.argv[2]), int(sys.argv[3]), stop, lambda _stage: play, {"prepare": prepare, "publish": publish}
-    )
+    tasks = {"prepare": prepare, "publish": publish}
+    # To meet needs torch, which takes longer to import than all else that most tests do.
+    meet = rendezvous.join if json.loads(sys.argv[2])["meet"] else lambda handover, *_: handover.run_id
+    worker.main(Path(sys.argv[3]), int(sys.argv[4]), stop, lambda _stage: play, tasks, meet)

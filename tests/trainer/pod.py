@@ -52,6 +52,13 @@ class Pod:
     user: int | None = None
     workspace: Path | None = None
     command: str = "train"
+    node: int = 0
+    port: int = 0
+    """Where ranks meet; 0: where they do by themselves."""
+    meet: bool = False
+    """Whether the ranks really meet, which takes seconds."""
+    rendezvous: float = 60.0
+    bounds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.workspace = self.workspace or self.folder / "workspace"
@@ -85,6 +92,10 @@ class Pod:
             "credentials": str(self.api.server.credentials) if self.api else "",
             "uid": self.user,
             "command": self.command,
+            "port": self.port,
+            "meet": self.meet,
+            "rendezvous": self.rendezvous,
+            "bounds": self.bounds,
         }
         self.log = self.etc / "log"
         with self.log.open("w") as log:
@@ -93,6 +104,7 @@ class Pod:
                 env={
                     **os.environ,
                     "FINETUNE_POD_UID": self.run_id,
+                    "JOB_COMPLETION_INDEX": str(self.node),
                     "CUDA_VISIBLE_DEVICES": "",
                     "TMPDIR": str(self.etc),
                 },

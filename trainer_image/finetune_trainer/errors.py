@@ -6,11 +6,13 @@ TrainerError
 ├── NotFound (66)           a model or data file isn't where the job says
 ├── SourceUnreachable (69)  a source doesn't answer; another attempt may succeed
 ├── NoDevice (70)           the GPUs that the job asked for can't be seen; another node may have them
+├── RendezvousFailed (70)   some of the run's ranks never came
 ├── GpuOutOfMemory (71)
 ├── Diverged (72)           the loss is no longer a number
 ├── NoSpace (73)            the workspace is full
 ├── WorkspaceUnusable (74)  the workspace can't be written, or holds another job's results
 ├── Preempted (75)          told to stop, and saved as far as there was time
+├── Hung (76)               a rank stood still for too long
 ├── AccessDenied (77)
 └── Superseded (78)         a newer attempt runs, or nobody wants the result
 
@@ -56,6 +58,10 @@ class NoDevice(TrainerError):
     exit_code = ExitCode.INTERNAL_ERROR
 
 
+class RendezvousFailed(TrainerError):
+    exit_code = ExitCode.INTERNAL_ERROR
+
+
 class GpuOutOfMemory(TrainerError):
     exit_code = ExitCode.GPU_OUT_OF_MEMORY
 
@@ -78,6 +84,10 @@ class WorkspaceOccupied(WorkspaceUnusable):
 
 class Preempted(TrainerError):
     exit_code = ExitCode.DISRUPTED
+
+
+class Hung(TrainerError):
+    exit_code = ExitCode.HUNG
 
 
 class AccessDenied(TrainerError):

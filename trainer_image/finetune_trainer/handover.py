@@ -1,6 +1,7 @@
 """What ``launch`` hands to its ranks and gets back: a folder in /tmp, one per run.
 
-``run.json`` goes in before the ranks start, ``deadline`` when they are told to stop, ``end-<rank>.json`` comes back.
+``run.json`` goes in before the ranks start, ``deadline`` when they are told to stop; ``beat-<rank>`` comes back all the
+time (`heartbeat`), ``end-<rank>.json`` at the end.
 """
 
 import json
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 RUN = "run.json"
 DEADLINE = "deadline"
+KILL_MARGIN = 15.0
+"""Seconds of the grace period that are kept for saying how it ended; half of it where it is short."""
+RENDEZVOUS_SECONDS = 1800.0
+"""How long ranks wait for each other. Not less than the operator's default for pods that don't start: it knows why."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,28 @@ class Handover:
     """None: nobody to report to."""
     task: Literal["train", "prepare", "publish"] = "train"
     """What the ranks are for. Preparing and publishing are the work of one process alone."""
+    node: int = 0
+    """Of the nodes that train together, which one this is."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Where rank 0 is met."""
+    rendezvous_seconds: float = RENDEZVOUS_SECONDS
+
+    @property
+    def ranks(self) -> range:
+        """This node's."""
+        return range(self.node * self.ranks_on_node, (self.node + 1) * self.ranks_on_node)
+
+    @property
+    def together(self) -> bool:
+        """Whether there is anybody to meet."""
+        return self.world_size > 1
+
+    @property
+    def saving_seconds(self) -> float:
+        """How much of the grace period is the ranks'."""
+        grace = self.facts.grace_period_seconds
+        return grace - min(KILL_MARGIN, grace / 2)
 
     @property
     def folders(self) -> Folders:
@@ -69,6 +96,10 @@ class Handover:
             "worldSize": self.world_size,
             "api": {"url": self.api.url, "credentials": str(self.api.credentials)} if self.api else None,
             "task": self.task,
+            "node": self.node,
+            "host": self.host,
+            "port": self.port,
+            "rendezvousSeconds": self.rendezvous_seconds,
         }
         write_json(folder / RUN, content)
 
@@ -87,6 +118,10 @@ class Handover:
             world_size=content["worldSize"],
             api=ApiServer(api["url"], Path(api["credentials"])) if api else None,
             task=content["task"],
+            node=content["node"],
+            host=content["host"],
+            port=content["port"],
+            rendezvous_seconds=content["rendezvousSeconds"],
         )
 
 

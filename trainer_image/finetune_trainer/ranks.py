@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ class Ranks:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         inherited = {name: value for name, value in os.environ.items() if name not in RENDEZVOUS}
         shared = {**inherited, "PYTHONUNBUFFERED": "1", **_rendezvous(handover), **environment}
-        for rank in range(handover.ranks_on_node):
+        for rank in handover.ranks:
             self._processes[rank] = subprocess.Popen(
                 [*command, str(folder), str(rank)],
                 # A model's own code is copied before it is run: into a folder that no other rank writes.
@@ -61,6 +60,10 @@ class Ranks:
             for rank in self.alive:
                 self._processes[rank].send_signal(signal.SIGTERM)
 
+    def show_stacks(self, rank: int) -> None:
+        """Have a rank write the stacks of all its threads to the log, whatever it sits in."""
+        self._processes[rank].send_signal(signal.SIGUSR1)
+
     def kill(self) -> None:
         """End all that still run, with all that they started."""
         for rank in self.alive:
@@ -75,19 +78,13 @@ class Ranks:
 
 
 def _rendezvous(handover: Handover) -> dict[str, str]:
-    """Where ranks meet, in torch's words. One rank alone needs nobody.
-
-    With several nodes this becomes rank 0's host name behind the headless Service, ``<jobName>-0.<jobName>``, and a
-    fixed port.
-    """
-    if handover.world_size == 1:
+    """Where ranks meet, in torch's words. A rank that trains alone needs nobody."""
+    if not handover.together:
         return {}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": handover.host,
+        "MASTER_PORT": str(handover.port),
         "WORLD_SIZE": str(handover.world_size),
         "LOCAL_WORLD_SIZE": str(handover.ranks_on_node),
         # Else each rank would start as many threads as there are cores.
@@ -96,4 +93,4 @@ def _rendezvous(handover: Handover) -> dict[str, str]:
 
 
 def _identity(handover: Handover, rank: int) -> dict[str, str]:
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank)} if handover.world_size > 1 else {}
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank % handover.ranks_on_node)} if handover.together else {}

@@ -6,18 +6,21 @@ RESULT.json) and into the termination message.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_api.contract import TERMINATION_MESSAGE_BYTES
 from finetune_api.exit_codes import REASONS, ExitCode, strongest
-from finetune_api.status import Artifact, Prepared, Reason, Result
+from finetune_api.status import Artifact, OutOfMemory, Prepared, Reason, Result
 
+from finetune_trainer import gpumemory
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.hostmemory import HostMemory, describe
 from finetune_trainer.workspace import NO_SPACE, NOT_WRITABLE, write_json
 
 KILLED = 137
+ABORTED = 134
 MESSAGE_CHARACTERS = 1024
 METRICS = 32
 SHORT = 253
@@ -39,22 +42,24 @@ class End:
     artifact: Artifact | None = None
     metrics: dict[str, str] | None = None
     prepared: Prepared | None = None
+    out_of_memory: OutOfMemory | None = None
     forced: bool = False
     """Ended by ``launch``, so no evidence of what went wrong."""
+    echo: bool = False
+    """What came of another rank's end."""
 
 
-def of_error(error: BaseException, *, rank: int, workspace: Path) -> End:
+def of_error(error: BaseException, *, rank: int, workspace: Path, micro_batch_size: int = 1) -> End:
     """What an exception means by the contract. Anything unknown is an internal error."""
     if isinstance(error, TrainerError):
         return End(error.exit_code, error.reason, str(error))
     for cause in _chain(error):
         name, text = type(cause).__name__, str(cause)
         first = text.strip().split("\n")[0]
-        # By name, so that nobody has to import torch for it.
-        on_gpu = name == "OutOfMemoryError" and type(cause).__module__.startswith("torch")
-        if on_gpu or "CUBLAS_STATUS_ALLOC_FAILED" in text:
-            message = f"GPU memory is used up on rank {rank} ({first}). {SPARE_GPU}"
-            return _named(ExitCode.GPU_OUT_OF_MEMORY, message)
+        if gpumemory.is_out_of_memory(cause):
+            memory = gpumemory.details(cause, rank, micro_batch_size)
+            message = f"GPU memory is used up on rank {rank} {gpumemory.describe(memory)} ({first}). {SPARE_GPU}"
+            return replace(_named(ExitCode.GPU_OUT_OF_MEMORY, message), out_of_memory=memory)
         if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in text:
             message = f"The host's memory is used up on rank {rank} ({first or name}). {RAISE_MEMORY}"
             return End(KILLED, Reason.OUT_OF_MEMORY, message)
@@ -71,11 +76,13 @@ def _named(code: ExitCode, message: str) -> End:
     return End(code, REASONS[code], message)
 
 
-def of_signal(signal_number: int, rank: int) -> End:
-    """A rank that was killed by somebody else, or fell over."""
+def of_signal(signal_number: int, rank: int, memory: HostMemory) -> End:
+    """A rank that was killed by somebody else, or fell over. `memory` is the container's."""
     code = 128 + signal_number
     if code == KILLED:
-        message = f"Rank {rank} was killed, most likely because the host's memory was used up. {RAISE_MEMORY}"
+        known = "most likely because the host's" if not memory.kills else "because the pod's"
+        facts = describe(memory)
+        message = f"Rank {rank} was killed, {known} memory was used up{f' ({facts})' if facts else ''}. {RAISE_MEMORY}"
         return End(code, Reason.OUT_OF_MEMORY, message)
     message = f"Rank {rank} was ended by signal {signal_number}. What it logged last is in the pod's log"
     return End(code, Reason.KILLED, message)
@@ -84,22 +91,24 @@ def of_signal(signal_number: int, rank: int) -> End:
 def combine(ends: Sequence[End]) -> End:
     """One end of many: the strongest code, in the words of the first rank that has it; others are mentioned.
 
-    Ranks that ``launch`` ended don't count beside one that ended by itself. Nor does an internal error beside a rank
-    that was killed (137): it is the connection to that rank that broke.
+    Ranks that ``launch`` ended don't count beside one that ended by itself, nor echoes beside what they are echoes of.
+    Nor does an internal error, or an abort (NCCL's way), beside a rank that was killed (137): it is the connection to
+    that rank that broke.
     """
     own = [end for end in ends if not end.forced] or list(ends)
+    own = [end for end in own if not end.echo] or own
     failed = [end for end in own if end.code != 0]
     if not failed:
         if len(own) < len(ends):
             return next(end for end in ends if end.forced)
         return next((end for end in ends if end.artifact is not None), ends[0])
     if any(end.code == KILLED for end in failed):
-        failed = [end for end in failed if end.code != ExitCode.INTERNAL_ERROR]
+        failed = [end for end in failed if end.code not in (ExitCode.INTERNAL_ERROR, ABORTED)]
     code = strongest([end.code for end in failed])
     decisive = next(end for end in failed if end.code == code)
     others = sorted({f"{end.code} ({end.reason})" for end in own if end.code not in (code, 0)})
     beside = f". Other ranks ended with {', '.join(others)}" if others else ""
-    return End(code, decisive.reason, decisive.message + beside)
+    return replace(decisive, message=decisive.message + beside)
 
 
 def to_result(end: End, attempt: int, pointer: str = "", kind: Literal["prepare", "train"] = "train") -> Result:
@@ -114,6 +123,7 @@ def to_result(end: End, attempt: int, pointer: str = "", kind: Literal["prepare"
         artifact=end.artifact,
         metrics=metrics or None,
         prepared=end.prepared,
+        out_of_memory=end.out_of_memory,
     )
 
 
@@ -154,22 +164,38 @@ def _json(result: Result) -> bytes:
 
 def write_end(file: Path, end: End) -> None:
     """From a rank to ``launch``."""
-    content = asdict(end)
-    content["message"] = cut(end.message, len(end.message))
-    content["artifact"] = end.artifact.to_dict() if end.artifact else None
-    content["prepared"] = end.prepared.to_dict() if end.prepared else None
-    write_json(file, content)
+    write_json(file, to_json(end))
 
 
 def read_end(file: Path) -> End | None:
     """What a rank wrote; None when it didn't get that far."""
     try:
-        content = json.loads(file.read_bytes())
-        artifact = Artifact.model_validate(content.pop("artifact")) if content["artifact"] else None
-        prepared = Prepared.model_validate(content.pop("prepared")) if content["prepared"] else None
-        return End(**{**content, "artifact": artifact, "prepared": prepared})
+        return of_json(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def to_json(end: End) -> dict[str, Any]:
+    """For files, and for other ranks."""
+    content = asdict(end)
+    content["message"] = cut(end.message, len(end.message))
+    for name in SECTIONS:
+        section = getattr(end, name)
+        content[name] = section.to_dict() if section else None
+    return content
+
+
+def of_json(content: dict[str, Any]) -> End:
+    """What `to_json` made."""
+    sections = {name: kind.model_validate(content[name]) for name, kind in SECTIONS.items() if content[name]}
+    return End(**{**content, **sections})
+
+
+SECTIONS: dict[str, type[Artifact | Prepared | OutOfMemory]] = {
+    "artifact": Artifact,
+    "prepared": Prepared,
+    "out_of_memory": OutOfMemory,
+}
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -5,6 +5,7 @@ in a file and by its exit code how that ended. SIGTERM only sets a flag: the wor
 """
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -12,16 +13,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, ParamSpec
 
 from finetune_api.exit_codes import REASONS, ExitCode
 from finetune_api.status import Progress
 
-from finetune_trainer import director, prepared, results, workspace
+from finetune_trainer import director, heartbeat, prepared, rendezvous, results, workspace
 from finetune_trainer.errors import Preempted, Superseded, TrainerError, WorkspaceUnusable
 from finetune_trainer.handover import Handover, end_file, read_deadline
+from finetune_trainer.peers import Peers
+from finetune_trainer.reporting.api import within
 from finetune_trainer.reporting.status import Reporter
 from finetune_trainer.results import End
 from finetune_trainer.run import Run, nothing
@@ -29,7 +33,12 @@ from finetune_trainer.stopping import Stop
 
 SAVE_MARGIN = 3.0
 """Seconds between the end of a save, as planned, and being ended by force."""
+FAREWELL = 6.0
+"""Seconds that telling the other ranks may take."""
 PR_SET_PDEATHSIG = 1
+
+P = ParamSpec("P")
+Meet = Callable[[Handover, int, Peers, Callable[[], None]], str]
 
 
 def main(
@@ -38,28 +47,39 @@ def main(
     stop: Stop,
     find_workflow: Callable[[str], director.Workflow] = director.find_workflow,
     tasks: "Mapping[str, Task] | None" = None,
+    meet: Meet = rendezvous.join,
 ) -> NoReturn:
     """Run one rank to its end. Doesn't return: what libraries do at exit must not change or delay the outcome."""
     _die_with_launcher()
+    # The launcher asks for it when this rank stands still. Works in a collective and in a system call that hangs.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Rank 0 speaks for all; the others only when something is wrong.
     level = logging.WARNING if rank else logging.INFO
     logging.basicConfig(level=level, format=f"%(asctime)s rank {rank} %(message)s")
+    heartbeat.open_file(folder, rank)
     handover = Handover.read(folder)
-    reporter = _reporter(handover, folder, rank) if rank == 0 else None
+
+    def leave(end: End) -> NoReturn:
+        _leave(folder, rank, peers, end)
+
+    peers = Peers(rank, handover.world_size, handover.ranks_on_node, handover.saving_seconds, leave)
+    reporter = _reporter(handover, rank, leave) if rank == 0 else None
     try:
         _check_stop(stop)
         task = (TASKS if tasks is None else tasks).get(handover.task)
         if task is None:
-            end = _train(handover, folder, rank, stop, reporter, find_workflow)
+            end = _train(handover, folder, rank, stop, reporter, peers, find_workflow, meet)
         else:
-            end = task(handover, reporter.progress if reporter else nothing, lambda: _check_stop(stop))
+            end = task(handover, _alive(reporter.progress if reporter else nothing), _alive(lambda: _check_stop(stop)))
     except BaseException as error:
-        end = results.of_error(error, rank=rank, workspace=handover.workspace)
+        end = peers.why_lost(error) or results.of_error(
+            error, rank=rank, workspace=handover.workspace, micro_batch_size=handover.micro_batch_size
+        )
         if end.code == ExitCode.INTERNAL_ERROR and not isinstance(error, TrainerError):
             traceback.print_exc()
     if reporter is not None:
         reporter.close()
-    _leave(folder, rank, end)
+    leave(end)
 
 
 def _train(
@@ -68,15 +88,19 @@ def _train(
     rank: int,
     stop: Stop,
     reporter: Reporter | None,
+    peers: Peers,
     find_workflow: Callable[[str], director.Workflow],
+    meet: Meet,
 ) -> End:
-    workflow = find_workflow(handover.job.stage)
     ready = prepared.read(handover.folders, handover.job)
     if ready is None:
         raise WorkspaceUnusable(
             f"What was prepared for jobs/{handover.job.name} is gone from the workspace: let another attempt prepare it"
             " again, and see who removes cache/ while jobs run"
         )
+    # All ranks take rank 0's: the folders follow from it.
+    handover = replace(handover, run_id=meet(handover, rank, peers, lambda: _check_stop(stop)))
+    workflow = find_workflow(handover.job.stage)
     _check_stop(stop)
     run = Run(
         job=handover.job,
@@ -126,6 +150,16 @@ TASKS: Mapping[str, Task] = {"prepare": _prepare, "publish": _publish}
 """What ranks do besides training."""
 
 
+def _alive(call: Callable[P, None]) -> Callable[P, None]:
+    """The same, as a sign of life: preparing has no other."""
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> None:
+        heartbeat.beat("load")
+        call(*args, **kwargs)
+
+    return called
+
+
 def _check_stop(stop: Stop) -> None:
     if stop.requested:
         raise Preempted("Told to stop; there was nothing to save")
@@ -138,21 +172,22 @@ def _seconds_left(folder: Path, stop: Stop, grace: float) -> float:
     return deadline - SAVE_MARGIN - time.monotonic()
 
 
-def _reporter(handover: Handover, folder: Path, rank: int) -> Reporter:
+def _reporter(handover: Handover, rank: int, leave: Callable[[End], NoReturn]) -> Reporter:
     def superseded(why: str) -> None:
         # From the reporter's thread, while the main thread may sit in a collective: leave at once, whatever it does.
         error = Superseded(f"Nobody wants this run's result any more: {why}")
-        _leave(folder, rank, results.of_error(error, rank=rank, workspace=handover.workspace))
+        leave(results.of_error(error, rank=rank, workspace=handover.workspace))
 
     interval = handover.job.runtime.progress_interval_seconds
     return Reporter(handover.api, handover.facts, handover.folders.reports, interval, superseded)
 
 
-def _leave(folder: Path, rank: int, end: End) -> NoReturn:
+def _leave(folder: Path, rank: int, peers: Peers, end: End) -> NoReturn:
     try:
         results.write_end(end_file(folder, rank), end)
     except OSError:
         traceback.print_exc()
+    within(FAREWELL, lambda: peers.farewell(end), None)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
