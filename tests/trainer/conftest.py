@@ -1,9 +1,12 @@
 """One thread a process, set before torch is imported: small models are faster so, and sums are the same everywhere."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.trainer.forge import Forge
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
@@ -24,3 +27,11 @@ def root(tmp_path: Path, model: Path) -> Path:
     (tmp_path / "models").symlink_to(model.parent)
     tiny.save_rows(tmp_path / "data" / "rows.jsonl")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    """Forks launchers and ranks from one process that has imported them."""
+    server = Forge()
+    yield server
+    server.close()
