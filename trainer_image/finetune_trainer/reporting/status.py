@@ -18,6 +18,7 @@ from typing import Any
 from finetune_api.contract import AttemptFacts
 from finetune_api.status import Checkpoint, Progress, Result
 
+from finetune_trainer import hostmemory
 from finetune_trainer.reporting.api import SUPERSEDED, TIMEOUT, Answer, ApiServer, within
 from finetune_trainer.workspace import write_json
 
@@ -60,6 +61,8 @@ class Reporter:
         self._news = False
         self._progressing = False
         """Whether this run has said anything yet: an earlier one's progress isn't a sign of its life."""
+        self._memory = 0
+        """The most that was seen in use: what a pod that was killed for its memory is told with."""
         self._closed = False
         self._reachable = True
         self._changed = Condition()
@@ -69,7 +72,9 @@ class Reporter:
 
     def progress(self, progress: Progress) -> None:
         """Report where training is."""
-        self._put("progress", progress.to_dict())
+        self._memory = max(self._memory, hostmemory.in_use() or 0)
+        used = progress.model_copy(update={"memory_bytes": self._memory or None})
+        self._put("progress", used.to_dict())
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Report the newest checkpoint."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.model.base import Precision
+from finetune_trainer.rendezvous import COLLECTIVE_TIMEOUT
 from finetune_trainer.run import Run
 
 
@@ -46,7 +47,7 @@ def common(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
         # ranks
         "ddp_backend": None if run.world_size == 1 else "nccl" if on_gpu else "gloo",
         "ddp_find_unused_parameters": False,
-        "ddp_timeout": 1800,
+        "ddp_timeout": int(COLLECTIVE_TIMEOUT.total_seconds()),  # worker has made the group already
         # data: ours whole
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,

@@ -3,6 +3,10 @@
 Called by `steps` between optimizer steps, and by workflows at the end. The loss is the stage's own: summed over all
 ranks, divided by the tokens that count, so it doesn't depend on ranks or micro-batch. Nothing that training goes on
 with is touched.
+
+Where the GPU has no room for a batch, all ranks measure it again with half as many rows, and go on so: the rows here may
+be longer than any that training has seen, so its micro-batch is left alone. Not with sharded weights: there the other
+ranks already wait for the one that had no room.
 """
 
 import logging
@@ -14,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune_trainer import gpumemory, heartbeat
 from finetune_trainer.data.items import Items
 from finetune_trainer.data.row import IGNORED
 from finetune_trainer.run import Run
@@ -33,6 +38,8 @@ class Evaluation:
     ) -> None:
         self.run, self.splits, self.alive = run, splits, alive
         self.collate = {name: items.collator(pad_id, attention) for name, items in splits.items()}
+        self.rows = run.micro_batch_size
+        """Measured at once by each rank."""
         self.results: dict[str, float] = {}
         """Of the last complete measurement."""
 
@@ -62,6 +69,7 @@ class Evaluation:
             trainer.log(dict(metrics))
         finally:
             model.train()
+            heartbeat.beat("train", trainer.state.global_step)
         self.results = metrics | {
             "eval_samples": sum(len(items) for items in self.splits.values()),
             "eval_tokens": sum(tokens for _, tokens in sums.values()),
@@ -74,24 +82,44 @@ class Evaluation:
         """(summed loss, tokens) over all ranks, or None where they agreed to stop."""
         # Longest first: little padding, and what doesn't fit into memory shows at once.
         order = np.argsort(-items.lengths.astype(np.int64), kind="stable").tolist()
-        size = self.run.micro_batch_size
-        loss, tokens = torch.zeros((), dtype=torch.float64, device=trainer.args.device), 0
-        for first in range(0, len(order), size * self.run.world_size):
-            stops = share([self.run.stop_requested()], trainer.args.device)
-            if any(stop for (stop,) in stops):
-                return None
+        device = trainer.args.device
+        loss, tokens, first = torch.zeros((), dtype=torch.float64, device=device), 0, 0
+        while first < len(order):
             self.alive()
-            mine = order[first + self.run.rank * size :][:size]
+            heartbeat.beat("evaluate", trainer.state.global_step)
+            mine = order[first + self.run.rank * self.rows :][: self.rows]
             # A rank that has none left still takes part: sharded weights are gathered by all or by none.
-            batch = trainer._prepare_inputs(collate(mine or order[-1:]))
-            del batch["tokens"]
-            count = int((batch["labels"][:, 1:] != IGNORED).sum())
-            with torch.no_grad(), trainer.compute_loss_context_manager():
-                summed = trainer.negative_log_likelihood(model, batch)
-            if mine:
+            summed, count = self._measured(trainer, model, collate(mine or order[-1:]))
+            verdicts = share([self.run.stop_requested(), summed is None], device)
+            stop_on, no_room_on = zip(*verdicts, strict=True)
+            if any(stop_on):
+                return None
+            if any(no_room_on):
+                self.rows = max(1, self.rows // 2)
+                if self.run.is_main:
+                    log.warning("no room on the GPU: the evaluation goes on with %d rows at once", self.rows)
+                continue
+            if mine and summed is not None:
                 loss, tokens = loss + summed.double(), tokens + count
+            first += len(verdicts) * self.rows
         losses, counts = zip(*share([float(loss), tokens], trainer.args.device), strict=True)
         return sum(losses), int(sum(counts))
+
+    def _measured(self, trainer: Any, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor | None, int]:
+        """(summed loss, tokens) of one batch of this rank; no loss where there was no room for it, but for less."""
+        batch = trainer._prepare_inputs(batch)
+        del batch["tokens"]
+        count = int((batch["labels"][:, 1:] != IGNORED).sum())
+        try:
+            with torch.no_grad(), trainer.compute_loss_context_manager():
+                return trainer.negative_log_likelihood(model, batch), count
+        except RuntimeError as error:
+            if not gpumemory.is_out_of_memory(error) or self.rows == 1 or self.run.job.training.parallelism == "fsdp":
+                setattr(error, gpumemory.ROWS, self.rows)
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None, count
 
 
 def summary(sums: dict[str, tuple[float, int]]) -> dict[str, float]:
