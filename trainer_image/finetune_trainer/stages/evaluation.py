@@ -4,9 +4,9 @@ Called by `steps` between optimizer steps, and by workflows at the end. The loss
 ranks, divided by the tokens that count, so it doesn't depend on ranks or micro-batch. Nothing that training goes on
 with is touched.
 
-Where the GPU has no room for a batch, all ranks measure it again with half as many rows, and go on so: the rows here may
-be longer than any that training has seen, so its micro-batch is left alone. Not with sharded weights: there the other
-ranks already wait for the one that had no room.
+Where the GPU has no room for a batch, all ranks measure it again with half as many rows, and go on so: the rows here
+may be longer than any that training has seen, so its micro-batch is left alone. Not with sharded weights: there the
+other ranks already wait for the one that had no room.
 """
 
 import logging
