@@ -18,7 +18,9 @@ SIZES: dict[str, dict[str, Any]] = {
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "lora": {"rank": 16}},
     "lora with modules": {"method": "lora", "lora": {"rank": 4, "modulesToSave": ["embed_tokens"]}},
+    "dora": {"method": "lora", "lora": {"rank": 1, "dora": True}},
     "qlora": {"method": "qlora", "lora": {"rank": 8}},
+    "qdora": {"method": "qlora", "lora": {"rank": 1, "dora": True}},
     "qlora, one scale": {"method": "qlora", "quantization": {"doubleQuantization": False}},
     "qlora 8 bit": {"method": "qlora", "quantization": {"bits": 8}},
     "full": {"method": "full"},

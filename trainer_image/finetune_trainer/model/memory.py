@@ -128,21 +128,34 @@ def without_weights(config: Any, tuning: TuningSpec, precision: Precision, vocab
     """The job's model, its trained weights marked, on the meta device: shapes and no memory."""
     with torch.device("meta"):
         make: Any = AutoModelForCausalLM.from_config
-        model: PreTrainedModel = make(config, dtype=torch.float32)
+        # A config of a type that transformers doesn't know has been read by the model's own code, so that may run.
+        own = type(config) not in AutoModelForCausalLM._model_mapping
+        model: PreTrainedModel = make(config, dtype=torch.float32, trust_remote_code=own)
         if vocab_extra:
             rows: Any = model.get_input_embeddings()
             model.resize_token_embeddings(rows.weight.shape[0] + vocab_extra, mean_resizing=False)
         new = list(vocabulary.embeddings(model)) if vocab_extra else []
         if tuning.method in ("lora", "qlora"):
-            # Without DoRA the model is the same but for one vector per layer, which needs weights to be made.
-            lora = (tuning.lora or LoraSpec()).model_copy(update={"dora": False})
-            tuned: Any = adapters.add(model, lora, 0, new)
+            lora = tuning.lora or LoraSpec()
+            tuned: Any = adapters.add(model, lora.model_copy(update={"dora": False}), 0, new)
+            if lora.dora:
+                _add_magnitudes(tuned)
         else:
             tuned = adapters.apply(model, tuning, 0)
             for layer in vocabulary.embeddings(model).values() if new else ():
                 layer.requires_grad_(True)
     adapters.cast_trainable(tuned, precision)
     return tuned
+
+
+def _add_magnitudes(tuned: nn.Module) -> None:
+    """DoRA's vector beside each adapter, which peft can make only of weights that are there: one number per output."""
+    for module in list(tuned.modules()):
+        if hasattr(module, "lora_magnitude_vector"):
+            outputs = next(iter(module.lora_B.values())).out_features
+            vector = nn.Module()
+            vector.weight = nn.Parameter(torch.empty(outputs, device="meta"))
+            module.lora_magnitude_vector["default"] = vector
 
 
 def _quantised(model: Any, tuning: TuningSpec) -> Iterator[str]:
