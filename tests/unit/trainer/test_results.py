@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from finetune_api.contract import TERMINATION_MESSAGE_BYTES
-from finetune_api.status import Artifact, Result
-from finetune_trainer import errors, results
+from finetune_api.status import Artifact, OutOfMemory, Result
+from finetune_trainer import errors, heartbeat, results
 from finetune_trainer.results import End
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,6 +83,23 @@ def ends(*codes: int, forced: tuple[int, ...] = ()) -> list[End]:
 def test_one_end_of_many(several: list[End], code: int) -> None:
     assert results.combine(several).code == code
     assert results.combine(several[::-1]).code == code
+
+
+def test_an_echo_does_not_hide_what_it_is_an_echo_of() -> None:
+    """One node's ranks lost their connection to a rank here, which knows why it ended."""
+    own, echo = End(137, "OutOfMemory", "killed"), End(70, "InternalError", "connection lost", echo=True)
+    assert results.combine([echo, own]).message == "killed"
+    assert results.combine([echo, echo]).echo
+
+
+def test_what_did_not_fit_reaches_status() -> None:
+    heartbeat.beat("evaluate", 7)
+    error = OutOfMemoryError("CUDA out of memory. Tried to allocate")
+    end = results.of_error(error, rank=3, workspace=Path("/ws"), micro_batch_size=4)
+    told = results.to_result(results.combine([end, *ends(forced=(137,))]), 1).out_of_memory
+    assert told == OutOfMemory(phase="evaluate", rank=3, micro_batch_size=4)
+    assert "on rank 3 in phase evaluate with a micro-batch of 4" in end.message
+    assert results.of_json(json.loads(json.dumps(results.to_json(end)))) == end
 
 
 def test_success_carries_the_artifact_of_the_rank_that_wrote_it() -> None:
