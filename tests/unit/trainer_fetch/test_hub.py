@@ -37,6 +37,14 @@ def test_a_model_is_its_weights_and_tokenizer_and_no_code(hub: Hub, places: Plac
     assert heard[-1] == (sum(map(len, wanted.values())),) * 2
 
 
+def test_code_comes_along_where_it_may_run(hub: Hub, places: Places) -> None:
+    hub.add("org/small", {**MODEL, "tests/run.py": b"of the repository", ".hidden.py": b""})
+    plain = fetch(URI, "model", places)
+    fetched = fetch(URI, "model", places, code=True)
+    assert set(files(fetched)) - set(files(plain)) == {"modeling.py"}
+    assert files(fetch(URI, "model", places)) == files(plain)
+
+
 def test_the_digest_is_that_of_the_same_folder_on_a_volume(hub: Hub, places: Places, tmp_path: Path) -> None:
     hub.add("org/small", MODEL)
     fetched = fetch(URI, "model", places)

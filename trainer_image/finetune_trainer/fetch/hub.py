@@ -40,26 +40,29 @@ def fetch(
     places: Places,
     split: str | None,
     subset: str | None,
+    code: bool,
     progress: Callable[[int, int], None],
     check_stop: Callable[[], None],
 ) -> Fetched:
     """As `source.fetch`. A revision that can't move is found in the store without asking the hub; of one that can, the
     hub is asked, and nothing old is taken for new when it doesn't answer."""
-    folder = _folder(place, kind, split, subset)
+    folder = _folder(place, kind, split, subset, code)
     pinned = place.revision if place.revision and re.fullmatch(COMMIT, uri) else None
     if pinned and (found := store.look_up(places, folder, pinned, uri)):
         return found
-    remote = patiently(lambda: _remote(uri, place, kind, folder, split, subset), check_stop)
+    remote = patiently(lambda: _remote(uri, place, kind, folder, split, subset, code), check_stop)
     return store.keep(remote, places, progress, check_stop)
 
 
-def _folder(place: HubPath, kind: Kind, split: str | None, subset: str | None) -> str:
-    what = "data" if kind == "data" else "model"
+def _folder(place: HubPath, kind: Kind, split: str | None, subset: str | None, code: bool) -> str:
+    what = "data" if kind == "data" else "model with code" if code else "model"
     asked = "\n".join([place.repository, what, place.path, split or "", subset or ""])
     return f"hub/{short(place.repository, asked)}"
 
 
-def _remote(uri: str, place: HubPath, kind: Kind, folder: str, split: str | None, subset: str | None) -> Remote:
+def _remote(
+    uri: str, place: HubPath, kind: Kind, folder: str, split: str | None, subset: str | None, code: bool
+) -> Remote:
     repo_type = "dataset" if kind == "data" else "model"
     api = HfApi(endpoint=endpoint())
     with errors(uri):
@@ -78,7 +81,7 @@ def _remote(uri: str, place: HubPath, kind: Kind, folder: str, split: str | None
     if kind == "data":
         chosen = select.data_files(below, uri, split, subset, _card(uri, place, repo_type, commit, files))
     else:
-        chosen = {name: name for name in select.model_files(below, uri)}
+        chosen = {name: name for name in select.model_files(below, uri, code=code)}
     wanted = [
         _remote_file(uri, place.repository, repo_type, commit, files[prefix + name], to) for name, to in chosen.items()
     ]

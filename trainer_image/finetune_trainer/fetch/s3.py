@@ -28,17 +28,18 @@ def fetch(
     kind: Kind,
     places: Places,
     split: str | None,
+    code: bool,
     progress: Callable[[int, int], None],
     check_stop: Callable[[], None],
 ) -> Fetched:
     """As `source.fetch`."""
     with bucket.errors(uri):
         client = bucket.client()
-    remote = patiently(lambda: _remote(uri, place, kind, client, split), check_stop)
+    remote = patiently(lambda: _remote(uri, place, kind, client, split, code), check_stop)
     return store.keep(remote, places, progress, check_stop)
 
 
-def _remote(uri: str, place: S3Path, kind: Kind, client: Any, split: str | None) -> Remote:
+def _remote(uri: str, place: S3Path, kind: Kind, client: Any, split: str | None, code: bool) -> Remote:
     with bucket.errors(uri):
         objects = bucket.listing(client, place.bucket, place.prefix)
     if not objects:
@@ -52,12 +53,12 @@ def _remote(uri: str, place: S3Path, kind: Kind, client: Any, split: str | None)
         if kind == "data":
             selected = select.data_files(names, uri, split, None, None)
         else:
-            selected = {name: name for name in select.model_files(names, uri)}
+            selected = {name: name for name in select.model_files(names, uri, code=code)}
         chosen = {prefix + name: to for name, to in selected.items()}
     files = [_remote_file(uri, client, place.bucket, objects[key], name) for key, name in chosen.items()]
     content = "\n".join(f"{key}\t{objects[key]['Size']}\t{objects[key]['ETag']}" for key in sorted(chosen))
     version = hashlib.sha256(content.encode()).hexdigest()[:40]
-    asked = "\n".join([place.bucket, place.prefix, kind, split or ""])
+    asked = "\n".join([place.bucket, place.prefix, kind, split or "", *(["code"] if code else [])])
     return Remote(uri, f"s3/{short(f'{place.bucket}/{place.prefix}', asked)}", version, None, path, files)
 
 

@@ -1,8 +1,9 @@
 """Which files of a source are fetched.
 
 Called by ``hub`` and ``s3``. Of a model: weights as safetensors, configuration and tokenizer; never pickles, which run
-code when they are read. Of data: the files of the split and subset. Where names leave a doubt, more is fetched rather
-than less: `data.files` decides among what is there, and says what it misses.
+code when they are read, and its Python files only where they may be run. Of data: the files of the split and subset.
+Where names leave a doubt, more is fetched rather than less: `data.files` decides among what is there, and says what it
+misses.
 """
 
 import re
@@ -21,10 +22,13 @@ SHOWN = 10
 SPLITS = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval", "evaluation"))
 
 
-def model_files(names: Iterable[str], uri: str) -> list[str]:
-    """Raises NotFound when there are no weights, saying what is there instead."""
+def model_files(names: Iterable[str], uri: str, *, code: bool = False) -> list[str]:
+    """With ``code`` also the Python files beside the weights. Raises NotFound when there are no weights, saying what is
+    there instead."""
     names = sorted(names)
     chosen = [n for n in names if _shown(n) and n.endswith(MODEL) and not n.endswith(".onnx.json")]
+    if code:
+        chosen += [n for n in names if _shown(n) and n.endswith(".py") and "/" not in n]
     # A repository may hold the same weights for other programs in folders of their own.
     top = [n for n in chosen if "/" not in n]
     if any(n.endswith(".safetensors") for n in top):

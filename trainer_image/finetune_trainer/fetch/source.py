@@ -20,10 +20,12 @@ def fetch(
     *,
     split: str | None = None,
     subset: str | None = None,
+    code: bool = False,
     progress: Callable[[int, int], None] = _unheard,
     check_stop: Callable[[], None] = _unheard,
 ) -> Fetched:
     """Make a source readable: ``progress`` hears (bytes done, bytes in all), ``check_stop`` may raise at any moment.
+    With ``code`` a model's own Python files come along; only where job and installation both let them run.
 
     What comes from a hub or a bucket is checked against what the server says it is. Raises NotFound, AccessDenied,
     SourceUnreachable, InvalidSpec, NoSpace.
@@ -37,8 +39,8 @@ def fetch(
     if isinstance(place, HubPath):
         from finetune_trainer.fetch import hub
 
-        return hub.fetch(uri, place, kind, places, split, subset, progress, check_stop)
+        return hub.fetch(uri, place, kind, places, split, subset, code, progress, check_stop)
     assert isinstance(place, S3Path)
     from finetune_trainer.fetch import s3
 
-    return s3.fetch(uri, place, kind, places, split, progress, check_stop)
+    return s3.fetch(uri, place, kind, places, split, code, progress, check_stop)

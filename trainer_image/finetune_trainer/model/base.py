@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from finetune_api.contract import ResolvedJob
 from finetune_api.training import TrainingSpec
 from finetune_api.tuning import QuantizationSpec
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -29,7 +28,7 @@ def check(folder: Path, source: str, *, allow_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=allow_remote_code)
     except Exception as error:
-        hint = " It brings its own code, which is not run." if "auto_map" in raw and not allow_remote_code else ""
+        hint = "" if allow_remote_code else model_folder.code_hint(folder)
         raise InvalidSpec(
             f"model.source: {source} is of type {raw.get('model_type')!r}, which can't be loaded.{hint} ({error})"
         ) from error
@@ -41,9 +40,7 @@ def check(folder: Path, source: str, *, allow_remote_code: bool = False) -> Any:
     return config
 
 
-def remote_code(job: ResolvedJob) -> bool:
-    """A model's own code is run only where the job and the installation both say so."""
-    return job.model.trust_remote_code and job.runtime.allow_remote_code
+remote_code = model_folder.may_run_code
 
 
 def check_rows(config: Any, longest: int, highest_id: int) -> None:

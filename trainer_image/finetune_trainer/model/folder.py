@@ -1,4 +1,4 @@
-"""The folder a model comes in: Hugging Face layout, safetensors, no code.
+"""The folder a model comes in: Hugging Face layout, safetensors, and code only where two allow it.
 
 Called before anything is loaded, so that a wrong folder is named within a second of start.
 """
@@ -18,6 +18,8 @@ from finetune_trainer.run import Folders, check_readable
 WEIGHTS = "*.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+CONFIGS = ("config.json", "tokenizer_config.json")
+"""Files that may name code."""
 
 
 def of_job(job: ResolvedJob, folders: Folders) -> Path:
@@ -53,6 +55,50 @@ def check(folder: Path, source: str) -> dict[str, Any]:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise NotFound(f"model.source: {source} has no tokenizer (tokenizer.json)")
     return dict(config)
+
+
+def may_run_code(job: ResolvedJob) -> bool:
+    """A model's own code is run only where the job and the installation both say so."""
+    return job.model.trust_remote_code and job.runtime.allow_remote_code
+
+
+def check_code(folder: Path, source: str) -> None:
+    """The code that a model brings lies beside it, all of it: what is run is what was fetched. Raises InvalidSpec."""
+    for config, name in _code(folder):
+        if "--" in name:
+            raise InvalidSpec(
+                f"model.source: {config} of {source} names code of another repository ({name}). Only code beside the"
+                " model is run: copy its Python files there, and take what stands before -- out of the name"
+            )
+        file = name.split(".")[0] + ".py"
+        if not (folder / file).is_file():
+            raise InvalidSpec(f"model.source: {config} of {source} names the code {name}, but there is no {file}")
+
+
+def code_hint(folder: Path) -> str:
+    """Why a model may not load that is loaded without its code; empty for one that brings none."""
+    if not _code(folder):
+        return ""
+    return (
+        " It brings its own code, which is not run unless the job sets model.trustRemoteCode (a hub's model then needs"
+        " a commit as its revision) and who installed the operator sets the chart's trainer.allowRemoteCode; without an"
+        " operator that is --allow-remote-code."
+    )
+
+
+def _code(folder: Path) -> list[tuple[str, str]]:
+    """(config file, file and class) for all that the folder's configs name, as "modeling_x.XModel"."""
+    found = []
+    for config in CONFIGS:
+        try:
+            content = json.loads((folder / config).read_bytes())
+        except (FileNotFoundError, ValueError):
+            continue
+        named = content.get("auto_map") if isinstance(content, dict) else None
+        for value in named.values() if isinstance(named, dict) else [named]:
+            names = value if isinstance(value, list) else [value]
+            found += [(config, name) for name in names if isinstance(name, str)]
+    return found
 
 
 def check_adapter(folder: Path, source: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers import AddedToken, AutoTokenizer, GenerationConfig
 
 from finetune_trainer.data.templates import named
 from finetune_trainer.errors import InvalidSpec
+from finetune_trainer.model.folder import code_hint
 
 
 def load(
@@ -28,7 +29,8 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
     except Exception as error:  # transformers raises whatever its parsers do
-        raise InvalidSpec(f"model.source: its tokenizer can't be loaded: {error}") from error
+        hint = "" if code else code_hint(folder)
+        raise InvalidSpec(f"model.source: its tokenizer can't be loaded.{hint} ({error})") from error
     if model:
         _add(tokenizer, model)
     if tokenizer.pad_token is None:

@@ -82,12 +82,15 @@ def run(
 
     sets = [(spec, of_dataset(spec)) for spec in job.datasets]
     held = [(spec, of_dataset(spec)) for spec in (job.evaluation.datasets or [])] if job.evaluation else []
-    model = fetched(job.model.source, "model")
+    code = model_folder.may_run_code(job)
+    model = fetched(job.model.source, "model", code=code)
     adapter = fetched(job.tuning.adapter.source, "adapter") if job.tuning.adapter else None
 
     # Check and tokenize, unless that was done before
     say("Validating", 0)
     model_folder.check(model.path, job.model.source)
+    if code:
+        model_folder.check_code(model.path, job.model.source)
     tools, template = _tools(job, model)
     contents = [got.digest for _, got in (*sets, *held)]
     key = cache.key(job, contents, tokenizer_digest(tools.tokenizer), template)
@@ -190,8 +193,7 @@ def _tools(job: ResolvedJob, model: Fetched) -> tuple[Tools, dict[str, Any] | No
     """What makes tokens of rows, and how it does so in words."""
     from finetune_trainer.model import tokenizer
 
-    remote = job.model.trust_remote_code and job.runtime.allow_remote_code
-    tokens = tokenizer.load(model.path, job.model, job.template.name, allow_remote_code=remote)
+    tokens = tokenizer.load(model.path, job.model, job.template.name, allow_remote_code=model_folder.may_run_code(job))
     cutoff = 0 if job.training.packing == "wrapped" else job.training.cutoff_length
     if job.stage == "pt":
         return Tools(tokens, None, cutoff), None
