@@ -17,6 +17,7 @@ from finetune_operator.observed import BatchView, JobView, Key, Raw
 
 TIMEOUT_SECONDS = 20
 PAGE = 500
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _PLURALS = {
     "FineTuneJob": PLURAL,
     "Job": "jobs",
@@ -86,6 +87,14 @@ class Cluster:
     async def get_batch(self, namespace: str, name: str) -> Raw | None:
         return await self._get(_path("batch/v1", "jobs", namespace, name))
 
+    async def get_claim(self, namespace: str, name: str) -> Raw | None:
+        return await self._get(_path("v1", "persistentvolumeclaims", namespace, name))
+
+    async def node_labels(self, selector: str) -> list[dict[str, str]]:
+        """The labels of the nodes that fit; nothing else of them is asked for."""
+        items, _ = await self._list(_path("v1", "nodes"), {"labelSelector": selector}, METADATA_ONLY)
+        return [item["metadata"].get("labels") or {} for item in items]
+
     # What changes it
 
     async def apply_status(self, view: JobView, status: Raw) -> Raw:
@@ -151,12 +160,12 @@ class Cluster:
 
     # How
 
-    async def _list(self, path: str, query: dict[str, str]) -> tuple[list[Raw], int]:
+    async def _list(self, path: str, query: dict[str, str], accept: str = "application/json") -> tuple[list[Raw], int]:
         items: list[Raw] = []
         token = ""
         while True:
             page = await self._call(
-                "GET", path, {**query, "limit": str(PAGE), **({"continue": token} if token else {})}
+                "GET", path, {**query, "limit": str(PAGE), **({"continue": token} if token else {})}, accept=accept
             )
             items += page.get("items") or []
             token = page["metadata"].get("continue", "")
@@ -182,8 +191,9 @@ class Cluster:
         query: dict[str, str] | None = None,
         body: Raw | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Raw:
-        headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers = {"Accept": accept, "Content-Type": content_type}
         verb, url, headers, content, _ = await self._api.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )

@@ -1,7 +1,7 @@
 """How an attempt can end, and what follows: the table that judging and the Job's podFailurePolicy share.
 
-Rows are in order of strength: across ranks the first row that fits any rank decides. The Job controller goes through
-its rules in the same order, so the Job itself remembers the class where it outlives the pods.
+Both are in order of strength: among the pods of an attempt the strongest class decides. The Job controller goes through
+its rules in that order, so the Job itself remembers the class where it outlives the pods.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from finetune_api.exit_codes import ExitCode
 
 
 class EndClass(StrEnum):
-    """What follows from the end of an attempt."""
+    """What follows from the end of an attempt, the strongest first."""
 
     DONE = "done"
     USER_ERROR = "user error"
@@ -21,7 +21,7 @@ class EndClass(StrEnum):
     FATAL = "fatal"
     """Failed: somebody has to do something first."""
     GPU_OUT_OF_MEMORY = "gpu out of memory"
-    """Next attempt with a smaller micro-batch, uncounted."""
+    """Next attempt with a smaller micro-batch, uncounted. (What a smaller one would not help is a retry.)"""
     RETRY = "retry"
     """Next attempt, counted against backoffLimit."""
 

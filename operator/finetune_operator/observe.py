@@ -1,16 +1,17 @@
 """From the cache, and from the server where the cache isn't enough, to what a plan looks at.
 
-Live reads are for the moments that matter: before a Job is created, when one has ended, and when pods hang without
-saying why.
+Live reads are for the moments that matter: before an attempt is begun and its Job created, when one has ended, and when
+pods hang without saying why.
 """
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.status import Attempt, FineTuneJobStatus
 
 from finetune_operator.cache import Cache
-from finetune_operator.cluster import Cluster, owners
+from finetune_operator.cluster import ApiError, Cluster, owners
 from finetune_operator.names import Kind
 from finetune_operator.observed import (
     BatchView,
@@ -19,15 +20,20 @@ from finetune_operator.observed import (
     Key,
     Observed,
     PodView,
+    Raw,
     batch_view,
+    claim_modes,
     event_view,
     job_view,
+    least_gpu_memory,
     parse_time,
     pod_view,
 )
 from finetune_operator.plan.attempts import current, kind_due
 from finetune_operator.plan.conditions import is_terminal
 from finetune_operator.plan.startup import needs_events
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Observer:
 
     cache: Cache
     cluster: Cluster
+    read_node_labels: bool = False
 
     async def observe(self, key: Key, now: datetime) -> tuple[JobView, Observed] | None:
         """The FineTuneJob and its children; None when there is nothing to plan for."""
@@ -46,8 +53,11 @@ class Observer:
         batches = tuple(batch for batch in self.cache.batches.of(key) if batch.owner_uid == view.uid)
         kind = kind_due(status, batches)
         attempt = current(status, kind)
-        if is_terminal(status) or attempt is None or attempt.state == "Ended":
+        if is_terminal(status):
             return view, Observed(batches)
+        if attempt is None or attempt.state == "Ended":
+            lives = any(not batch.finished for batch in batches)
+            return view, Observed(batches, workspace_modes=None if lives else await self._workspace_modes(view))
         batch = Observed(batches).of(kind).batch(attempt.number)
         refused = ""
         if batch is None or batch.finished:
@@ -58,10 +68,15 @@ class Observer:
         if batch is None:
             batch, refused = await self._live_batch(view, attempt)
             batches = (*batches, batch) if batch else batches
+        if batch is None and attempt.state == "Starting" and attempt.reason is None:
+            modes = await self._workspace_modes(view)
+            memory = await self._gpu_memory(view) if kind == "prepare" else None
+            pods = await self._pods(key, kind, attempt, live=True)
+            return view, Observed(batches, pods, refused=refused, workspace_modes=modes, gpu_memory_bytes=memory)
         pods = await self._pods(key, kind, attempt, live=batch is None or batch.finished)
         events: tuple[EventView, ...] = ()
-        ranks = int(view.spec.get("resources", {}).get("nodes", 1)) if kind == "train" else 1
-        if batch and not batch.finished and needs_events(pods, ranks, parse_time(attempt.start_time), now):
+        nodes = int(_resources(view).get("nodes", 1)) if kind == "train" else 1
+        if batch and not batch.finished and needs_events(pods, nodes, parse_time(attempt.start_time), now):
             events = await self._events(batch, pods)
         return view, Observed(batches, pods, events, refused)
 
@@ -95,7 +110,37 @@ class Observer:
         # A job deleted and made anew has the same name, but other Jobs.
         return tuple(view for view in seen if view.name.startswith(attempt.job + "-"))
 
+    async def _workspace_modes(self, view: JobView) -> tuple[str, ...] | None:
+        """How the user's claim may be mounted, where that matters: by pods on several nodes."""
+        name = (view.spec.get("workspace") or {}).get("claimName")
+        if not name or int(_resources(view).get("nodes", 1)) == 1:
+            return None
+        raw = await self.cluster.get_claim(view.namespace, name)
+        return claim_modes(raw) if raw else None
+
+    async def _gpu_memory(self, view: JobView) -> int | None:
+        """The least memory of a GPU among the nodes that the job's nodeSelector leaves, by the label that NVIDIA's GPU
+        feature discovery gives them. Only the estimate that preparing makes uses it."""
+        wanted = _resources(view)
+        resource = wanted.get("gpuResource", "nvidia.com/gpu")
+        if not self.read_node_labels or wanted.get("gpuMemory") or not wanted.get("gpusPerNode", 1):
+            return None
+        label = f"{resource}.memory"
+        selector = [label, *(f"{key}={value}" for key, value in (wanted.get("nodeSelector") or {}).items())]
+        try:
+            nodes = await self.cluster.node_labels(",".join(selector))
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            log.warning("cannot read the nodes' labels, so estimates are not held against them: %s", error)
+            return None
+        return least_gpu_memory(labels.get(label, "") for labels in nodes)
+
     async def _events(self, batch: BatchView, pods: tuple[PodView, ...]) -> tuple[EventView, ...]:
         about = [batch.uid, *(pod.uid for pod in pods if not pod.running and not pod.gone)]
         raws = [raw for uid in about[:5] for raw in await self.cluster.events_about(batch.key[0], uid)]
         return tuple(event_view(raw) for raw in raws)
+
+
+def _resources(view: JobView) -> Raw:
+    return view.spec.get("resources") or {}

@@ -5,6 +5,7 @@ watches, lists and single reads all give them.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -102,6 +103,7 @@ class PodView:
     kind: Kind
     attempt: int
     rank: int
+    """Its place among the attempt's pods, from 0: torch's node rank."""
     created: datetime
     deleting: bool
     phase: str
@@ -116,6 +118,8 @@ class PodView:
     waiting_message: str
     running: bool
     exit_code: int | None
+    ended: str
+    """When its container ended, as Kubernetes writes it; empty while it hasn't."""
     terminated_reason: str
     terminated_message: str
     """The termination message: the trainer's Result as JSON, if it got that far."""
@@ -125,6 +129,10 @@ class PodView:
     def gone(self) -> bool:
         """Whether no process of it can be left."""
         return self.phase in ("Succeeded", "Failed")
+
+    def called(self, nodes: int) -> str:
+        """What to call it among so many."""
+        return f"Pod {self.name}" if nodes == 1 else f"Node rank {self.rank} (pod {self.name})"
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,11 @@ class Observed:
     """Events of the current attempt's Job and pods, listed only while it doesn't come up."""
     refused: str = ""
     """Why the attempt's objects can't be made: the API server's words, or whose the name is that its Job needs."""
+    workspace_modes: tuple[str, ...] | None = None
+    """Access modes of the user's own claim, looked up before an attempt on several nodes is made; None: not there, or
+    not looked up."""
+    gpu_memory_bytes: int | None = None
+    """What the nodes' labels say of a GPU's memory, looked up before an attempt at preparing is made."""
 
     def of(self, kind: Kind) -> "Observed":
         """What concerns attempts of one kind."""
@@ -250,10 +263,23 @@ def pod_view(raw: Raw) -> PodView | None:
         waiting_message=waiting.get("message", ""),
         running="running" in state,
         exit_code=terminated.get("exitCode"),
+        ended=terminated.get("finishedAt") or "",
         terminated_reason=terminated.get("reason", ""),
         terminated_message=terminated.get("message", ""),
         memory_limit=((spec_container.get("resources") or {}).get("limits") or {}).get("memory", ""),
     )
+
+
+def claim_modes(raw: Raw) -> tuple[str, ...]:
+    """How a claim may be mounted: as was asked, and as the volume that it got allows."""
+    asked = (raw.get("spec") or {}).get("accessModes") or []
+    given = (raw.get("status") or {}).get("accessModes") or []
+    return tuple(dict.fromkeys([*asked, *given]))
+
+
+def least_gpu_memory(labels: Iterable[str]) -> int | None:
+    """Bytes, from values of nvidia.com/gpu.memory, which counts MiB; what isn't a number says nothing."""
+    return min((int(text) * 2**20 for text in labels if re.fullmatch(r"[1-9][0-9]{0,8}", text)), default=None)
 
 
 def event_view(raw: Raw) -> EventView:

@@ -40,7 +40,7 @@ class Reconciler:
     async def reconcile(self, key: Key) -> float | None:
         """Seconds until the key wants to be looked at again, or None. Raises ApiError; the queue then backs off."""
         now = self.clock()
-        seen = await Observer(self.cache, self.cluster).observe(key, now)
+        seen = await Observer(self.cache, self.cluster, self.settings.read_node_labels).observe(key, now)
         if seen is None:
             return None
         view, observed = seen

@@ -29,6 +29,8 @@ class Settings(BaseModel):
     """Let jobs that ask for GPUs train on the CPU: for clusters whose GPUs are make-believe."""
     allow_remote_code: bool = False
     """Let jobs run code that a model's repository brings (model.trustRemoteCode)."""
+    read_node_labels: bool = False
+    """Ask the nodes' labels how much memory a GPU has, where a job doesn't say (resources.gpuMemory)."""
     hub_endpoint: str = ""
     """HF_ENDPOINT of the pods: a mirror of the Hugging Face hub. Empty: the hub itself."""
     s3_endpoint: str = ""

@@ -102,6 +102,7 @@ def test_values_reach_the_operator(helm: Path) -> None:
             helm,
             "trainer.allowCpu=true",
             "trainer.allowRemoteCode=true",
+            "trainer.readNodeLabels=true",
             "trainer.hubEndpoint=https://hub.example",
             "trainer.s3Endpoint=https://s3.example",
             "trainer.progressIntervalSeconds=60",
@@ -120,6 +121,7 @@ def test_values_reach_the_operator(helm: Path) -> None:
         "FINETUNE_TRAINER_CLUSTER_ROLE": "finetune-trainer",
         "FINETUNE_ALLOW_CPU": "true",
         "FINETUNE_ALLOW_REMOTE_CODE": "true",
+        "FINETUNE_READ_NODE_LABELS": "true",
         "FINETUNE_HUB_ENDPOINT": "https://hub.example",
         "FINETUNE_S3_ENDPOINT": "https://s3.example",
         "FINETUNE_PROGRESS_INTERVAL_SECONDS": "60",
@@ -204,6 +206,15 @@ def test_the_operators_rights_are_these_and_no_more(helm: Path) -> None:
     """The golden file is what a security review reads; a change of it is a decision."""
     rules = only(render(helm), "ClusterRole", chart.RELEASE)["rules"]
     assert rules == yaml.safe_load(GOLDEN.read_text())
+
+
+def test_nodes_are_listed_only_by_an_operator_that_is_told_to(helm: Path) -> None:
+    def may(*settings: str) -> list[list[str]]:
+        rules = only(render(helm, *settings), "ClusterRole", chart.RELEASE)["rules"]
+        return [rule["verbs"] for rule in rules if "nodes" in rule["resources"]]
+
+    assert may() == []
+    assert may("trainer.readNodeLabels=true") == [["list"]]
 
 
 def test_no_role_has_a_wildcard_or_a_secret(helm: Path) -> None:

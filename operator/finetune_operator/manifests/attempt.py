@@ -30,14 +30,14 @@ def children(
     claim = workspace_claim(facts, spec)
     if claim is not None:
         out.append(claim)
-    if ranks(facts, resolved) > 1:
+    if pods(facts, resolved) > 1:
         out.append(service(facts, spec))
     out.append(attempt_job(facts, spec, resolved, image, settings))
     return tuple(out)
 
 
-def ranks(facts: AttemptFacts, resolved: ResolvedJob) -> int:
-    """Pods of the attempt."""
+def pods(facts: AttemptFacts, resolved: ResolvedJob) -> int:
+    """How many an attempt has: one a node, and one to prepare."""
     return resolved.runtime.nodes if facts.kind == "train" else 1
 
 
@@ -45,15 +45,15 @@ def attempt_job(
     facts: AttemptFacts, spec: FineTuneJobSpec, resolved: ResolvedJob, image: str, settings: Settings
 ) -> Manifest:
     """The Job of one attempt: it never retries by itself, and remembers how it ended."""
-    pods = ranks(facts, resolved)
+    number = pods(facts, resolved)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": _metadata(facts, spec),
         "spec": {
             "completionMode": "Indexed",
-            "completions": pods,
-            "parallelism": pods,
+            "completions": number,
+            "parallelism": number,
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [_rule(row) for row in ROWS]},
@@ -63,7 +63,7 @@ def attempt_job(
 
 
 def service(facts: AttemptFacts, spec: FineTuneJobSpec) -> Manifest:
-    """Headless: gives each rank a host name, before it is ready."""
+    """Headless: gives each pod a host name that the others find, before it is ready."""
     labels = child_labels(facts.name, spec.stage, facts.kind, facts.attempt)
     return {
         "apiVersion": "v1",

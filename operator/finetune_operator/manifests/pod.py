@@ -30,7 +30,7 @@ def pod_template(
         # Also where the account says otherwise: without its token a run can report nothing.
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": wanted.termination_grace_period_seconds,
+        "terminationGracePeriodSeconds": facts.grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -45,7 +45,9 @@ def pod_template(
         "volumes": volumes(facts.name, spec),
     }
     if facts.kind == "train" and resolved.runtime.nodes > 1:
+        # The Job controller makes a pod's host name of Job and index: <job>-0.<job> is where the ranks meet.
         pod["subdomain"] = facts.job_name
+        pod["topologySpreadConstraints"] = [_spread(facts)]
     pull_secrets = [*settings.trainer_pull_secrets, *(wanted.image_pull_secrets or [])]
     if pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in pull_secrets]
@@ -93,9 +95,22 @@ def _requests(facts: AttemptFacts, spec: FineTuneJobSpec) -> dict[str, Any]:
     """Memory is request and limit in one; CPU may be more where the node has some to spare."""
     wanted = spec.prepare if facts.kind == "prepare" else spec.resources
     fixed = {"memory": wanted.memory}
-    if facts.kind == "train" and spec.resources.gpus_per_node:
-        fixed[spec.resources.gpu_resource] = str(spec.resources.gpus_per_node)
+    if facts.kind == "train":
+        fixed |= {name: str(number) for name, number in (spec.resources.devices or {}).items()}
+        if spec.resources.gpus_per_node:
+            fixed[spec.resources.gpu_resource] = str(spec.resources.gpus_per_node)
     return {"requests": {"cpu": wanted.cpu, **fixed}, "limits": fixed}
+
+
+def _spread(facts: AttemptFacts) -> dict[str, Any]:
+    """Each pod on a node of its own, rather than not at all: pods that must share one train as well. That it is said
+    also keeps a cluster's default away, which would spread ranks over zones, far from each other."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"batch.kubernetes.io/job-name": facts.job_name}},
+    }
 
 
 def _node_gone() -> list[dict[str, Any]]:

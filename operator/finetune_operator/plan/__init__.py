@@ -7,17 +7,18 @@ therefore leaves a state from which the same function goes on.
 
 from datetime import datetime
 
-from finetune_api.status import ConditionType, FineTuneJobStatus, Reason
+from finetune_api.status import ConditionType, FineTuneJobStatus, Phase, Reason
 
 from finetune_operator.observed import JobView, Observed
 from finetune_operator.plan.acceptance import Refused, accept, pinned
 from finetune_operator.plan.attempts import kind_due
 from finetune_operator.plan.case import Case, Create, Delete, Plan
 from finetune_operator.plan.completion import failed
-from finetune_operator.plan.conditions import is_terminal, is_true, with_condition
+from finetune_operator.plan.conditions import is_terminal, is_true, summarized, with_condition
 from finetune_operator.plan.course import go_on
 from finetune_operator.plan.preparation import PREPARATION
 from finetune_operator.plan.training import TRAINING
+from finetune_operator.plan.workspace import LOOK_AGAIN_SECONDS, unshareable
 from finetune_operator.settings import Settings
 
 
@@ -28,13 +29,18 @@ def plan(view: JobView, observed: Observed, now: datetime, settings: Settings) -
         return _after_the_end(status, observed)
     status = status.model_copy(update={"observed_generation": view.generation})
     try:
-        job, resolved = accept(view, settings)
+        job, resolved = accept(view, settings, observed.gpu_memory_bytes)
     except Refused as refused:
         status = with_condition(
             status, ConditionType.ACCEPTED, False, Reason.INVALID_SPEC, str(refused), view.generation, now
         )
         return Plan(failed(status, Reason.INVALID_SPEC, str(refused), view.generation, now))
     case = Case(view, job, resolved, observed, now, settings)
+    why = unshareable(job, observed)
+    if why:
+        status = case.said(status, ConditionType.ACCEPTED, False, Reason.WORKSPACE_NOT_SHAREABLE, why)
+        status = summarized(status, Phase.PENDING, Reason.WORKSPACE_NOT_SHAREABLE, why)
+        return Plan(status, look_again=LOOK_AGAIN_SECONDS)
     status = status.model_copy(update={"resolved": pinned(status, job, resolved, settings)})
     status = case.said(status, ConditionType.ACCEPTED, True, Reason.ACCEPTED, "The spec can be run.")
 

@@ -13,8 +13,11 @@ class Refused(Exception):
     """The spec can't be run; the message is for the user."""
 
 
-def accept(view: JobView, settings: Settings) -> tuple[FineTuneJob, ResolvedJob]:
-    """The typed job and its resolved form. Raises Refused; the API server refuses most mistakes before."""
+def accept(view: JobView, settings: Settings, gpu_memory_bytes: int | None = None) -> tuple[FineTuneJob, ResolvedJob]:
+    """The typed job and its resolved form. Raises Refused; the API server refuses most mistakes before.
+
+    `gpu_memory_bytes` is what the nodes' labels say, for jobs that don't say it themselves.
+    """
     try:
         job = FineTuneJob.model_validate(
             {
@@ -31,6 +34,7 @@ def accept(view: JobView, settings: Settings) -> tuple[FineTuneJob, ResolvedJob]
             job,
             allow_cpu=settings.allow_cpu,
             allow_remote_code=settings.allow_remote_code,
+            gpu_memory_bytes=gpu_memory_bytes,
             progress_interval_seconds=settings.progress_interval_seconds,
         )
     except ValueError as error:

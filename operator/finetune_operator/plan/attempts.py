@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from zlib import crc32
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ATTEMPTS_SHOWN, MAX_ATTEMPTS, Attempt, ConditionType, FineTuneJobStatus, Reason
@@ -33,6 +34,12 @@ def entries(status: FineTuneJobStatus, kind: Kind) -> list[Attempt]:
     return (status.prepare_attempts if kind == "prepare" else status.attempts) or []
 
 
+def newest_checkpoint(status: FineTuneJobStatus) -> int | None:
+    """Step of the checkpoint that is known from attempts that have ended: where the next one goes on."""
+    steps = [entry.checkpoint_step for entry in entries(status, "train") if entry.checkpoint_step is not None]
+    return max(steps, default=None)
+
+
 def current(status: FineTuneJobStatus, kind: Kind) -> Attempt | None:
     """The newest attempt of a kind."""
     return next(reversed(entries(status, kind)), None)
@@ -54,8 +61,8 @@ def begun(
     unknown Job. `micro_batch` is the job's own, from which a GPU out of memory leads downwards."""
     before = current(status, kind)
     smaller = before.micro_batch_size if before else None
-    if before and before.reason == Reason.GPU_OUT_OF_MEMORY:
-        smaller = _half(smaller or micro_batch)
+    if before and before.reason == Reason.GPU_OUT_OF_MEMORY and not _counted(status, kind):
+        smaller = half(smaller or micro_batch)
     return Attempt(
         number=number,
         job=attempt_job(kind, view.name, view.uid, number),
@@ -87,7 +94,14 @@ def ended(status: FineTuneJobStatus, kind: Kind, attempt: Attempt, verdict: Verd
     )
 
 
-def _half(size: int) -> int:
+def _counted(status: FineTuneJobStatus, kind: Kind) -> bool:
+    """Whether the newest attempt counted against backoffLimit, as a GPU out of memory does where a smaller micro-batch
+    would not have helped."""
+    *earlier, last = entries(status, kind)
+    return last.failures > (earlier[-1].failures if earlier else 0)
+
+
+def half(size: int) -> int:
     """The largest divisor of size that is at most half of it: it divides what size divides."""
     return next((candidate for candidate in range(size // 2, 0, -1) if size % candidate == 0), 1)
 
@@ -118,12 +132,18 @@ def final_reason(
         counted = f"{count} failed; spec.backoffLimit is {spec.backoff_limit}."
         if verdict.reason is Reason.START_DEADLINE_EXCEEDED:
             return verdict.reason, f"{verdict.message} {counted}"
+        if verdict.reason is Reason.GPU_OUT_OF_MEMORY:
+            advice = "Lower training.cutoffLength or ask for a larger GPU: a smaller micro-batch would not help."
+            return verdict.reason, f"{verdict.message} {counted} {advice}"
         return Reason.BACKOFF_LIMIT_EXCEEDED, f"{verdict.reason}: {verdict.message} {counted}"
     return None
 
 
 def retry_due(attempt: Attempt, settings: Settings) -> datetime:
-    """When the attempt after this one may begin: 10 s, doubled for each attempt in a row without a newer checkpoint."""
+    """When the attempt after this one may begin: 10 s, doubled for each attempt in a row without a newer checkpoint.
+    Later, by chance, where it could not start: two jobs that each hold half of what both need must not go on so."""
     doublings = min(max(0, attempt.stalled - 1), 16)
     delay = min(settings.retry_seconds * 2**doublings, settings.retry_seconds_max)
+    if attempt.reason == Reason.START_DEADLINE_EXCEEDED:
+        delay *= 1 + crc32(attempt.job.encode()) / 2**32
     return parse_time(attempt.end_time or attempt.start_time) + timedelta(seconds=delay)

@@ -13,12 +13,13 @@ from finetune_api.status import Attempt, FineTuneJobStatus, Reason
 from finetune_operator.exit_classes import EndClass
 from finetune_operator.manifests.attempt import Child, children
 from finetune_operator.names import Kind
-from finetune_operator.observed import Observed, format_time
+from finetune_operator.observed import BatchView, Observed, format_time
 from finetune_operator.plan import startup
-from finetune_operator.plan.attempts import begun, current, ended, final_reason, retry_due, with_attempt
+from finetune_operator.plan.attempts import begun, current, ended, final_reason, half, retry_due, with_attempt
 from finetune_operator.plan.case import Case, Create, Delete, Plan
 from finetune_operator.plan.completion import failed
-from finetune_operator.plan.deadlines import EXPIRED, mark_expired, start_deadline
+from finetune_operator.plan.conditions import MESSAGE_MAX
+from finetune_operator.plan.deadlines import EXPIRED, grace_period, mark_expired, start_deadline
 from finetune_operator.plan.judgement import Verdict, judge
 
 TRY_AGAIN_SECONDS = 5.0
@@ -30,7 +31,7 @@ class Course:
     """What one kind of attempt has of its own."""
 
     kind: Kind
-    ranks: Callable[[Case], int]
+    nodes: Callable[[Case], int]
     """Pods of an attempt."""
     waiting: Callable[[Case, FineTuneJobStatus, Reason, str], FineTuneJobStatus]
     """The status of a job whose attempt does not run, and why."""
@@ -39,7 +40,7 @@ class Course:
     done: Callable[[Case, FineTuneJobStatus, Verdict], FineTuneJobStatus]
     """The status when an attempt has reached its end."""
     resumes: Callable[[FineTuneJobStatus], str]
-    """Where the next attempt would begin, for people."""
+    """Where an attempt after the newest one goes on, for people; empty where it begins anew as a matter of course."""
 
 
 def go_on(course: Course, case: Case, status: FineTuneJobStatus) -> Plan:
@@ -66,7 +67,7 @@ def go_on(course: Course, case: Case, status: FineTuneJobStatus) -> Plan:
     if batch.finished:
         if alive:
             return Plan(status)
-        return _ended(course, case, status, attempt, judge(batch, observed.pods, status.result, course.ranks(case)))
+        return _ended(course, case, status, attempt, _judged(course, case, status, attempt, batch, observed))
     return _under_way(course, case, status, attempt, observed)
 
 
@@ -103,19 +104,50 @@ def _refused(course: Course, case: Case, status: FineTuneJobStatus, attempt: Att
 
 def _under_way(course: Course, case: Case, status: FineTuneJobStatus, attempt: Attempt, observed: Observed) -> Plan:
     """The attempt's Job is there and not finished."""
-    ranks = course.ranks(case)
-    finding = startup.look(observed.pods, observed.events, ranks)
+    nodes = course.nodes(case)
+    finding = startup.look(observed.pods, observed.events, nodes)
+    status = with_attempt(status, course.kind, attempt := _disruption_noted(attempt, observed, nodes))
     if finding.running and attempt.state == "Starting":
         attempt = attempt.model_copy(update={"state": "Running", "running_time": format_time(case.now)})
         status = with_attempt(status, course.kind, attempt)
     if finding.running or (attempt.state == "Running" and finding.reason is not Reason.NODE_LOST):
         return Plan(course.running(case, status))
     status = course.waiting(case, status, finding.reason, finding.message)
-    started = len(observed.pods) >= ranks and all(pod.gone or pod.running for pod in observed.pods)
+    started = len(observed.pods) >= nodes and all(pod.gone or pod.running for pod in observed.pods)
     left = start_deadline(attempt, case.job.spec, case.now)
     if left <= 0 and attempt.state == "Starting" and not started:
         return Plan(mark_expired(status, course.kind, attempt, case.job.spec, finding))
     return Plan(status, look_again=min(max(left, 1.0), startup.QUIET_SECONDS))
+
+
+def _disruption_noted(attempt: Attempt, observed: Observed, nodes: int) -> Attempt:
+    """A disrupted pod may be gone before the attempt has ended, and then only what its peers say of its loss is left.
+    So it is written down as the reason of an attempt that has not ended; and struck out if the pod stays after all."""
+    disrupted = next((pod for pod in observed.pods if pod.disruption is not None), None)
+    if disrupted is not None and attempt.reason is None:
+        message = f"{disrupted.called(nodes)}: {disrupted.disruption}"
+        return attempt.model_copy(update={"reason": Reason.DISRUPTED, "message": message[:MESSAGE_MAX]})
+    stayed = disrupted is None and len(observed.pods) >= nodes
+    if stayed and attempt.reason == Reason.DISRUPTED:
+        return attempt.model_copy(update={"reason": None, "message": None})
+    return attempt
+
+
+def _judged(
+    course: Course, case: Case, status: FineTuneJobStatus, attempt: Attempt, batch: BatchView, observed: Observed
+) -> Verdict:
+    """By all that there is: the pods, their Job, and what trainer and operator have written into the status."""
+    progress, whose = status.progress, (attempt.number, course.kind == "train")
+    # Attempts at preparing and at training are counted apart: the activity says which one it is.
+    own = progress is not None and (progress.attempt, progress.activity == "Training") == whose
+    return judge(
+        batch,
+        observed.pods,
+        status.result,
+        course.nodes(case),
+        peak_bytes=progress.memory_bytes if progress and own else None,
+        disruption=(attempt.message or "") if attempt.reason == Reason.DISRUPTED else "",
+    )
 
 
 def _ended(course: Course, case: Case, status: FineTuneJobStatus, attempt: Attempt, verdict: Verdict) -> Plan:
@@ -131,9 +163,12 @@ def _ended(course: Course, case: Case, status: FineTuneJobStatus, attempt: Attem
         return Plan(failed(status, final[0], final[1], case.view.generation, case.now))
     due = retry_due(entry, settings)
     text = (
-        f"Attempt {entry.number} ended: {verdict.reason}: {verdict.message}"
-        f" The next one begins at {format_time(due)}{course.resumes(status)}."
+        f"Attempt {entry.number} ended: {verdict.reason}: {verdict.message} Attempt {entry.number + 1}"
+        f"{course.resumes(status)}; it begins at {format_time(due)}"
     )
+    if verdict.end is EndClass.GPU_OUT_OF_MEMORY:
+        text += f" with a micro-batch of {half(micro_batch)}"
+    text += "."
     status = course.waiting(case, status, Reason.RETRY_BACKOFF, text)
     return Plan(status, look_again=max(0.0, (due - case.now).total_seconds()))
 
@@ -157,7 +192,7 @@ def _children(course: Course, case: Case, status: FineTuneJobStatus, attempt: At
         attempt=attempt.number,
         job_name=attempt.job,
         micro_batch_size=attempt.micro_batch_size,
-        grace_period_seconds=case.job.spec.resources.termination_grace_period_seconds,
+        grace_period_seconds=grace_period(course.kind, case.job.spec, status),
     )
     fixed = {"contract": status.resolved.contract, "digest": status.resolved.digest}
     resolved = case.resolved.model_copy(update=fixed)

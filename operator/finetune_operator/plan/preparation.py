@@ -62,9 +62,9 @@ def told(prepared: Prepared) -> str:
 
 PREPARATION = Course(
     kind="prepare",
-    ranks=lambda _case: 1,
+    nodes=lambda _case: 1,
     waiting=_waiting,
     running=_running,
     done=_done,
-    resumes=lambda _status: "",
+    resumes=lambda _status: " follows",
 )

@@ -2,6 +2,7 @@
 
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase, Reason
 
+from finetune_operator.plan.attempts import current, newest_checkpoint
 from finetune_operator.plan.case import Case
 from finetune_operator.plan.completion import succeeded
 from finetune_operator.plan.conditions import summarized
@@ -15,8 +16,11 @@ def _waiting(case: Case, status: FineTuneJobStatus, reason: Reason, message: str
 
 
 def _running(case: Case, status: FineTuneJobStatus) -> FineTuneJobStatus:
+    attempt = current(status, "train")
+    later = attempt is not None and attempt.number > 1
+    message = f"Training: attempt {attempt.number}{_resumes(status)}." if attempt and later else "Training."
     status = case.said(status, ConditionType.RUNNING, True, Reason.RUNNING, "All pods run.")
-    return summarized(status, Phase.RUNNING, Reason.RUNNING, "Training.")
+    return summarized(status, Phase.RUNNING, Reason.RUNNING, message)
 
 
 def _done(case: Case, status: FineTuneJobStatus, verdict: Verdict) -> FineTuneJobStatus:
@@ -24,12 +28,13 @@ def _done(case: Case, status: FineTuneJobStatus, verdict: Verdict) -> FineTuneJo
 
 
 def _resumes(status: FineTuneJobStatus) -> str:
-    return f" from checkpoint {status.checkpoint.step}" if status.checkpoint else " from the start"
+    step = newest_checkpoint(status)
+    return " begins from the start" if step is None else f" goes on from checkpoint step {step}"
 
 
 TRAINING = Course(
     kind="train",
-    ranks=lambda case: case.resolved.runtime.nodes,
+    nodes=lambda case: case.resolved.runtime.nodes,
     waiting=_waiting,
     running=_running,
     done=_done,

@@ -80,6 +80,7 @@ def pod(attempt: int = 1, rank: int = 0, kind: Kind = "train", **changes: Any) -
         waiting_message="",
         running=False,
         exit_code=None,
+        ended="",
         terminated_reason="",
         terminated_message="",
         memory_limit="16Gi",

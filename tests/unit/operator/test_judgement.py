@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 from finetune_api.exit_codes import SEVERITY, ExitCode
+from finetune_api.status import Result
 from finetune_operator.exit_classes import ROWS, EndClass, Row, end_class
 from finetune_operator.manifests.attempt import _rule
-from finetune_operator.observed import PodView
+from finetune_operator.observed import BatchView, PodView
 from finetune_operator.plan.judgement import judge
 
 from tests.unit.operator.make import batch, ended, pod, result
@@ -21,25 +22,20 @@ def test_done_only_when_every_rank_is() -> None:
     assert judge(FAILED, [ended(0), ended(70, rank=1)], None, 2).end is EndClass.RETRY
 
 
-STRENGTH: list[list[int | str]] = [
-    [64, 65, 66, 77],
-    [75],
-    ["disrupted"],
-    [72, 73, 74],
-    [71],
-    [76, 69, 70],
-    [137, 143, 78],
-    [1],
-]
+STRENGTH: list[int | str] = [65, 75, "disrupted", 72, 71, "OOMKilled", 137, 69, 76, 70, 78]
+"""A pod that is lost before what its peers say of that."""
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(range(len(STRENGTH)), 2))
-def test_across_ranks_the_stronger_row_wins_in_either_order(pair: tuple[int, int]) -> None:
-    strong, weak = (STRENGTH[row][0] for row in pair)
+@pytest.mark.parametrize("pair", itertools.combinations(STRENGTH, 2), ids=str)
+def test_among_pods_the_stronger_wins_in_either_order(pair: tuple[int | str, int | str]) -> None:
+    strong, weak = pair
 
     def as_pod(what: int | str, rank: int) -> PodView:
-        disruption = "EvictionByEvictionAPI: evicting" if what == "disrupted" else None
-        return ended(1 if what == "disrupted" else int(what), rank=rank, disruption=disruption)
+        if what == "disrupted":
+            return ended(1, rank=rank, disruption="EvictionByEvictionAPI: evicting")
+        if what == "OOMKilled":
+            return ended(137, rank=rank, terminated_reason="OOMKilled")
+        return ended(int(what), rank=rank)
 
     alone = judge(FAILED, [as_pod(strong, 0)], None, 1)
     for pods in ([as_pod(strong, 0), as_pod(weak, 1)], [as_pod(weak, 0), as_pod(strong, 1)]):
@@ -52,7 +48,91 @@ def test_a_pod_that_was_disrupted_but_blames_the_data_blames_the_data() -> None:
     assert verdict.end is EndClass.USER_ERROR
 
 
-def test_out_of_host_memory_names_the_limit() -> None:
+def test_of_equals_the_first_to_end_is_the_cause() -> None:
+    """Whoever breaks breaks the others' connections."""
+    first = ended(1, rank=1, ended="2026-01-31T12:00:01Z")
+    later = ended(70, rank=0, ended="2026-01-31T12:00:05Z")
+    verdict = judge(FAILED, [later, first], None, 2)
+    assert verdict.exit_code == 1
+    assert verdict.message.startswith("Node rank 1 (pod demo-0a1b2-1-1-abcde)")
+
+
+def job_says(said: str) -> BatchView:
+    return batch(failed_reason="PodFailurePolicy", failed_message=said)
+
+
+def test_a_pod_that_was_deleted_because_another_failed_was_not_drained() -> None:
+    """The Job controller asks the rest to end, and they save."""
+    broken = ended(70, rank=0)
+    asked = ended(75, rank=1, deleting=True)
+    said = f"Container trainer for pod team/{broken.name} failed with exit code 70 matching FailJob rule at index 5"
+    verdict = judge(job_says(said), [asked, broken], None, 2)
+    assert (verdict.end, verdict.exit_code) == (EndClass.RETRY, 70)
+    assert judge(job_says(said), [asked], None, 2).exit_code == 70
+    assert judge(batch(failed_reason="BackoffLimitExceeded"), [asked, ended(1)], None, 2).exit_code == 1
+
+
+def test_a_pod_that_somebody_deleted_and_that_saved_is_a_disruption() -> None:
+    asked = ended(75, rank=1, deleting=True)
+    said = f"Container trainer for pod team/{asked.name} failed with exit code 75 matching FailJob rule at index 1"
+    assert judge(job_says(said), [ended(70), asked], None, 2).end is EndClass.DISRUPTION
+    assert judge(job_says(said), [ended(70)], None, 2).end is EndClass.DISRUPTION
+
+
+def test_a_drained_pod_that_is_gone_is_the_cause_of_what_its_peers_say() -> None:
+    """By the Job's condition, or by what was noted before it went."""
+    said = "Pod team/demo-0a1b2-1-1-abcde has condition DisruptionTarget matching FailJob rule at index 2"
+    verdict = judge(job_says(said), [ended(70)], None, 2)
+    assert (verdict.end, verdict.message) == (EndClass.DISRUPTION, said)
+    peer = job_says("Container trainer for pod team/a failed with exit code 70 matching FailJob rule at index 5")
+    verdict = judge(peer, [ended(70)], None, 2, disruption="Node rank 1 (pod p): DeletionByTaintManager: gone")
+    assert (verdict.end, verdict.reason) == (EndClass.DISRUPTION, "Disrupted")
+    assert "DeletionByTaintManager" in verdict.message
+    assert judge(peer, [ended(65)], None, 2, disruption="x").end is EndClass.USER_ERROR
+
+
+def test_what_was_made_is_said_by_the_first_pod() -> None:
+    made = {"uri": "pvc://w/jobs/demo/artifact", "kind": "adapter", "digest": "sha256:1", "sizeBytes": 5}
+    first = ended(0, terminated_message=result(0, artifact=made).model_dump_json(by_alias=True))
+    other = ended(0, rank=1, terminated_message=result(0).model_dump_json(by_alias=True))
+    for pods in ([first, other], [other, first]):
+        verdict = judge(batch(complete=True), pods, None, 2)
+        assert verdict.result is not None
+        assert verdict.result.artifact is not None
+
+
+def out_of_memory(phase: str, **measured: int) -> Result:
+    full = {"phase": phase, "rank": 3, "microBatchSize": 4, **measured}
+    return result(71, outOfMemory=full)
+
+
+@pytest.mark.parametrize(("phase", "doing"), [("load", "loading the model"), ("train", "training")])
+def test_a_gpu_out_of_memory_is_told_with_phase_rank_batch_and_numbers(phase: str, doing: str) -> None:
+    said = out_of_memory(phase, peakBytes=75 * 2**30, freeBytes=2**29)
+    verdict = judge(FAILED, [ended(71, terminated_message=said.model_dump_json(by_alias=True))], None, 1)
+    assert (verdict.end, verdict.reason) == (EndClass.GPU_OUT_OF_MEMORY, "GPUOutOfMemory")
+    assert verdict.message == (
+        f"The GPU of rank 3 ran out of memory when {doing}, 4 rows at once (its tensors held 75.0 GiB at most,"
+        " 0.5 GiB were free)."
+    )
+
+
+@pytest.mark.parametrize("phase", ["evaluate", "generate", "save"])
+def test_a_smaller_micro_batch_would_not_help_where_nothing_is_trained(phase: str) -> None:
+    verdict = judge(job_says("pod team/p failed with exit code 71 matching"), [], out_of_memory(phase), 1)
+    assert (verdict.end, verdict.reason) == (EndClass.RETRY, "GPUOutOfMemory")
+
+
+def test_a_hang_says_where_to_look_also_without_words_of_the_trainer() -> None:
+    verdict = judge(FAILED, [ended(76)], None, 1)
+    assert (verdict.end, verdict.reason) == (EndClass.RETRY, "Hung")
+    assert "stacks" in verdict.message
+
+
+def test_out_of_host_memory_names_the_limit_and_what_was_seen() -> None:
+    told = judge(FAILED, [ended(137, terminated_reason="OOMKilled")], None, 1, peak_bytes=15 * 2**30)
+    assert "limit of 16Gi and was killed (the last report of the first pod: 15.0 GiB)" in told.message
+
     verdict = judge(FAILED, [ended(137, terminated_reason="OOMKilled", memory_limit="6Gi")], None, 1)
     assert (verdict.end, verdict.reason) == (EndClass.RETRY, "OutOfMemory")
     assert "6Gi" in verdict.message
@@ -103,6 +183,6 @@ def test_the_jobs_rules_cover_every_code_once() -> None:
 
 
 def test_launcher_and_operator_rank_the_codes_alike() -> None:
-    """Between ranks the launcher goes by SEVERITY, between pods the operator by ROWS."""
+    """Between ranks the launcher goes by SEVERITY, between pods the operator by their classes."""
     rows = [tuple(code for code in row.codes if code in list(ExitCode)) for row in ROWS if row.codes]
     assert [set(row) for row in rows] == [set(group) for group in SEVERITY]

@@ -51,6 +51,8 @@ EVERYTHING: dict[str, Any] = {
     ],
 }
 
+TWO_NODES = {"nodes": 2, "gpusPerNode": 8, "devices": {"rdma/hca_shared": 1}, "affinity": EVERYTHING["affinity"]}
+
 FETCHED: dict[str, Any] = {
     "model": {"source": "hf://org/base@main"},
     "datasets": [
@@ -65,11 +67,17 @@ FETCHED: dict[str, Any] = {
 }
 
 
-def made(settings: Settings = SETTINGS, nodes: int = 1, kind: Kind = "train", **spec: Any) -> list[dict[str, Any]]:
+def made(settings: Settings = SETTINGS, kind: Kind = "train", **spec: Any) -> list[dict[str, Any]]:
     accepted, resolved = accept(job(**spec), settings)
-    resolved = resolved.model_copy(update={"runtime": resolved.runtime.model_copy(update={"nodes": nodes})})
-    name = attempt_job(kind, "demo", UID, 1)
-    facts = AttemptFacts(namespace="team", name="demo", uid=UID, kind=kind, attempt=1, job_name=name)
+    facts = AttemptFacts(
+        namespace="team",
+        name="demo",
+        uid=UID,
+        kind=kind,
+        attempt=1,
+        job_name=attempt_job(kind, "demo", UID, 1),
+        grace_period_seconds=accepted.spec.resources.termination_grace_period_seconds,
+    )
     image = accepted.spec.resources.image or settings.trainer_image
     return list(children(facts, accepted.spec, resolved, image, settings))
 
@@ -78,7 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "everything": {"resources": EVERYTHING, "training": {"maxSteps": 10}},
     "workspace-is-source": {"workspace": {"claimName": "models"}},
-    "two-nodes": {"nodes": 2},
+    "two-nodes": {"resources": TWO_NODES},
     "cpu": {"resources": {"gpusPerNode": 0}},
     "prepare": {"kind": "prepare"},
     "prepare-everything": {"kind": "prepare", "resources": EVERYTHING, **FETCHED},
@@ -162,9 +170,28 @@ def test_preparing_may_go_elsewhere() -> None:
 
 
 def test_preparing_needs_one_pod_and_no_service() -> None:
-    manifests = made(kind="prepare", nodes=2)
+    manifests = made(kind="prepare", resources=TWO_NODES)
     assert [manifest["kind"] for manifest in manifests] == ["ServiceAccount", "RoleBinding", "Job"]
     assert manifests[-1]["spec"]["completions"] == 1
+
+
+def test_pods_of_several_nodes_find_each_other_and_rather_share_a_node_than_wait() -> None:
+    manifests = made(resources=TWO_NODES)
+    service, batch = manifests[-2:]
+    assert (service["kind"], service["metadata"]["name"]) == ("Service", batch["metadata"]["name"])
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    spec = pod(manifests)
+    assert spec["subdomain"] == service["metadata"]["name"]
+    [spread] = spec["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert (batch["spec"]["completions"], batch["spec"]["parallelism"]) == (2, 2)
+    assert "topologySpreadConstraints" not in pod(made())
+
+
+def test_other_devices_are_asked_for_where_there_is_training() -> None:
+    limits = pod(made(resources=TWO_NODES))["containers"][0]["resources"]["limits"]
+    assert limits == {"memory": "16Gi", "nvidia.com/gpu": "8", "rdma/hca_shared": "1"}
+    assert set(pod(made(kind="prepare", resources=TWO_NODES))["containers"][0]["resources"]["limits"]) == {"memory"}
 
 
 def test_what_is_fetched_mounts_nothing() -> None:

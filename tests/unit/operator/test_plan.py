@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.observed import JobView, Observed
+from finetune_operator.observed import JobView, Observed, least_gpu_memory
 from finetune_operator.plan import Create, Delete, Plan
 
 from tests.unit.operator.make import SETTINGS, batch, ended, job, pod, prepared, result, running, step, with_status
@@ -170,6 +170,145 @@ def test_gpu_out_of_memory_halves_the_micro_batch_down_to_one() -> None:
         sizes.append(json.loads(annotations["finetune-operator.io/attempt-facts"])["microBatchSize"])
     assert sizes == [3, 1]
     assert planned.status.reason == "GPUOutOfMemory"
+
+
+def oom(phase: str) -> str:
+    full = {"phase": phase, "rank": 0, "microBatchSize": 4}
+    return result(71, outOfMemory=full).model_dump_json(by_alias=True)
+
+
+def test_a_gpu_out_of_memory_in_evaluation_goes_on_as_it_was_and_counts() -> None:
+    view, now = begun(training={"epochs": 1, "microBatchSize": 4}, backoffLimit=1), 0.0
+    view, planned = fail(view, 71, after=now, terminated_message=oom("evaluate"))
+    assert planned.status.reason == "RetryBackoff"
+    assert "when evaluating" in (planned.status.message or "")
+    view = retried(view, Observed(), after=1000)
+    assert view.status["attempts"][-1].get("microBatchSize") is None
+    view, planned = fail(view, 71, after=1000, terminated_message=oom("evaluate"))
+    assert (planned.status.phase, planned.status.reason) == ("Failed", "GPUOutOfMemory")
+    assert "spec.backoffLimit is 1" in (planned.status.message or "")
+
+
+def test_after_training_ran_out_of_memory_the_smaller_micro_batch_stays() -> None:
+    view = begun(training={"epochs": 1, "globalBatchSize": 8, "microBatchSize": 4})
+    view, planned = fail(view, 71, terminated_message=oom("train"))
+    assert "with a micro-batch of 2." in (planned.status.message or "")
+    view = retried(view, Observed(), after=1000)
+    view, _ = fail(view, 71, after=1000, terminated_message=oom("save"))
+    view = retried(view, Observed(), after=2000)
+    assert [entry.get("microBatchSize") for entry in view.status["attempts"]] == [None, 2, 2]
+
+
+def saved(view: JobView, at: int, **fields: Any) -> JobView:
+    checkpoint = {"attempt": 1, "step": at, "path": "p", "time": "2026-01-31T12:00:00Z", **fields}
+    return replace(view, status={**view.status, "checkpoint": checkpoint})
+
+
+def test_where_the_next_attempt_goes_on_is_said_before_it_begins_and_while_it_runs() -> None:
+    view, planned = fail(saved(begun(), 40), 75)
+    assert "Attempt 2 goes on from checkpoint step 40; it begins at 2026-01-31T12:00:10Z" in (planned.status.message or "")
+    view = retried(view, Observed(), after=10)
+    planned = step(saved(view, 60), Observed((batch(2),), (running(2),)), after=20)
+    assert planned.status.message == "Training: attempt 2 goes on from checkpoint step 40."
+    assert step(begun(), Observed((batch(),), (running(),))).status.message == "Training."
+    assert "Attempt 2 begins from the start" in (fail(begun(), 75)[1].status.message or "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "took", "given"),
+    [(120, None, 120), (120, 10, 120), (120, 100, 230), (20, 7200, 3600), (7200, 9000, 7200)],
+)
+def test_pods_get_the_time_to_save_that_saving_has_taken(asked: int, took: int | None, given: int) -> None:
+    view = prepared(resources={"terminationGracePeriodSeconds": asked})
+    view = saved(with_status(view, step(view)), 40, **({} if took is None else {"seconds": took}))
+    planned = step(view)
+    assert isinstance(planned.step, Create)
+    template = planned.step.children[-1]["spec"]["template"]
+    assert template["spec"]["terminationGracePeriodSeconds"] == given
+    facts = json.loads(template["metadata"]["annotations"]["finetune-operator.io/attempt-facts"])
+    assert facts["gracePeriodSeconds"] == given
+
+
+TWO_NODES = {"nodes": 2}
+
+
+def test_a_disruption_is_noted_before_the_pod_is_gone() -> None:
+    """What its peer says of that is not the job's fault, whatever the Job remembers."""
+    view = begun(resources=TWO_NODES, backoffLimit=0)
+    view = with_status(view, step(view, Observed((batch(),), (running(), running(rank=1)))))
+    drained = replace(running(rank=1), disruption="EvictionByEvictionAPI: evicting")
+    view = with_status(view, noted := step(view, Observed((batch(),), (running(), drained))))
+    assert noted.status.phase == "Running"
+    assert view.status["attempts"][-1]["reason"] == "Disrupted"
+    assert step(view, Observed((batch(),), (running(),))).status == noted.status
+    said = "Container trainer for pod team/p failed with exit code 70 matching FailJob rule at index 5"
+    over = batch(failed_reason="PodFailurePolicy", failed_message=said)
+    planned = step(view, Observed((over,), (ended(70),)))
+    assert planned.status.reason == "RetryBackoff"
+    assert "Node rank 1 (pod demo-0a1b2-1-1-abcde): EvictionByEvictionAPI" in (planned.status.message or "")
+    assert planned.status.attempts is not None
+    assert planned.status.attempts[-1].failures == 0
+
+
+def test_a_disruption_that_did_not_come_is_no_excuse_for_later() -> None:
+    view = begun(resources=TWO_NODES)
+    threatened = replace(running(rank=1), disruption="PreemptionByScheduler: preempting")
+    view = with_status(view, step(view, Observed((batch(),), (running(), threatened))))
+    planned = step(view, Observed((batch(),), (running(), running(rank=1))))
+    assert planned.status.attempts is not None
+    assert planned.status.attempts[-1].reason is None
+
+
+def test_jobs_that_starved_each_other_do_not_begin_again_together() -> None:
+    waits = set()
+    for uid in ("0a1b2c3d", "ffeeddcc"):
+        view = replace(prepared(resources=TWO_NODES, startDeadlineSeconds=60), uid=uid)
+        view = with_status(view, step(view))
+        mine = replace(batch(), owner_uid=uid, name=view.status["attempts"][0]["job"])
+        stuck = Observed((mine,), (running(), pod(rank=1, unschedulable="0/2 nodes")))
+        view = with_status(view, step(view, stuck, after=61))
+        assert isinstance(step(view, stuck, after=61).step, Delete)
+        planned = step(view, Observed(), after=70)
+        assert planned.status.reason == "RetryBackoff"
+        assert "PartlyScheduled" in (planned.status.message or "")
+        waits.add(planned.look_again)
+    assert len(waits) == 2
+    assert all(wait is not None and 10 <= wait <= 20 for wait in waits)
+
+
+def test_a_workspace_of_one_node_keeps_a_job_of_two_waiting_until_it_is_another() -> None:
+    view = job(resources=TWO_NODES)
+    planned = step(view, Observed(workspace_modes=("ReadWriteOnce",)))
+    assert (planned.status.phase, planned.status.reason) == ("Pending", "WorkspaceNotShareable")
+    assert condition(planned.status, "Accepted") == ("False", "WorkspaceNotShareable")
+    assert "claim work can be mounted by the pods of one node only (ReadWriteOnce)" in (planned.status.message or "")
+    assert (planned.status.prepare_attempt, planned.step, planned.look_again) == (None, None, 30)
+    view = with_status(view, planned)
+    again = step(view, Observed(workspace_modes=("ReadWriteOnce",)), after=60)
+    assert again.status == planned.status
+    for modes in (None, ("ReadWriteMany",)):
+        planned = step(view, Observed(workspace_modes=modes), after=90)
+        assert condition(planned.status, "Accepted") == ("True", "Accepted")
+        assert planned.status.prepare_attempt == 1
+    assert step(job(), Observed(workspace_modes=("ReadWriteOnce",))).status.prepare_attempt == 1
+
+
+def test_what_nodes_say_of_their_gpus_reaches_preparing_unless_the_job_says_it() -> None:
+    def told(**spec: Any) -> int | None:
+        view = job(**spec)
+        planned = step(with_status(view, step(view)), Observed(gpu_memory_bytes=40 * 2**30))
+        assert isinstance(planned.step, Create)
+        note = planned.step.children[-1]["spec"]["template"]["metadata"]["annotations"]
+        memory: int | None = json.loads(note["finetune-operator.io/resolved-job"])["runtime"].get("gpuMemoryBytes")
+        return memory
+
+    assert told() == 40 * 2**30
+    assert told(resources={"gpuMemory": "80Gi"}) == 80 * 2**30
+
+
+def test_the_smallest_gpu_among_the_nodes_counts() -> None:
+    assert least_gpu_memory(["81559", "15360", "", "lots"]) == 15360 * 2**20
+    assert least_gpu_memory([]) is None
 
 
 def test_the_next_attempt_waits_for_every_pod_of_the_last() -> None:

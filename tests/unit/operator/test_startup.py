@@ -63,13 +63,26 @@ def test_one_bad_rank_is_enough_and_is_named() -> None:
     bad = pod(rank=1, waiting_reason="ErrImagePull", waiting_message="denied")
     finding = look([running(), bad], [], 2)
     assert finding.reason == "ImagePullFailed"
-    assert finding.message.startswith("Rank 1")
+    assert finding.message.startswith("Node rank 1 (pod demo-0a1b2-1-1-abcde)")
 
 
 def test_a_job_that_holds_some_nodes_and_waits_for_others() -> None:
     finding = look([running(), pod(rank=1, unschedulable="0/2 nodes")], [], 2)
     assert finding.reason == "PartlyScheduled"
-    assert "1 of 2" in finding.message
+    assert finding.message.startswith("1 of 2 pods have a node and hold it; node rank 1 has not: 0/2 nodes")
+
+
+def test_everybody_who_waits_for_a_node_is_named() -> None:
+    waiting = [pod(rank=rank, unschedulable="0/9 nodes") for rank in (2, 3, 4, 7)]
+    finding = look([running(rank=0), running(rank=1), running(rank=5), *waiting], [], 9)
+    assert finding.reason == "PartlyScheduled"
+    assert finding.message.startswith("3 of 9 pods have a node and hold it; node ranks 2-4, 6-8 have not: 0/9 nodes")
+
+
+def test_a_quota_that_allows_some_of_the_pods() -> None:
+    finding = look([running()], [event("FailedCreate", "exceeded quota: pods=1")], 2)
+    assert finding.reason == "PodsRejected"
+    assert "(1 of 2 are there; node rank 1 has none): exceeded quota: pods=1" in finding.message
 
 
 def test_not_running_before_every_rank_is_there() -> None:

@@ -1,0 +1,26 @@
+"""Whether pods on several nodes can mount the workspace: asked before each attempt, while nothing runs.
+
+A job whose claim cannot be shared is not refused for good: a claim can be made anew under its name, and is looked at
+again from time to time.
+"""
+
+from finetune_api.job import FineTuneJob
+
+from finetune_operator.observed import Observed
+
+LOOK_AGAIN_SECONDS = 30.0
+"""Claims are not watched."""
+SHAREABLE = "ReadWriteMany"
+
+
+def unshareable(job: FineTuneJob, observed: Observed) -> str:
+    """What to do about a claim that only one node can mount; empty where there is nothing to be said against it, also
+    because it isn't there yet."""
+    nodes, modes = job.spec.resources.nodes, observed.workspace_modes
+    if nodes == 1 or modes is None or SHAREABLE in modes:
+        return ""
+    return (
+        f"spec.resources.nodes is {nodes}, but claim {job.spec.workspace.claim_name} can be mounted by the pods of one"
+        f" node only ({', '.join(modes)}): make it anew with access mode {SHAREABLE}, and this job goes on by itself;"
+        " or start over with a claim that has it, or on one node."
+    )
