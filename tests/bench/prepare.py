@@ -1,28 +1,55 @@
 """How fast and how lean preparing is, beside plain ``datasets.map`` with the same tokenizer in the same run.
 
-``python -m tests.bench.prepare [--rows N] [--memory MIB ...]`` prints JSON: rows and tokens a second of both with one
-and two processes, and for each size of file the largest resident memory of the process that writes.
+``python -m tests.bench.prepare [--rows N] [--rounds N] [--memory MIB ...]`` prints the tables of docs/benchmarks.md.
+Plain and ours take turns, so that a machine on which others work slows both; the ratio is the median of the rounds.
+Each is timed from the file to all rows on disk, its processes' start included. With one process the ratio of processor
+time is given, too: it is what is left to compare where others use the machine. For memory, a process of its own
+prepares documents of long words with two processes, and the memory of all of them is summed up: long words have
+few tokens, so that a gigabyte is read in minutes.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import resource
-import shutil
+import statistics
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from finetune_trainer.prepare import build
+from finetune_trainer.prepare import build, pool
 
 from tests.trainer import tiny
 from tests.trainer.test_prepare import TOKENIZER, plan, rows
 
 TEXT = " ".join(f"say {word} and then think about it for a while" for word in tiny.WORDS)
+MIB = 1 << 20
+SAMPLED = 0.1
+"""Seconds between two looks at the memory."""
+
+
+class Rate(NamedTuple):
+    """Of one run."""
+
+    rows: float
+    """A second."""
+    tokens: float
+    cpu: float
+    """Seconds of this process alone."""
+
+    @staticmethod
+    def of(count: int, tokens: int, began: tuple[float, float]) -> "Rate":
+        wall, cpu = now()
+        return Rate(count / (wall - began[0]), tokens / (wall - began[0]), cpu - began[1])
+
+
+def now() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
 
 
 def save(file: Path, count: int) -> None:
@@ -33,16 +60,16 @@ def save(file: Path, count: int) -> None:
             out.write(json.dumps({"messages": [asked, {"role": "assistant", "content": answered}]}) + "\n")
 
 
-def ours(folder: Path, processes: int) -> dict[str, float]:
+def ours(folder: Path, processes: int) -> Rate:
+    """Everything that preparing does to rows: checks, masks, the gate on prompts, shards."""
     job = tiny.job(datasets=[rows("rows.jsonl")], training={"cutoffLength": 2048})
-    entry = folder / f"entry-{processes}"
-    entry.mkdir()
-    began = time.monotonic()
-    facts = build.build(plan(job, folder, processes=processes), entry)["splits"]["train"]
-    return rates(facts["rows"], facts["tokens"], began)
+    with tempfile.TemporaryDirectory(dir=folder) as entry:
+        began = now()
+        facts = build.build(plan(job, folder, processes=processes), Path(entry))["splits"]["train"]
+        return Rate.of(facts["rows"], facts["tokens"], began)
 
 
-def plain(folder: Path, processes: int) -> dict[str, float]:
+def plain(folder: Path, processes: int) -> Rate:
     """What a script would do: load, render, tokenize; no check, no mask, no cutting."""
     import datasets
 
@@ -51,48 +78,137 @@ def plain(folder: Path, processes: int) -> dict[str, float]:
         return {"input_ids": TOKENIZER(texts, add_special_tokens=False)["input_ids"]}
 
     datasets.disable_progress_bars()
-    began = time.monotonic()
-    cache = str(folder / f"plain-{processes}")
-    read: Any = datasets.load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train", cache_dir=cache)
-    made = read.map(work, batched=True, batch_size=512, remove_columns=["messages"], num_proc=processes)
-    end = time.monotonic()
-    tokens = sum(map(len, made["input_ids"]))
-    return rates(len(made), tokens, began, end)
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        began = now()
+        read: Any = datasets.load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train", cache_dir=cache)
+        workers = processes if processes > 1 else None  # 1 would start a process beside this one
+        made = read.map(work, batched=True, batch_size=512, remove_columns=["messages"], num_proc=workers)
+        rate = Rate.of(len(made), 0, began)
+        tokens = sum(map(len, made["input_ids"]))
+        return rate._replace(tokens=rate.rows * tokens / len(made))
 
 
-def rates(count: int, tokens: int, began: float, end: float | None = None) -> dict[str, float]:
-    took = (end or time.monotonic()) - began
-    return {"seconds": round(took, 2), "rows/s": round(count / took), "tokens/s": round(tokens / took)}
+def speed(folder: Path, count: int, rounds: int) -> None:
+    """A table of both with one and two processes."""
+    save(folder / "rows.jsonl", count)
+    found: dict[tuple[str, int], list[Rate]] = {}
+    ways: dict[str, Callable[[Path, int], Rate]] = {"plain": plain, "ours": ours}
+    for number in range(rounds + 1):
+        for processes in (1, 2):
+            for name, way in ways.items():
+                rate = way(folder, processes)
+                if number:  # the first round warms up
+                    found.setdefault((name, processes), []).append(rate)
+    print(f"{count} rows, median of {rounds} rounds\n")
+    print("| processes | datasets.map rows/s | prepare rows/s | prepare tokens/s | prepare / datasets.map |")
+    print("|---:|---:|---:|---:|---:|")
+    for processes in (1, 2):
+        theirs, mine = found["plain", processes], found["ours", processes]
+        ratio = statistics.median(m.rows / t.rows for m, t in zip(mine, theirs, strict=True))
+        print(
+            f"| {processes} | {statistics.median(t.rows for t in theirs):,.0f}"
+            f" | {statistics.median(m.rows for m in mine):,.0f} | {statistics.median(m.tokens for m in mine):,.0f}"
+            f" | {ratio:.2f} |"
+        )
+    shares = [t.cpu / m.cpu for m, t in zip(found["ours", 1], found["plain", 1], strict=True)]
+    print(f"\nBy processor time, one process: {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
+    for name in ("plain", "ours"):
+        pairs = zip(found[name, 1], found[name, 2], strict=True)
+        print(f"{name}: two processes are {statistics.median(b.rows / a.rows for a, b in pairs):.2f} times as fast")
+    print(flush=True)
 
 
-def peak(folder: Path, mebibytes: int, answer: Any) -> None:
-    save(folder / "rows.jsonl", mebibytes * (1 << 20) // 700)
-    ours(folder, 1)
-    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+def below(pid: int) -> list[int]:
+    """A process and all that it started."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += below(int(child))
+    return found
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """(memory of their own, all that is resident) in bytes, of a process and all that it started. The second has the
+    pages of files that are mapped, which the kernel takes back whenever it needs them."""
+    own = resident = 0
+    for each in below(pid):
+        try:
+            lines = Path(f"/proc/{each}/status").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith(" kB")}
+        own += sizes.get("RssAnon", 0)
+        resident += sizes.get("VmRSS", 0)
+    return own, resident
+
+
+def documents(file: Path, mebibytes: int) -> None:
+    """Lines of 4 KiB, 80 words each."""
+    line = " ".join(f"{number % 32:050}" for number in range(80)) + "\n"
+    with file.open("w") as out:
+        for _ in range(mebibytes * MIB // len(line)):
+            out.write(line)
+
+
+def words() -> Any:
+    """A tokenizer that knows the words of `documents`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = {"<end>": 0, **{f"{number:050}": 1 + number for number in range(32)}}
+    made = Tokenizer(models.WordLevel(known, unk_token="<end>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=made, eos_token="<end>")
+
+
+def prepare_documents(folder: Path) -> None:
+    """What `peak` watches."""
+    job = tiny.job(stage="pt", datasets=[{"source": "pvc://data/rows.txt", "format": "text"}])
+    made = plan(job, folder, processes=2, tools=pool.Tools(words(), None, 0))
+    with tempfile.TemporaryDirectory(dir=folder) as entry:
+        build.build(made, Path(entry))
+
+
+def peak(folder: Path, mebibytes: int) -> tuple[float, float, float]:
+    """(MiB of their own, MiB resident, seconds) of preparing a file of this size with two processes."""
+    documents(folder / "rows.txt", mebibytes)
+    process = multiprocessing.get_context("spawn").Process(target=prepare_documents, args=(folder,))
+    highest, ended, began = [0, 0], threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not ended.wait(SAMPLED):
+            try:
+                highest[:] = map(max, highest, memory(process.pid or 0))
+            except OSError:  # it ended while it was looked at
+                continue
+
+    watching = threading.Thread(target=watch)
+    process.start()
+    watching.start()
+    process.join()
+    ended.set()
+    watching.join()
+    if process.exitcode:
+        raise SystemExit(f"preparing {mebibytes} MiB ended with {process.exitcode}")
+    return highest[0] / MIB, highest[1] / MIB, time.monotonic() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--rows", type=int, default=50_000, help="0: leave the speed out")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", type=int, nargs="*", default=[10, 100], metavar="MIB")
     args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-prepare-"))
-    try:
-        save(folder / "rows.jsonl", args.rows)
-        speed = {f"{f.__name__}, {n} process(es)": f(folder, n) for n in (1, 2) for f in (plain, ours)}
-        print(json.dumps({"rows": args.rows, "speed": speed}, indent=1), flush=True)
-        context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="bench-prepare-") as folder:
+        if args.rows:
+            speed(Path(folder), args.rows, args.rounds)
+        if args.memory:
+            print("| file | peak memory of all processes | with mapped files | took |")
+            print("|---:|---:|---:|---:|")
         for size in args.memory:
-            below = folder / str(size)
-            below.mkdir()
-            answer: Any = context.Queue()
-            process = context.Process(target=peak, args=(below, size, answer))
-            process.start()
-            print(json.dumps({"file MiB": size, "peak resident MiB": answer.get()}), flush=True)
-            process.join()
-            shutil.rmtree(below)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            own, resident, took = peak(Path(folder), size)
+            print(f"| {size} MiB | {own:,.0f} MiB | {resident:,.0f} MiB | {took:.0f} s |", flush=True)
 
 
 if __name__ == "__main__":

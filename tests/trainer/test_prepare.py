@@ -13,6 +13,7 @@ import pytest
 from finetune_api.contract import ResolvedJob
 from finetune_trainer.data.store import open_split
 from finetune_trainer.data.templates.template import Template
+from finetune_trainer.data.tokenize import tokenize_batch
 from finetune_trainer.errors import InvalidData, Preempted
 from finetune_trainer.fetch import Places, lease
 from finetune_trainer.prepare import build, cache, pool
@@ -40,7 +41,7 @@ def plan(job: ResolvedJob, folder: Path, **more: Any) -> Plan:
         processes=1,
         reports=folder / "reports",
         report_name="the report",
-        report=lambda _rows: None,
+        report=lambda _read: None,
         check_stop=lambda: None,
     )
     return replace(made, **more)
@@ -125,6 +126,49 @@ def test_the_number_of_processes_does_not_change_a_byte(tmp_path: Path) -> None:
     assert facts[0] == facts[1]
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / f"entry{n}").iterdir()} for n in (1, 2))
     assert one == two
+
+
+def test_of_a_large_file_only_the_rows_drawn_are_tokenized_and_all_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered(tmp_path / "rows.jsonl", 3000)
+    whole = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join([*whole[:700], "{", *whole[700:]]))
+    tokenized: list[int] = []
+
+    def counted(samples: Any, *rest: Any) -> Any:
+        tokenized.append(len(samples))
+        return tokenize_batch(samples, *rest)
+
+    monkeypatch.setattr(pool, "tokenize_batch", counted)
+    seen: list[build.Read] = []
+    job = tiny.job(datasets=[rows("rows.jsonl", maxSamples=40, maxInvalidRows=1)])
+    facts = built(plan(job, tmp_path, report=seen.append), tmp_path / "entry")
+    assert sum(tokenized) == 40
+    assert (facts["splits"]["train"]["rows"], facts["datasets"][0]["rows"]) == (40, 3001)
+    assert [row[0] for row in facts["datasets"][0]["examples"]] == ["rows.jsonl:701"]
+    drawn = texts(tmp_path / "entry", "train")
+    assert len(set(drawn)) == 40
+    places = [int(text.split("say ")[1].split("<")[0]) for text in drawn]
+    assert places == sorted(places)
+    assert places[-1] > 2000
+    last = {read.activity: read for read in seen}
+    size = (tmp_path / "rows.jsonl").stat().st_size
+    assert (last["Validating"].rows, last["Tokenizing"].rows) == (3001, 40)
+    assert (last["Validating"].size, last["Tokenizing"].size) == (size, size)
+
+
+def test_progress_knows_how_much_is_left_of_all_files(tmp_path: Path) -> None:
+    seen: list[build.Read] = []
+    for name in ("one", "two"):
+        numbered(tmp_path / f"{name}.jsonl", 1500, name)
+    job = tiny.job(datasets=[rows("one.jsonl"), rows("two.jsonl")])
+    built(plan(job, tmp_path, report=seen.append), tmp_path / "entry")
+    total = sum((tmp_path / f"{name}.jsonl").stat().st_size for name in ("one", "two"))
+    assert {read.total for read in seen} == {total}
+    assert [read.size for read in seen] == sorted(read.size for read in seen)
+    assert (seen[-1].size, seen[-1].rows) == (total, 3000)
+    assert 0 < seen[0].size < total
 
 
 def test_what_is_evaluated_on_is_not_trained_on(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ class Block:
     payload: bytes | list[tuple[str, Any]]
     """Lines as they are, or a table as Arrow writes it. Of json and csv, where only parsing shows how far a row goes,
     the places and rows themselves."""
+    size: int = 0
+    """Bytes of the file that it takes; 0 where that isn't known, as in archives and tables."""
 
 
 def blocks(file: DataFile, rows: int = 512) -> Iterator[Block]:
@@ -77,14 +79,14 @@ def _line_blocks(file: DataFile, rows: int) -> Iterator[Block]:
             held.append(line)
             size += len(line)
         if held and (line is None or len(held) >= rows or size >= BLOCK_BYTES):
-            yield Block(file.name, file.kind, first, b"".join(held))
+            yield Block(file.name, file.kind, first, b"".join(held), _in_file(file, size))
             held, size = [], 0
         if line is None:
             yield Block(file.name, file.kind, number, [(f"{file.name}:{number}", _too_large())])
         if not held:
             first = number + 1
     if held:
-        yield Block(file.name, file.kind, first, b"".join(held))
+        yield Block(file.name, file.kind, first, b"".join(held), _in_file(file, size))
 
 
 def _parsed(file: DataFile, rows: int, found: Iterable[tuple[str, Any, int]]) -> Iterator[Block]:
@@ -94,10 +96,14 @@ def _parsed(file: DataFile, rows: int, found: Iterable[tuple[str, Any, int]]) ->
         held.append((file.name + where, row))
         total += size
         if len(held) >= rows or total >= BLOCK_BYTES:
-            yield Block(file.name, file.kind, 0, held)
+            yield Block(file.name, file.kind, 0, held, _in_file(file, total))
             held, total = [], 0
     if held:
-        yield Block(file.name, file.kind, 0, held)
+        yield Block(file.name, file.kind, 0, held, _in_file(file, total))
+
+
+def _in_file(file: DataFile, size: int) -> int:
+    return 0 if file.compression else size
 
 
 def _utf8(file: DataFile) -> Iterator[bytes]:

@@ -1,19 +1,22 @@
 """An entry of the cache, from data files to shards: every row checked and tokenized once, then drawn and packed.
 
-Called by ``prepare.run`` through ``cache.entry``. Where nothing is drawn, rows go straight to their split; else each
-data set is first written by itself and its rows are copied from there, mapped and not loaded, in the order of
-``selection``. Returns the facts for the manifest.
+Called by ``prepare.run`` through ``cache.entry``. A data set with maxSamples is read twice: first every row is checked,
+then those are tokenized that were drawn. Where data sets are split or interleaved, each is first written by itself and
+its rows are copied from there, mapped and not loaded, in the order of ``selection``; else rows go straight to their
+split. Returns the facts for the manifest.
 """
 
 import json
 import logging
 import shutil
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +24,7 @@ from finetune_api.contract import ResolvedJob
 from finetune_api.data import DatasetSpec
 
 from finetune_trainer.data import pack
-from finetune_trainer.data.files import data_files
+from finetune_trainer.data.files import DataFile, data_files
 from finetune_trainer.data.rows import blocks
 from finetune_trainer.data.store import ShardWriter, Split, SplitFacts, open_split, write_packs
 from finetune_trainer.errors import InvalidData
@@ -30,10 +33,14 @@ from finetune_trainer.prepare.findings import Findings, too_many_broken
 
 PARTS = "parts"
 INVALID_ROWS = "invalid-rows.jsonl"
+EVALUATION = 1000
+"""Data sets to evaluate on are drawn from as if they came after so many others."""
 COPIED = 1024
 """Rows copied between two looks at whether to stop."""
 
 log = logging.getLogger(__name__)
+
+Activity = Literal["Validating", "Tokenizing"]
 
 
 class BrokenRows(InvalidData):
@@ -51,6 +58,28 @@ class Source:
     spec: DatasetSpec
     path: Path
 
+    @property
+    def files(self) -> list[DataFile]:
+        """Its files, in the order in which they are read."""
+        return data_files(self.path, self.spec)
+
+    @property
+    def size(self) -> int:
+        """Of the files, in bytes."""
+        return sum(file.path.stat().st_size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Read:
+    """How far reading has come, for people."""
+
+    activity: Activity
+    rows: int
+    """Checked or tokenized."""
+    size: int
+    """Bytes of the files that were read for it, as far as they are known: of an archive or a table, when it ends."""
+    total: int
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -64,7 +93,7 @@ class Plan:
     reports: Path
     report_name: str
     """The report's place in the workspace, for messages."""
-    report: Callable[[int], None]
+    report: Callable[[Read], None]
     check_stop: Callable[[], None]
 
     @property
@@ -78,10 +107,9 @@ class Plan:
 
     @property
     def draws(self) -> bool:
-        """Whether the rows to train on are not simply all rows in the order of the data sets."""
+        """Whether the rows to train on are not simply those of the data sets, one after the other."""
         fraction = self.job.evaluation.split_fraction if self.job.evaluation else None
-        sampled = any(source.spec.max_samples for source in self.train)
-        return bool(fraction or sampled or self.job.mixing != "concatenate")
+        return bool(fraction or self.job.mixing != "concatenate")
 
 
 def build(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -95,23 +123,17 @@ def build(plan: Plan, folder: Path) -> dict[str, Any]:
         reading = _Reading(plan, run, invalid)
         splits: dict[str, SplitFacts] = {}
         if plan.draws:
-            parts = [reading.part(source, folder / PARTS, f"part-{i}") for i, source in enumerate(plan.train)]
+            parts = [reading.part(source, i, folder / PARTS, f"part-{i}") for i, source in enumerate(plan.train)]
         else:
             with closing(_Writer(folder, "train")) as writer:
-                for source in plan.train:
-                    reading.read(source, writer)
+                for number, source in enumerate(plan.train):
+                    reading.read(source, number, writer)
             splits["train"] = writer.facts
-        for name, source in zip(plan.evaluation_splits, plan.evaluate, strict=bool(plan.evaluate)):
-            if source.spec.max_samples:
-                parts_of_eval = [reading.part(source, folder / PARTS, name)]
-                used = [
-                    selection.sample(len(parts_of_eval[0][1]), source.spec.max_samples, _seed(plan), 1000 + len(splits))
-                ]
-                splits[name] = _copy(plan, folder, name, parts_of_eval, *selection.mix(used, "concatenate", [], 0))
-            else:
-                with closing(_Writer(folder, name)) as writer:
-                    reading.read(source, writer)
-                splits[name] = writer.facts
+        names = zip(plan.evaluation_splits, plan.evaluate, strict=bool(plan.evaluate))
+        for number, (name, source) in enumerate(names, start=EVALUATION):
+            with closing(_Writer(folder, name)) as writer:
+                reading.read(source, number, writer)
+            splits[name] = writer.facts
     _check(plan, reading.findings)
     if plan.draws:
         splits |= _draw(plan, folder, parts)
@@ -144,47 +166,60 @@ class _Reading:
     def __init__(self, plan: Plan, run: pool.Run, invalid: TextIO) -> None:
         self._plan, self._run, self._invalid = plan, run, invalid
         self.findings: list[Findings] = []
-        self._seen = 0
+        self._rows: Counter[Activity] = Counter()
+        self._bytes = 0
+        self._total = sum(source.size for source in (*plan.train, *plan.evaluate))
 
-    def read(self, source: Source, writer: _Writer) -> "array[int]":
-        """Write all good rows; how many rows each group became."""
+    def read(self, source: Source, number: int, writer: _Writer) -> "array[int]":
+        """Write the good rows of a data set, or those drawn of them; how many rows each group became. ``number`` tells
+        it from the others that are drawn from with the same seed."""
         found, groups = Findings(source.spec.source), array("i")
         self.findings.append(found)
-        shape = pool.Shape.of(source.spec)
-        for file in data_files(source.path, source.spec):
-            for done in self._run(blocks(file), shape):
+        chosen: Iterable[pool.Chosen] = repeat("all")
+        if source.spec.max_samples is not None:
+            good = [done.good for done in self._blocks(source, "Validating", found, repeat("none"))]
+            chosen = selection.by_block(good, source.spec.max_samples, self._plan.job.training.seed, number)
+        for done in self._blocks(source, "Tokenizing", found, chosen):
+            for group in done.groups:
+                kept = [row for row in group if found.add_row(row)]
+                if kept:
+                    groups.append(len(kept))
+                    writer.write(kept)
+        self._bytes += source.size
+        return groups
+
+    def part(self, source: Source, number: int, folder: Path, name: str) -> tuple[Split, npt.NDArray[np.int32]]:
+        """A data set by itself, to draw from: its rows, and how many of them each group has."""
+        with closing(_Writer(folder, name)) as writer:
+            groups = self.read(source, number, writer)
+        return open_split(folder, name), np.array(groups, np.int32)
+
+    def _blocks(
+        self, source: Source, activity: Activity, found: Findings, chosen: Iterable[pool.Chosen]
+    ) -> Iterator[pool.Done]:
+        """What became of each block of a data set, noted and reported."""
+        before = 0
+        choices = iter(chosen)
+        for file in source.files:
+            whole, read = file.path.stat().st_size, 0
+            # zip asks a file that has ended for no choice: the next one is for the next file's first block.
+            for done in self._run(zip(blocks(file), choices, strict=False), pool.Shape.of(source.spec)):
                 found.rows += done.rows
                 for row in done.broken:
                     found.add_broken(row)
                     line = {"source": source.spec.source, "place": row.place, "rule": row.rule, "message": row.message}
                     self._invalid.write(json.dumps(line, ensure_ascii=False) + "\n")
-                for group in done.groups:
-                    kept = [row for row in group if found.add_row(row)]
-                    if kept:
-                        groups.append(len(kept))
-                        writer.write(kept)
-                self._seen += done.rows
-                self._plan.report(self._seen)
-        return groups
-
-    def part(self, source: Source, folder: Path, name: str) -> tuple[Split, npt.NDArray[np.int32]]:
-        """A data set by itself, to draw from: its rows, and how many of them each group has."""
-        with closing(_Writer(folder, name)) as writer:
-            groups = self.read(source, writer)
-        return open_split(folder, name), np.array(groups, np.int32)
-
-
-def _seed(plan: Plan) -> int:
-    return plan.job.training.seed
+                yield done
+                self._rows[activity] += done.rows if activity == "Validating" else len(done.groups)
+                read = min(whole, read + done.size)
+                self._plan.report(Read(activity, self._rows[activity], self._bytes + before + read, self._total))
+            before += whole
 
 
 def _draw(plan: Plan, folder: Path, parts: list[tuple[Split, npt.NDArray[np.int32]]]) -> dict[str, SplitFacts]:
     """The rows to train on, and those that splitFraction keeps from it."""
-    seed, evaluation = _seed(plan), plan.job.evaluation
-    used = [
-        selection.sample(len(groups), source.spec.max_samples, seed, number)
-        for number, (source, (_, groups)) in enumerate(zip(plan.train, parts, strict=True))
-    ]
+    seed, evaluation = plan.job.training.seed, plan.job.evaluation
+    used = [np.arange(len(groups), dtype=np.int64) for _, groups in parts]
     splits = {}
     if evaluation and evaluation.split_fraction:
         used, held = selection.hold_out(used, evaluation.split_fraction, seed)

@@ -17,10 +17,11 @@ from finetune_api.contract import ResolvedJob, canonical
 
 from finetune_trainer.fetch import Places
 from finetune_trainer.fetch.lease import lease
+from finetune_trainer.fetch.prune import used
 from finetune_trainer.prepared import MANIFEST
 from finetune_trainer.workspace import digest_folder, read_json, sync_folder, write_json
 
-FORMAT = 1
+FORMAT = 2
 """Of the entries and of how rows are made: raised when either changes."""
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
 """Their versions may change the rows."""
@@ -54,8 +55,9 @@ def entry(
     home.mkdir(parents=True, exist_ok=True)
     folder = home / name
     if (manifest := _complete(folder)) is not None:
+        used(folder)
         return folder, manifest, True
-    with lease(home / f".{name}.lease", places.owner, check_stop) as held:
+    with lease(home / f".{name}.lease", places.owner, check_stop, places.attempt) as held:
         if (manifest := _complete(folder)) is not None:
             return folder, manifest, True
         for left in (*home.glob(f".staging-{name}-*"), folder):

@@ -50,7 +50,9 @@ def check_rows(model: Path, tokens: int, new_tokens: bool, longest: int, highest
 def needs(job: ResolvedJob, model: Path, longest: int) -> Needs | None:
     """None where it can't be told. Raises InvalidSpec when what is certain to be needed is more than the GPU has."""
     from finetune_trainer.model import base, memory  # torch
+    from finetune_trainer.reporting.quiet import quiet
 
+    quiet()
     training, gpu = job.training, job.runtime.gpu_memory_bytes
     precision: Any = training.precision if training.precision != "auto" else "bf16"
     extra = len(job.model.new_tokens or []) + len(job.model.new_special_tokens or [])

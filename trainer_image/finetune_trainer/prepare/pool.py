@@ -17,7 +17,7 @@ from concurrent.futures import TimeoutError as NotYet
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from finetune_api.data import ColumnsSpec, DatasetSpec, TagsSpec
 
@@ -31,6 +31,11 @@ from finetune_trainer.prepare.findings import Broken
 UNDER_WAY = 2
 """Blocks per process that are handed out before the first must be back."""
 LOOK = 0.2
+
+
+Chosen = Literal["all", "none"] | list[int]
+"""Which rows of a block are tokenized, by their number among those that fit their format. "none": they are only
+checked. A list: the block was checked before, and what is wrong with its rows is known."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +66,38 @@ class Done:
     """What became of a block."""
 
     rows: int = 0
+    """Rows checked."""
+    good: int = 0
+    """Rows that fit their format; whether they fit the template, too, only tokenizing shows."""
+    size: int = 0
+    """Of the file, in bytes, as far as that is known."""
     groups: list[list[Row]] = field(default_factory=list)
     """Of each good row, what it was tokenized to."""
     broken: list[Broken] = field(default_factory=list)
 
 
-def tokenize(block: Block, shape: Shape, tools: Tools) -> Done:
+def tokenize(block: Block, shape: Shape, tools: Tools, chosen: Chosen = "all") -> Done:
     """One block, start to end."""
-    done = Done()
+    done = Done(size=block.size)
+    if not chosen:
+        return done
+    known = isinstance(chosen, list)
+    wanted = set(chosen) if known else ()
     places: list[str] = []
     samples: list[Sample] = []
     for place, value in parse_block(block):
-        done.rows += 1
+        done.rows += not known
         try:
             if isinstance(value, BadRow):
                 raise value
-            samples.append(formats.parse(value, shape.format, shape.columns, shape.tags))
-            places.append(place)
+            sample = formats.parse(value, shape.format, shape.columns, shape.tags)
+            if chosen == "all" or done.good in wanted:
+                samples.append(sample)
+                places.append(place)
+            done.good += 1
         except BadRow as error:
-            done.broken.append(Broken(place, error.rule, str(error)))
+            if not known:
+                done.broken.append(Broken(place, error.rule, str(error)))
     for place, made in zip(places, tokenize_batch(samples, tools.template, tools.cutoff, tools.tokenizer), strict=True):
         if isinstance(made, BadRow):
             done.broken.append(Broken(place, made.rule, str(made)))
@@ -88,20 +106,21 @@ def tokenize(block: Block, shape: Shape, tools: Tools) -> Done:
     return done
 
 
-Run = Callable[[Iterable[Block], Shape], Iterator[Done]]
+Task = tuple[Block, Chosen]
+Run = Callable[[Iterable[Task], Shape], Iterator[Done]]
 
 
 @contextmanager
 def workers(processes: int, tools: Tools, check_stop: Callable[[], None]) -> Iterator[Run]:
     """Processes for the time of the block; 1: this very process."""
     if processes == 1:
-        yield lambda blocks, shape: _inline(blocks, shape, tools, check_stop)
+        yield lambda tasks, shape: _inline(tasks, shape, tools, check_stop)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(processes, context, _begin, (tools,))
     try:
-        yield lambda blocks, shape: _in_order(pool, processes, blocks, shape, check_stop)
+        yield lambda tasks, shape: _in_order(pool, processes, tasks, shape, check_stop)
     except BrokenProcessPool:
         raise MemoryError("a process that tokenizes was killed; prepare.memory is what they share") from None
     finally:
@@ -110,18 +129,18 @@ def workers(processes: int, tools: Tools, check_stop: Callable[[], None]) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _inline(blocks: Iterable[Block], shape: Shape, tools: Tools, check_stop: Callable[[], None]) -> Iterator[Done]:
-    for block in blocks:
+def _inline(tasks: Iterable[Task], shape: Shape, tools: Tools, check_stop: Callable[[], None]) -> Iterator[Done]:
+    for block, chosen in tasks:
         check_stop()
-        yield tokenize(block, shape, tools)
+        yield tokenize(block, shape, tools, chosen)
 
 
 def _in_order(
-    pool: ProcessPoolExecutor, processes: int, blocks: Iterable[Block], shape: Shape, check_stop: Callable[[], None]
+    pool: ProcessPoolExecutor, processes: int, tasks: Iterable[Task], shape: Shape, check_stop: Callable[[], None]
 ) -> Iterator[Done]:
     under_way: deque[Future[Done]] = deque()
-    for block in blocks:
-        under_way.append(pool.submit(_work, block, shape))
+    for block, chosen in tasks:
+        under_way.append(pool.submit(_work, block, shape, chosen))
         if len(under_way) >= UNDER_WAY * processes:
             yield _wait(under_way.popleft(), check_stop)
     while under_way:
@@ -151,6 +170,6 @@ def _begin(tools: Tools) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _work(block: Block, shape: Shape) -> Done:
+def _work(block: Block, shape: Shape, chosen: Chosen) -> Done:
     assert _tools is not None
-    return tokenize(block, shape, _tools)
+    return tokenize(block, shape, _tools, chosen)

@@ -1,11 +1,12 @@
 """Which rows are trained on, and which are kept for evaluation: maxSamples, splitFraction and mixing, as arithmetic.
 
-Called by ``build`` when all rows are tokenized and counted. A *group* is what one row of a file became, which where
-history is split are several tokenized rows: groups are drawn whole, so that no part of a conversation is in two splits.
+Called by ``build``: `by_block` when all rows are checked and counted, the rest when they are tokenized. A *group* is
+what one row of a file became, which where history is split are several tokenized rows: groups are drawn whole, so that
+no part of a conversation is in two splits.
 Everything is a function of the seed and the counts alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +26,21 @@ class Picks(NamedTuple):
     rows: Indices
 
 
-def sample(groups: int, most: int | None, seed: int, number: int) -> Indices:
-    """The groups of data set ``number`` that are used, in the order of the file."""
-    if most is None or groups <= most:
-        return np.arange(groups, dtype=np.int64)
-    return np.sort(_random("sample", seed, number).permutation(groups)[:most])
+def sample(rows: int, most: int, seed: int, number: int) -> Indices:
+    """The rows of data set ``number`` that are used, in the order of the file."""
+    if rows <= most:
+        return np.arange(rows, dtype=np.int64)
+    return np.sort(_random("sample", seed, number).permutation(rows)[:most])
+
+
+def by_block(counts: Sequence[int], most: int, seed: int, number: int) -> Iterator[list[int]]:
+    """The same block by block: ``counts`` has how many rows each has, and the result which of them are used."""
+    drawn = sample(sum(counts), most, seed, number)
+    start = 0
+    for count in counts:
+        first, last = np.searchsorted(drawn, (start, start + count))
+        yield (drawn[first:last] - start).tolist()
+        start += count
 
 
 def hold_out(used: Sequence[Indices], fraction: float, seed: int) -> tuple[list[Indices], list[Indices]]:
