@@ -151,11 +151,12 @@ def without_weights(config: Any, tuning: TuningSpec, precision: Precision, vocab
 def _add_magnitudes(tuned: nn.Module) -> None:
     """DoRA's vector beside each adapter, which peft can make only of weights that are there: one number per output."""
     for module in list(tuned.modules()):
-        if hasattr(module, "lora_magnitude_vector"):
-            outputs = next(iter(module.lora_B.values())).out_features
-            vector = nn.Module()
-            vector.weight = nn.Parameter(torch.empty(outputs, device="meta"))
-            module.lora_magnitude_vector["default"] = vector
+        vectors, adapter = getattr(module, "lora_magnitude_vector", None), getattr(module, "lora_B", None)
+        if isinstance(vectors, nn.ModuleDict) and isinstance(adapter, nn.ModuleDict):
+            for name, made in adapter.items():
+                vector: Any = nn.Module()
+                vector.weight = nn.Parameter(torch.empty(int(made.out_features), device="meta"))  # type: ignore[arg-type]
+                vectors[name] = vector
 
 
 def _quantised(model: Any, tuning: TuningSpec) -> Iterator[str]:
