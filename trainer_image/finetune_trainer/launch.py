@@ -20,6 +20,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,10 +35,11 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Reason, Result
 
 from finetune_trainer import devices, fencing, jobfile, prepared, results, workspace
-from finetune_trainer.errors import Preempted, Superseded, TrainerError
+from finetune_trainer.errors import Preempted, RendezvousFailed, Superseded, TrainerError
 from finetune_trainer.handover import RENDEZVOUS_SECONDS, Handover
 from finetune_trainer.outlet import Outlet
 from finetune_trainer.ranks import Ranks
+from finetune_trainer.reporting import status
 from finetune_trainer.reporting.api import ApiServer
 from finetune_trainer.results import End
 from finetune_trainer.stillness import Bounds
@@ -184,14 +186,23 @@ def _meeting_point(facts: AttemptFacts, nodes: int) -> tuple[str, int]:
 
 
 def _wait_until_prepared(handover: Handover, lost_fence: Event, stop: Stop) -> None:
-    """Node 0 prepares where nobody did before. However long it takes: its end is the end of the Job's other pods."""
-    waiting = False
+    """Node 0 prepares where nobody did before. That may take long: what counts is that it says something."""
+    if prepared.read(handover.folders, handover.job) is not None:
+        return
+    log.info("Nothing is prepared for this job yet: waiting for node 0 to do so")
+    file = handover.folders.reports / status.FILE
+    sign, since = 0.0, time.monotonic()
     while prepared.read(handover.folders, handover.job) is None:
-        if not waiting:
-            log.info("Nothing is prepared for this job yet: waiting for node 0 to do so")
-        waiting = True
+        said = file.stat().st_mtime if file.exists() else 0.0
+        if said != sign:
+            sign, since = said, time.monotonic()
         if stop.requested:
             raise Preempted("Told to stop while node 0 prepared; there was nothing to save")
+        if time.monotonic() - since > handover.rendezvous_seconds:
+            raise RendezvousFailed(
+                f"Nothing is prepared for this job, and node 0, which is to do so, has said nothing for"
+                f" {handover.rendezvous_seconds:.0f} s: see what its pod says"
+            )
         if lost_fence.wait(1.0):
             raise Superseded(f"A later run has taken over {handover.folders.job}")
 
