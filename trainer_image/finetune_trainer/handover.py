@@ -75,7 +75,9 @@ class Handover:
         """Where sources are found and fetched to."""
         from finetune_trainer.fetch import Places  # ranks that train don't fetch
 
-        return Places(self.workspace / "cache", self.volumes, self.config_maps, self.run_id)
+        # Without an operator two runs of a job may well be alive at once.
+        attempt = (f"{self.facts.kind} {self.facts.uid}", self.facts.attempt) if self.api else None
+        return Places(self.workspace / "cache", self.volumes, self.config_maps, self.run_id, attempt)
 
     @property
     def micro_batch_size(self) -> int:

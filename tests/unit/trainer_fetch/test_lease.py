@@ -1,6 +1,9 @@
 """Leases: one holder, and a dead one holds nobody up."""
 
+import itertools
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -64,3 +67,61 @@ def test_a_holder_that_stood_still_too_long_finds_out(tmp_path: Path, monkeypatc
         monkeypatch.setattr(leases, "LASTS", -1.0)
         with pytest.raises(leases.LeaseLost):
             held.check()
+
+
+def test_a_killed_process_of_this_machine_holds_nobody_up(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with lease(tmp_path / "lock", "killed", never):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert json.loads((tmp_path / "lock.1").read_text())["expires"] > time.time()
+    looks = itertools.count()
+
+    def waited() -> None:
+        assert next(looks) < 3, "it waits"
+
+    with lease(tmp_path / "lock", "run-2", waited):
+        assert json.loads((tmp_path / "lock.2").read_text())["owner"] == "run-2"
+
+
+def held_elsewhere(lock: Path, attempt: tuple[str, int] | None) -> None:
+    content = {
+        "owner": "other",
+        "expires": time.time() + 1000,
+        "attempt": attempt,
+        "process": ["boot", "space", 1, "2"],
+    }
+    lock.with_name(f"{lock.name}.7").write_text(json.dumps(content))
+
+
+def test_an_earlier_attempt_of_the_same_job_holds_nobody_up(tmp_path: Path) -> None:
+    held_elsewhere(tmp_path / "lock", ("prepare uid-1", 2))
+    with lease(tmp_path / "lock", "run-3", never, ("prepare uid-1", 3)) as held:
+        held.check()
+        assert (tmp_path / "lock.8").exists()
+
+
+@pytest.mark.parametrize("attempt", [None, ("prepare uid-1", 3), ("prepare uid-1", 4), ("train uid-1", 2)])
+def test_others_are_waited_for(tmp_path: Path, attempt: tuple[str, int] | None) -> None:
+    held_elsewhere(tmp_path / "lock", attempt)
+    looks = iter([None, None, KeyboardInterrupt()])
+
+    def stop() -> None:
+        if error := next(looks):
+            raise error
+
+    with pytest.raises(KeyboardInterrupt), lease(tmp_path / "lock", "run-3", stop, ("prepare uid-1", 3)):
+        raise AssertionError("two hold it")
+
+
+def test_a_holder_that_was_taken_for_dead_finds_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEWED_EVERY", 0.01)
+    with (
+        lease(tmp_path / "lock", "run-1", never, ("uid", 1)) as first,
+        lease(tmp_path / "lock", "run-2", never, ("uid", 2)) as second,
+    ):
+        first._thread.join(30)
+        with pytest.raises(leases.LeaseLost, match="taken over"):
+            first.check()
+        second.check()

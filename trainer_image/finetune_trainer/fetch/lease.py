@@ -6,6 +6,10 @@ systems they do nothing, or stay when a node dies.
 A lease ``name`` is a row of files ``name.1``, ``name.2``, …: the highest is who holds it. Whoever finds it run out
 makes the next number with link(), which exactly one can do; nobody ever takes a file away from its owner, so no two can
 believe that they took over the same one. The highest stays when it is given back, marked as run out.
+
+Nobody waits for the dead: a process of this machine that is gone holds nothing, nor does an earlier attempt of the same
+job, as the operator starts the next one when no pod of it is left. A pod that comes back from a lost node all the same
+sees the higher number when it renews, and ends.
 Clocks of nodes may differ by less than `LASTS` - `RENEWED_EVERY`.
 """
 
@@ -17,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,6 +30,9 @@ from finetune_trainer.errors import SourceUnreachable
 LASTS = 60.0
 RENEWED_EVERY = 10.0
 LOOKS_EVERY = 1.0
+
+Attempt = tuple[str, int] | None
+"""(job, number); a higher number knows that lower ones are gone."""
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +44,17 @@ class LeaseLost(SourceUnreachable):
 class Lease:
     """What the holder has. `check` raises LeaseLost: call it before each write that another must not see."""
 
-    def __init__(self, file: Path, number: int, owner: str) -> None:
-        self._file, self._number, self._owner = file, number, owner
+    def __init__(self, file: Path, number: int, owner: str, attempt: Attempt) -> None:
+        self._file, self._number, self._owner, self._attempt = file, number, owner, attempt
         self._renewed = time.monotonic()
+        self._taken = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {file.name}", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
+        if self._taken:
+            raise LeaseLost(f"The lock {self._file.name} of the workspace was taken over by a later attempt")
         if time.monotonic() - self._renewed > LASTS:
             raise LeaseLost(f"The lock {self._file.name} of the workspace was not renewed for {LASTS:.0f} s")
 
@@ -51,8 +62,9 @@ class Lease:
         while not self._ended.wait(RENEWED_EVERY):
             began = time.monotonic()
             try:
+                self._taken = max(_numbers(self._file), default=0) > self._number
                 self.check()
-                _write(_numbered(self._file, self._number), self._owner, time.time() + LASTS)
+                self._write(time.time() + LASTS)
                 self._renewed = began
             except LeaseLost:
                 return
@@ -64,40 +76,43 @@ class Lease:
         self._thread.join()
         try:
             self.check()
-            _write(_numbered(self._file, self._number), self._owner, 0)
+            self._write(0)
         except (LeaseLost, OSError) as error:
             log.warning("The lock %s could not be given back: %s", self._file.name, error)
 
+    def _write(self, expires: float) -> None:
+        _write(_numbered(self._file, self._number), self._owner, expires, self._attempt)
+
 
 @contextmanager
-def lease(file: Path, owner: str, check_stop: Callable[[], None]) -> Iterator[Lease]:
-    """Hold ``file`` as ``owner``; wait while another does, calling ``check_stop`` meanwhile."""
+def lease(file: Path, owner: str, check_stop: Callable[[], None], attempt: Attempt = None) -> Iterator[Lease]:
+    """Hold ``file`` as ``owner``, for this attempt; wait while another does, calling ``check_stop`` meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
     told = False
     while True:
         check_stop()
         number = max(_numbers(file), default=0)
-        holder, expires = _read(_numbered(file, number)) if number else ("", 0.0)
-        if expires <= time.time():
-            if _make(file, number + 1, owner):
+        holder = _read(_numbered(file, number)) if number else NOBODY
+        if holder.expires <= time.time() or _gone(holder, attempt):
+            if _make(file, number + 1, owner, attempt):
                 break
         else:
             if not told:
-                log.info("Waiting for run %s, which holds %s", holder, file.name)
+                log.info("Waiting for run %s, which holds %s", holder.owner, file.name)
                 told = True
             time.sleep(LOOKS_EVERY)
-    held = Lease(file, number + 1, owner)
+    held = Lease(file, number + 1, owner, attempt)
     try:
         yield held
     finally:
         held.give_back()
 
 
-def _make(file: Path, number: int, owner: str) -> bool:
+def _make(file: Path, number: int, owner: str, attempt: Attempt) -> bool:
     """Whether this number is ours now."""
     mine = _numbered(file, number)
     fresh = file.with_name(f".{file.name}.{uuid4().hex}")
-    _write(fresh, owner, time.time() + LASTS)
+    _write(fresh, owner, time.time() + LASTS, attempt)
     try:
         os.link(fresh, mine)
     except FileExistsError:
@@ -125,20 +140,58 @@ def _numbers(file: Path) -> list[int]:
     return [int(end) for end in ends if end.isdecimal()]
 
 
-def _write(file: Path, owner: str, expires: float) -> None:
+def _write(file: Path, owner: str, expires: float, attempt: Attempt) -> None:
     fresh = file.with_name(f".{file.name}.{uuid4().hex}")
     try:
-        fresh.write_text(json.dumps({"owner": owner, "expires": expires}), encoding="utf-8")
+        content = {"owner": owner, "expires": expires, "attempt": attempt, "process": _process(os.getpid())}
+        fresh.write_text(json.dumps(content), encoding="utf-8")
         fresh.rename(file)
     finally:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> tuple[str, float]:
-    """Who and until when; one that can't be understood, or is just being cleared away, has run out."""
+@dataclass(frozen=True)
+class Holder:
+    """What the file of a lease says."""
+
+    owner: str
+    expires: float
+    attempt: Attempt
+    process: list[str | int] | None
+
+
+def _read(file: Path) -> Holder:
+    """One that can't be understood, or is just being cleared away, has run out."""
     try:
         content = json.loads(file.read_bytes())
-        return str(content["owner"]), float(content["expires"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return "", 0.0
+        told = content.get("attempt")
+        attempt = (str(told[0]), int(told[1])) if told else None
+        return Holder(str(content["owner"]), float(content["expires"]), attempt, content.get("process"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return NOBODY
+
+
+NOBODY = Holder("", 0.0, None, None)
+
+
+def _gone(holder: Holder, attempt: Attempt) -> bool:
+    """Whether the holder is known to be dead, however fresh its lease is."""
+    if holder.attempt and attempt and holder.attempt[0] == attempt[0] and holder.attempt[1] < attempt[1]:
+        return True
+    here = _process(os.getpid())
+    if not holder.process or not here or holder.process[:2] != here[:2]:
+        return False  # of another machine or container: nobody here can tell
+    return _process(int(holder.process[2])) != holder.process
+
+
+def _process(pid: int) -> list[str | int] | None:
+    """What tells a process from all others: boot of the machine, space of process ids, id, time of its start. None for
+    one that is dead, or where this can't be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+        state, *facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else [boot, space, pid, facts[18]]

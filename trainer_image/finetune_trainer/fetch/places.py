@@ -19,6 +19,8 @@ class Places:
     """Folder with <name>/<key> of each mounted ConfigMap."""
     owner: str
     """Run id: whose leases the locks are."""
+    attempt: tuple[str, int] | None = None
+    """(job, number), where an operator sees to it that an attempt starts when no pod of an earlier one is left."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_trainer.errors import NoSpace, SourceUnreachable
-from finetune_trainer.fetch import digest
+from finetune_trainer.fetch import digest, prune
 from finetune_trainer.fetch.lease import lease
 from finetune_trainer.fetch.places import Fetched, Places
 from finetune_trainer.fetch.remote import Remote, RemoteFile, Stream
@@ -48,6 +48,7 @@ def look_up(places: Places, folder: str, version: str, uri: str) -> Fetched | No
             whole = False
         if not whole:
             return None
+    prune.used(entry)
     return Fetched(uri, entry / "files" / str(manifest["path"]), str(manifest["digest"]), manifest["revision"])
 
 
@@ -59,9 +60,8 @@ def keep(
         found = _found(remote, places)
         if found:
             return found
-        folder = places.cache / "sources" / remote.folder
         lock = places.cache / "locks" / f"{remote.folder.replace('/', '-')}-{remote.version[:20]}"
-        with lease(lock, places.owner, check_stop) as held:
+        with lease(lock, places.owner, check_stop, places.attempt) as held:
             found = _found(remote, places)  # by who held the lease before
             if found:
                 return found
@@ -70,20 +70,22 @@ def keep(
                 check_stop()
                 held.check()
 
-            return _fetch(remote, folder, progress, check)
+            return _fetch(remote, places.cache, progress, check)
 
 
 def _found(remote: Remote, places: Places) -> Fetched | None:
     return look_up(places, remote.folder, remote.version, remote.uri)
 
 
-def _fetch(remote: Remote, folder: Path, progress: Callable[[int, int], None], check: Callable[[], None]) -> Fetched:
+def _fetch(remote: Remote, cache: Path, progress: Callable[[int, int], None], check: Callable[[], None]) -> Fetched:
+    folder = cache / "sources" / remote.folder
     staging, entry = folder / f".staging-{remote.version}", folder / remote.version
     if entry.exists():  # damaged: its whole files need not be fetched again
         shutil.rmtree(staging, ignore_errors=True)
         entry.rename(staging)
     (staging / "files").mkdir(parents=True, exist_ok=True)
-    _check_space(remote, staging)
+    os.utime(staging)  # of whatever age it was, it is in use now: nobody prunes it
+    _check_space(remote, staging, cache)
     total, done = sum(file.size for file in remote.files), 0
     log.info("Fetching %s: %d files, %.2f GB", remote.uri, len(remote.files), total / GB)
     facts = {}
@@ -104,9 +106,11 @@ def _fetch(remote: Remote, folder: Path, progress: Callable[[int, int], None], c
     return Fetched(remote.uri, entry / "files" / remote.path, whole, remote.revision)
 
 
-def _check_space(remote: Remote, staging: Path) -> None:
+def _check_space(remote: Remote, staging: Path, cache: Path) -> None:
     have = sum(path.stat().st_size for path in (staging / "files").rglob("*") if path.is_file())
     need = sum(file.size for file in remote.files) - have
+    if need > shutil.disk_usage(staging).free:
+        prune.prune(cache, prune.RECENT, need)
     space = shutil.disk_usage(staging)
     if need > space.free:
         raise NoSpace(

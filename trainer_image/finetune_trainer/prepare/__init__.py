@@ -20,6 +20,7 @@ from finetune_trainer import prepared
 from finetune_trainer.data.store import open_split
 from finetune_trainer.data.templates.template import Template
 from finetune_trainer.fetch import Fetched, Places, fetch
+from finetune_trainer.fetch.prune import prune
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.prepare import build, cache, memory, report
 from finetune_trainer.prepare.findings import Findings
@@ -166,6 +167,7 @@ def run(
         template=template or {},
     )
     prepared.write(folders, job, ready)
+    prune(places.cache)
     log.info("%s", describe(summary))
     return ready
 
