@@ -25,6 +25,7 @@ from finetune_trainer import director, heartbeat, prepared, rendezvous, results,
 from finetune_trainer.errors import Preempted, Superseded, TrainerError, WorkspaceUnusable
 from finetune_trainer.handover import Handover, end_file, read_deadline
 from finetune_trainer.peers import Peers
+from finetune_trainer.reporting import quiet
 from finetune_trainer.reporting.api import within
 from finetune_trainer.reporting.status import Reporter
 from finetune_trainer.results import End
@@ -56,6 +57,7 @@ def main(
     # Rank 0 speaks for all; the others only when something is wrong.
     level = logging.WARNING if rank else logging.INFO
     logging.basicConfig(level=level, format=f"%(asctime)s rank {rank} %(message)s")
+    quiet.log_lines()
     heartbeat.open_file(folder, rank)
     handover = Handover.read(folder)
 
