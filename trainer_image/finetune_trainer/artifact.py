@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from finetune_api.status import Artifact
 from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule
 
 from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.model import base as base_model
-from finetune_trainer.model import build, pissa
+from finetune_trainer.model import build, pissa, sharding
 from finetune_trainer.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune_trainer.model.merge import SHARD_SIZE, merge, output_dtype, probe, probe_rows
 from finetune_trainer.reporting import model_card
@@ -34,13 +35,14 @@ def write(
     provenance: dict[str, Any],
     metrics: dict[str, Any],
     *,
+    weights: dict[str, Any] | None = None,
     stop_ids: Collection[int] = (),
     probes: Sequence[Sequence[int]] | None = None,
 ) -> Artifact:
     """Model or adapter, tokenizer, model card and provenance, in place.
 
-    ``stop_ids`` are the tokens at which an answer ends, ``probes`` rows of held-out token ids that a merge is measured
-    on.
+    ``weights`` are the model's, where it holds a share of them alone (`gather`). ``stop_ids`` are the tokens at which
+    an answer ends, ``probes`` rows of held-out token ids that a merge is measured on.
     """
     place = run.folders.artifact
     staging = place.with_name(f".{place.name}-{run.run_id}")
@@ -48,7 +50,7 @@ def write(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            kind, facts = _save(run, model, staging, len(tokenizer), probes)
+            kind, facts = _save(run, model, weights, staging, len(tokenizer), probes)
             provenance = {**provenance, **facts}
             tokenizer.save_pretrained(staging)
             _save_generation(staging, run.prepared.model, stop_ids, tokenizer)
@@ -65,6 +67,17 @@ def write(
     return Artifact(uri=uri, kind=kind, digest=digest, size_bytes=size)
 
 
+def gather(run: Run, model: Any) -> dict[str, Any] | None:
+    """What `write` needs of a model that ranks hold shares of: called by all of them, something on rank 0. None of one
+    that each rank holds whole."""
+    if not isinstance(model, FSDPModule):
+        return None
+    if not isinstance(model, PeftModel):
+        # As shares: whole, the model would be there twice.
+        build.cast(model, output_dtype(run.job.output.dtype, run.prepared.model))
+    return sharding.gather(model, trained_only=isinstance(model, PeftModel))
+
+
 def scratch(run: Run) -> Path:
     """Where `build` keeps what outlives an attempt and is shared by jobs."""
     return run.folders.workspace / "cache" / "merged"
@@ -73,6 +86,7 @@ def scratch(run: Run) -> Path:
 def _save(
     run: Run,
     model: Any,
+    weights: dict[str, Any] | None,
     staging: Path,
     tokens: int,
     probes: Sequence[Sequence[int]] | None,
@@ -80,11 +94,12 @@ def _save(
     """The weights; what was made, and what a merge was measured at."""
     job, base, adapter = run.job, run.prepared.model, run.prepared.adapter
     if not isinstance(model, PeftModel):
-        build.cast(model, output_dtype(job.output.dtype, base))
-        model.save_pretrained(staging, max_shard_size=SHARD_SIZE)
+        if weights is None:
+            build.cast(model, output_dtype(job.output.dtype, base))
+        model.save_pretrained(staging, state_dict=weights, max_shard_size=SHARD_SIZE)
         return "model", {}
     folder = staging / ADAPTER if job.output.merge else staging
-    _save_adapter(run, model, folder)
+    _save_adapter(run, model, weights, folder)
     merged_first = adapter is not None and build.tuning_adapter(job) == "merge"
     if merged_first:
         assert adapter is not None
@@ -109,8 +124,8 @@ def _save(
     return "model", {"merge": made.facts()}
 
 
-def _save_adapter(run: Run, model: Any, folder: Path) -> None:
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+def _save_adapter(run: Run, model: Any, weights: dict[str, Any] | None, folder: Path) -> None:
+    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's; ours is the artifact's
     config_file = folder / ADAPTER_CONFIG
     config = json.loads(config_file.read_text(encoding="utf-8"))

@@ -7,6 +7,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from peft import PeftModel
 from transformers import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 
@@ -15,7 +17,7 @@ from finetune_trainer.checkpoints import find
 from finetune_trainer.data import order
 from finetune_trainer.data.items import Items
 from finetune_trainer.data.store import open_split
-from finetune_trainer.model import adapters
+from finetune_trainer.model import adapters, sharding
 from finetune_trainer.model.base import Precision
 from finetune_trainer.reporting import metrics, plots, provenance
 from finetune_trainer.reporting.progress import ProgressReport
@@ -76,6 +78,14 @@ def set_up(run: Run, model: Any, tokens: Any, data: Data, precision: Precision) 
     evaluation = Evaluation(run, data.evaluation, tokens.pad_token_id, attention, progress.alive)
     steps = Steps(run, progress, evaluation)
     collate = data.train.collator(tokens.pad_token_id, attention)
+    sharded = training.parallelism == "fsdp"
+    if sharded:
+        if run.world_size == 1:
+            sharding.join_alone("nccl" if torch.cuda.is_available() else "gloo")
+        sharding.gather_head(model.get_base_model() if isinstance(model, PeftModel) else model)
+    args = SFTConfig(**arguments.sft(run, total_steps, precision), **(sharding.arguments(model) if sharded else {}))
+    if sharded:
+        sharding.set_precision(args, precision)
     trainer = SftTrainer(
         lengths=data.train.lengths,
         global_batch=training.global_batch_size,
@@ -83,13 +93,15 @@ def set_up(run: Run, model: Any, tokens: Any, data: Data, precision: Precision) 
         group_by_length=training.group_by_length,
         lora_plus_ratio=lora.lora_plus_ratio if lora else None,
         model=model,
-        args=SFTConfig(**arguments.sft(run, total_steps, precision)),
+        args=args,
         data_collator=lambda numbers: collate([number["item"] for number in numbers]),
         # TRL wants a data set: it gets the items' numbers, and the collator reads what they stand for.
         train_dataset=Dataset.from_dict({"item": range(len(data.train))}),
         processing_class=tokens,
         callbacks=[steps, progress],
     )
+    if sharded:
+        sharding.check(trainer)
     trainer.remove_callback(PrinterCallback)
     steps.trainer = trainer
     return Training(trainer, steps, progress, evaluation, total_steps, precision)
@@ -121,6 +133,8 @@ def train(run: Run, made: Training) -> None:
 def finish(run: Run, made: Training, tokens: Any, data: Data, stop_ids: list[int]) -> Outcome:
     """Reports and the artifact, by rank 0; the outcome is known to all."""
     outcome = None
+    model = made.trainer.accelerator.unwrap_model(made.trainer.model)
+    weights = artifact.gather(run, model)
     if run.is_main:
         history = made.trainer.state.log_history
         final = metrics.final(
@@ -130,10 +144,11 @@ def finish(run: Run, made: Training, tokens: Any, data: Data, stop_ids: list[int
         plots.write(run.folders.reports, history)
         made_artifact = artifact.write(
             run,
-            made.trainer.accelerator.unwrap_model(made.trainer.model),
+            model,
             tokens,
             provenance.collect(run, final, made.total_steps, made.precision),
             final,
+            weights=weights,
             stop_ids=stop_ids,
             probes=data.probes,
         )
