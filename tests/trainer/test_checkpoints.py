@@ -1,75 +1,66 @@
 """When a run is saved, what it goes on from, and what it keeps."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from finetune_api.status import Checkpoint
-from finetune_trainer.checkpoints import find
+from finetune_trainer.checkpoints import choose
 from finetune_trainer.errors import Diverged, InvalidData, Preempted
 from finetune_trainer.model import base
+from finetune_trainer.run import Run
 from finetune_trainer.stages.sft import workflow
 
 from tests.trainer import tiny
 from tests.trainer.test_equivalence import stopped_at
 
-FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A complete checkpoint of step 2; tests copy it."""
+def saved(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Run:
+    """A run that was told to stop in its fourth step, with checkpoints of steps 2 and 4. Tests copy its workspace."""
     root = tmp_path_factory.mktemp("saved")
     (root / "models").symlink_to(model.parent)
     tiny.save_rows(root / "data" / "rows.jsonl")
-    run = tiny.make_run(root, tiny.job(checkpoints={"everySteps": 2}, training={"maxSteps": 3}))
-    workflow.run(run)
-    return run.folders.run_checkpoints / "checkpoint-2"
+    run = stopped_at(tiny.make_run(root, tiny.job(checkpoints={"everySteps": 2})), 3)
+    with pytest.raises(Preempted):
+        workflow.run(run)
+    return run
 
 
-def cut_short(name: str) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        content = (path / name).read_bytes()
-        (path / name).write_bytes(content[: len(content) // 2])
-
-    return damage
-
-
-def missing(name: str) -> Callable[[Path], None]:
-    return lambda path: (path / name).unlink()
+@pytest.fixture
+def next_run(saved: Run, tmp_path: Path) -> Run:
+    """The second attempt, in a workspace of its own."""
+    shutil.copytree(saved.folders.workspace.parent, tmp_path / "copy", symlinks=True)
+    return tiny.make_run(tmp_path / "copy", saved.job, attempt=2)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [*(cut_short(name) for name in FILES), *(missing(name) for name in FILES)],
-)
-def test_a_damaged_checkpoint_is_skipped_for_an_older_whole_one(
-    tmp_path: Path, checkpoint: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+def checkpoint(run: Run, step: int) -> Path:
+    return run.folders.checkpoints / "1-run1" / f"checkpoint-{step}"
+
+
+def flip(file: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_any_flipped_bit_is_found_and_named_and_the_checkpoint_before_is_used(
+    next_run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copytree(checkpoint, tmp_path / "1-a" / "checkpoint-2")
-    shutil.copytree(checkpoint, tmp_path / "2-b" / "checkpoint-3")
-    state = tmp_path / "2-b" / "checkpoint-3" / "trainer_state.json"
-    state.write_text(state.read_text().replace('"global_step": 2', '"global_step": 3'))
-    assert find.newest(tmp_path) == find.Found(tmp_path / "2-b" / "checkpoint-3", 3)
-    damage(tmp_path / "2-b" / "checkpoint-3")
-    assert find.newest(tmp_path) == find.Found(tmp_path / "1-a" / "checkpoint-2", 2)
-    assert "2-b/checkpoint-3 is skipped" in caplog.text
-
-
-def test_another_runs_checkpoints_are_kept_until_this_run_has_its_own(tmp_path: Path, checkpoint: Path) -> None:
-    old, own = tmp_path / "1-a" / "checkpoint-2", tmp_path / "2-b"
-    shutil.copytree(checkpoint, old)
-    (own / "checkpoint-9").mkdir(parents=True)  # being written, or left by a crash
-    find.prune(tmp_path, own, keep=1)
-    assert old.is_dir()
-
-    shutil.copytree(checkpoint, own / "checkpoint-4")
-    state = own / "checkpoint-4" / "trainer_state.json"
-    state.write_text(state.read_text().replace('"global_step": 2', '"global_step": 4'))
-    find.prune(tmp_path, own, keep=1)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")] == ["2-b/checkpoint-4"]
+    files = [file for file in checkpoint(next_run, 4).rglob("*") if file.is_file()]
+    assert {file.name for file in files} > {"adapter_model.safetensors", "optimizer.pt", "stage.json", "manifest.json"}
+    assert choose.choose(next_run).path == checkpoint(next_run, 4)
+    for file in files:
+        flip(file)
+        caplog.clear()
+        chosen = choose.choose(next_run)
+        assert chosen.path == checkpoint(next_run, 2), file
+        assert chosen.broken == {checkpoint(next_run, 4)}
+        assert f"checkpoint-4 is skipped: {file.name} is not as it was written" in caplog.text
+        flip(file)
+    assert choose.choose(next_run).path == checkpoint(next_run, 4)
 
 
 def test_checkpoints_come_every_so_many_steps_and_keep_is_kept(root: Path) -> None:
@@ -130,8 +121,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(root: Path) ->
     run = replace(run, prepared=replace(run.prepared, model=root / "models2" / "model"))
     with pytest.raises(Diverged, match=r"step \d+: .* Lower training.learningRate \(1\)"):
         workflow.run(run)
-    found = find.newest(run.folders.checkpoints)
-    assert found is None or not has_nan(found.path)
+    found = choose.choose(run).path
+    assert found is None or not has_nan(found)
 
 
 def blow_up(model: Path, to: Path) -> None:

@@ -187,7 +187,8 @@ def claim(folders: Folders, job: ResolvedJob, facts: AttemptFacts, run_id: str) 
     for parent in (folders.job.parent, folders.workspace):
         sync_folder(parent)
     before = Fence.read(folders)
-    trained = any(folders.checkpoints.glob("*/*")) or (folders.artifact.is_dir() and any(folders.artifact.iterdir()))
+    artifact = folders.artifact.is_dir() and any(folders.artifact.iterdir())
+    trained = artifact or any(folders.checkpoints.glob("*/checkpoint-*"))
     if before is not None:
         if trained:  # else a job that was corrected after it failed early could not keep its name
             _same_job(job, before.digest, FENCE)
@@ -211,8 +212,9 @@ def clear_leftovers(folders: Folders, mine: Fence) -> None:
         (folders.job / RESULT).unlink(missing_ok=True)
         sync_folder(folders.job)
     staged = (path for path in folders.job.glob(".artifact-*") if path.name != f".artifact-{mine.run_id}")
-    doomed = (path for path in folders.checkpoints.glob("*/.deleting-checkpoint-*"))
-    for path in (*staged, *(path for path in doomed if path.parent != folders.run_checkpoints)):
+    runs = folders.checkpoints
+    begun = (path for pattern in (".staging-*", ".deleting-*") for path in runs.glob(f"*/{pattern}"))
+    for path in (*staged, *(path for path in begun if path.parent != folders.run_checkpoints)):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,5 @@
-"""Checkpoints: when a run is saved, which one the next run goes on from, and which ones are kept.
+"""Checkpoints: written so that one is there whole or not at all, verified before one is used, and which ones are kept.
 
-The files themselves are those of transformers' Trainer, in checkpoints/<attempt>-<run id>/checkpoint-<step>.
+The files themselves are those of transformers' Trainer, in checkpoints/<attempt>-<run id>/checkpoint-<step>, and a
+manifest that vouches for every byte of them.
 """

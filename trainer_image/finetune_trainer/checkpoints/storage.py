@@ -6,6 +6,7 @@ their own, and libraries wrap them.
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,10 @@ from pathlib import Path
 from finetune_trainer.workspace import usable
 
 NEARLY_FULL = 1 << 20
+OF_RUST = re.compile(r"\(os error (\d+)\)")
+"""How safetensors and tokenizers say errno."""
+OF_TORCH = ("writ", "Parent directory", "cannot be opened", "unexpected pos")
+"""Words of torch's errors in saving, none of which says why."""
 
 
 @contextmanager
@@ -32,11 +37,20 @@ def _cause(error: BaseException | None, folder: Path) -> OSError | None:
     """The error of the file system behind an error, if there is one."""
     if error is None or isinstance(error, OSError):
         return error
-    if "os error 28" in str(error) or (isinstance(error, RuntimeError) and "writ" in str(error) and _full(folder)):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    told = OF_RUST.search(str(error))
+    number = int(told[1]) if told else None
+    if number is None and isinstance(error, RuntimeError) and any(words in str(error) for words in OF_TORCH):
+        number = _state(folder)
+    if number is not None:
+        return OSError(number, os.strerror(number), str(folder))
     return _cause(error.__cause__ or error.__context__, folder)
 
 
-def _full(folder: Path) -> bool:
-    disk = os.statvfs(next(place for place in (folder, *folder.parents) if place.exists()))
-    return disk.f_bavail * disk.f_frsize < NEARLY_FULL
+def _state(folder: Path) -> int | None:
+    """What is wrong with the place itself."""
+    if not folder.is_dir():
+        return errno.ENOENT
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize < NEARLY_FULL:
+        return errno.ENOSPC
+    return None if os.access(folder, os.W_OK) else errno.EROFS

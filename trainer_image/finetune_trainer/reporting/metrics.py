@@ -11,13 +11,15 @@ import torch
 from finetune_api.status import Prepared
 
 from finetune_trainer.checkpoints.storage import guard
-from finetune_trainer.reporting.progress import ProgressReport
+from finetune_trainer.reporting.counters import Counters
 
 STATUS_NAMES = {
     "train_loss": "trainLoss",
     "final_loss": "finalLoss",
     "eval_loss": "evalLoss",
     "eval_perplexity": "evalPerplexity",
+    "eval_best_loss": "bestEvalLoss",
+    "eval_best_step": "bestEvalStep",
     "epoch": "epochs",
     "train_steps": "steps",
     "train_samples": "rows",
@@ -34,7 +36,7 @@ files."""
 
 def final(
     history: list[dict[str, Any]],
-    progress: ProgressReport,
+    counters: Counters,
     data: Prepared,
     global_batch: int,
     evaluation: dict[str, float],
@@ -42,7 +44,7 @@ def final(
     """The run as a whole, over all attempts. train_loss is the mean over all steps, final_loss the last logged."""
     logged = [entry for entry in history if "loss" in entry]
     weights = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *logged], logged, strict=False)]
-    seconds = progress.seconds
+    seconds = counters.seconds
     steps = logged[-1]["step"]
     return {
         "epoch": round(logged[-1]["epoch"], 4),
@@ -52,14 +54,22 @@ def final(
         "train_samples": data.rows,
         "train_samples_cut": data.truncated_rows,
         "train_samples_invalid": data.invalid_rows,
-        "num_tokens": progress.tokens,
+        "num_tokens": counters.tokens,
         "train_runtime": round(seconds, 2),
         "train_samples_per_second": round(steps * global_batch / seconds, 3),
         "train_steps_per_second": round(steps / seconds, 3),
-        "train_tokens_per_second": round(progress.tokens / seconds, 2),
+        "train_tokens_per_second": round(counters.tokens / seconds, 2),
+        **_best(counters),
         **_gpu_memory(),
         **evaluation,
     }
+
+
+def _best(counters: Counters) -> dict[str, float]:
+    """The best evaluation so far, where there was one."""
+    if counters.best_loss is None or counters.best_step is None:
+        return {}
+    return {"eval_best_loss": counters.best_loss, "eval_best_step": counters.best_step}
 
 
 def _gpu_memory() -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Where training is: status.progress for the cluster, trainer_log.jsonl and a line in the log for people.
 
 Driven by `stages.steps` after each step and by the trainer's log calls. The worker sees to it that status is written no
-more often than it should be. Tokens and seconds are counted over all attempts: they travel in the checkpoint.
+more often than it should be. What is counted over all attempts
+is in `counters`.
 """
 
 # ruff: noqa: ARG002  (a callback's arguments are given, used or not)
@@ -15,8 +16,8 @@ from typing import Any
 
 from finetune_api.status import Progress
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
+from finetune_trainer.reporting.counters import Counters
 from finetune_trainer.run import Run
 
 log = logging.getLogger(__name__)
@@ -24,29 +25,17 @@ log = logging.getLogger(__name__)
 LOG_FILE = "trainer_log.jsonl"
 
 
-class ProgressReport(TrainerCallback, ExportableState):
+class ProgressReport(TrainerCallback):
     """One per run and rank; only rank 0 writes."""
 
     def __init__(self, run: Run, total_steps: int) -> None:
         self.run, self.total_steps = run, total_steps
-        self.tokens = 0
-        """Trained on so far, over all attempts, without padding."""
-        self.seconds_before = 0.0
-        """Spent by earlier attempts."""
-        self.started = self.first_step_done = time.monotonic()
+        self.counters = Counters()
+        self.first_step_done = time.monotonic()
         self.first_step = 0
         self.tokens_before = 0
         self.logged: dict[str, float] = {}
         self.last: Any = None
-
-    def state(self) -> dict[str, Any]:
-        """Saved in the checkpoint's trainer_state.json."""
-        return {"args": {}, "attributes": {"tokens": self.tokens, "seconds": self.seconds}}
-
-    @property
-    def seconds(self) -> float:
-        """Training time over all attempts."""
-        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def rate(self) -> tuple[float, float] | None:
@@ -55,13 +44,12 @@ class ProgressReport(TrainerCallback, ExportableState):
         elapsed = self.last_step_done - self.first_step_done
         if steps < 1 or elapsed <= 0:
             return None
-        return steps / elapsed, (self.tokens - self.tokens_before) / elapsed
+        return steps / elapsed, (self.counters.tokens - self.tokens_before) / elapsed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
-        self.tokens, self.seconds_before = int(saved.get("tokens", 0)), float(saved.get("seconds", 0.0))
-        self.started = self.first_step_done = self.last_step_done = time.monotonic()
-        self.step, self.first_step, self.tokens_before = state.global_step, state.global_step, self.tokens
+        self.counters.start()
+        self.first_step_done = self.last_step_done = time.monotonic()
+        self.step, self.first_step, self.tokens_before = state.global_step, state.global_step, self.counters.tokens
         self.fresh = True
         if self.run.is_main:
             cut_back(self.run.folders.reports / LOG_FILE, state.global_step)
@@ -69,11 +57,13 @@ class ProgressReport(TrainerCallback, ExportableState):
 
     def step_done(self, state: Any, tokens: int) -> None:
         """After each optimizer step, on all ranks."""
-        self.tokens += tokens
+        self.counters.tokens += tokens
+        self.counters.samples += self.run.job.training.global_batch_size
         self.step, self.last_step_done = state.global_step, time.monotonic()
         if self.fresh:
             self.fresh = False
-            self.first_step, self.first_step_done, self.tokens_before = self.step, self.last_step_done, self.tokens
+            self.first_step, self.first_step_done = self.step, self.last_step_done
+            self.tokens_before = self.counters.tokens
         if self.run.is_main:
             self._report(state)
 
@@ -81,6 +71,7 @@ class ProgressReport(TrainerCallback, ExportableState):
         if not self.run.is_main or not logs:
             return
         if "eval_loss" in logs:
+            self.counters.evaluated(state.global_step, logs["eval_loss"])
             self._write({**self._place(state), **{n: v for n, v in logs.items() if n.startswith("eval_")}})
             log.info("step %d/%d  evaluation loss %.4f", state.global_step, self.total_steps, logs["eval_loss"])
         if "loss" not in logs:
@@ -113,7 +104,7 @@ class ProgressReport(TrainerCallback, ExportableState):
             "loss": logs["loss"],
             "lr": logs["learning_rate"],
             "throughput": round(self.rate[1], 2) if self.rate else None,
-            "total_tokens": self.tokens,
+            "total_tokens": self.counters.tokens,
         }
 
     def _place(self, state: Any) -> dict[str, Any]:
@@ -123,7 +114,7 @@ class ProgressReport(TrainerCallback, ExportableState):
             "total_steps": self.total_steps,
             "epoch": round(state.epoch or 0.0, 4),
             "percentage": round(100 * state.global_step / self.total_steps, 2),
-            "elapsed_time": duration(self.seconds),
+            "elapsed_time": duration(self.counters.seconds),
             "remaining_time": duration(eta) if eta is not None else "unknown",
         }
 

@@ -6,6 +6,7 @@ Called by workflows on rank 0 after training.
 import os
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -42,10 +43,16 @@ def collect(run: Run, metrics: dict[str, float], total_steps: int, precision: st
         "microBatchSize": run.micro_batch_size,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
         "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "versions": versions(),
         "metrics": metrics,
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what comes out."""
+    return {package: metadata.version(package) for package in PACKAGES}
 
 
 def _source(run: Run, source: str) -> dict[str, str | None]:

@@ -12,8 +12,9 @@ from peft import PeftModel
 from transformers import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 
-from finetune_trainer import artifact
-from finetune_trainer.checkpoints import find
+from finetune_trainer import artifact, heartbeat
+from finetune_trainer.checkpoints import choose
+from finetune_trainer.checkpoints.saver import Saver
 from finetune_trainer.data import order
 from finetune_trainer.data.items import Items
 from finetune_trainer.data.store import open_split
@@ -76,7 +77,8 @@ def set_up(run: Run, model: Any, tokens: Any, data: Data, precision: Precision) 
     attention = str(model.config.get_text_config()._attn_implementation)
     progress = ProgressReport(run, total_steps)
     evaluation = Evaluation(run, data.evaluation, tokens.pad_token_id, attention, progress.alive)
-    steps = Steps(run, progress, evaluation)
+    saver = Saver(run)
+    steps = Steps(run, progress, evaluation, saver)
     collate = data.train.collator(tokens.pad_token_id, attention)
     sharded = training.parallelism == "fsdp"
     if sharded:
@@ -90,6 +92,8 @@ def set_up(run: Run, model: Any, tokens: Any, data: Data, precision: Precision) 
         lengths=data.train.lengths,
         global_batch=training.global_batch_size,
         precision=precision,
+        saver=saver,
+        counters=progress.counters,
         group_by_length=training.group_by_length,
         lora_plus_ratio=lora.lora_plus_ratio if lora else None,
         model=model,
@@ -109,9 +113,8 @@ def set_up(run: Run, model: Any, tokens: Any, data: Data, precision: Precision) 
 
 def train(run: Run, made: Training) -> None:
     """All steps, from the newest checkpoint of the job's earlier runs if there is one, and the last evaluation."""
-    resumed = agree.from_main(find.newest(run.folders.checkpoints))
-    if resumed:
-        made.steps.goes_on_from(resumed)
+    resumed = choose.choose(run)
+    made.steps.goes_on_from(resumed)
     trained, of = adapters.count(made.trainer.model)
     log.info(
         "%d steps of %d %s (%d ranks x %d x %d), %s of %s weights trained, %s; from %s",
@@ -126,19 +129,24 @@ def train(run: Run, made: Training) -> None:
         made.precision,
         made.steps.newest or "the start",
     )
-    made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
     made.evaluation.measure(made.trainer)
 
 
 def finish(run: Run, made: Training, tokens: Any, data: Data, stop_ids: list[int]) -> Outcome:
     """Reports and the artifact, by rank 0; the outcome is known to all."""
+    heartbeat.beat("finish", made.total_steps)
     outcome = None
     model = made.trainer.accelerator.unwrap_model(made.trainer.model)
     weights = artifact.gather(run, model)
     if run.is_main:
         history = made.trainer.state.log_history
         final = metrics.final(
-            history, made.progress, run.prepared.summary, run.job.training.global_batch_size, made.evaluation.results
+            history,
+            made.progress.counters,
+            run.prepared.summary,
+            run.job.training.global_batch_size,
+            made.evaluation.results,
         )
         metrics.write(run.folders.reports, final, made.trainer.state)
         plots.write(run.folders.reports, history)

@@ -5,20 +5,27 @@ there is listed in `upstream` and pinned by a test on its signature.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from finetune_trainer.checkpoints.storage import guard
+from finetune_trainer.checkpoints import kept
+from finetune_trainer.checkpoints.kept import Stateful
+from finetune_trainer.checkpoints.saver import Facts, Saver
 from finetune_trainer.data import order
 from finetune_trainer.data.row import IGNORED
+from finetune_trainer.heartbeat import beat
 from finetune_trainer.model import adapters, optimizer
 from finetune_trainer.model.base import Precision
+from finetune_trainer.reporting.counters import Counters
 from finetune_trainer.stages.agree import share
 
 
@@ -74,6 +81,9 @@ class Engine(Trainer):
         lengths: Sequence[int],
         global_batch: int,
         precision: Precision,
+        saver: Saver,
+        counters: Counters,
+        keeps: Stateful | None = None,
         group_by_length: bool = False,
         lora_plus_ratio: float | None = None,
         **kwargs: Any,
@@ -83,6 +93,9 @@ class Engine(Trainer):
         self.global_batch = global_batch
         self.group_by_length = group_by_length
         self.precision = precision
+        self.saver, self.counters = saver, counters
+        self.kept: Mapping[str, Stateful] = {"counters": counters, **({} if keeps is None else {"stage": keeps})}
+        """What goes on after a resume besides weights and optimizer; ``keeps`` is the stage's own."""
         self.step_facts = Step()
         super().__init__(**kwargs)
         adapters.cast_trainable(self.model, precision)
@@ -118,10 +131,39 @@ class Engine(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         adapters.cast_trainable(self.model, self.precision)
+        kept.read(Path(resume_from_checkpoint), self.kept)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:  # noqa: ARG002
+        """Ours, by `steps`: after the step was logged and before it is saved, so a checkpoint knows its evaluation."""
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
+        return {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with guard(str(self.args.output_dir)):
-            super()._save_checkpoint(model, trial)
+        """The library writes the files into a staging folder; the rest is `Saver`'s."""
+
+        def write(folder: Path) -> None:
+            place, self.args.output_dir = self.args.output_dir, str(folder)
+            try:
+                super(Engine, self)._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = place
+            if self.args.should_save:
+                files = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+                (files / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody reads
+                kept.write(files, self.kept)
+
+        step = self.state.global_step
+        beat("save", step)
+        measured = next((e for e in reversed(self.state.log_history) if e["step"] == step and "eval_loss" in e), {})
+        self.saver.save(
+            Facts(
+                step=step,
+                samples=self.counters.samples,
+                dtypes=sorted({str(weight.dtype) for weight in self.model.parameters() if weight.requires_grad}),
+                metrics={name: value for name, value in measured.items() if name.startswith("eval_")},
+            ),
+            write,
+        )
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Nothing to save: see `seed_step`."""

@@ -1,7 +1,8 @@
-"""What happens around every optimizer step: evaluation and seeds before, and after it one agreement of all ranks.
+"""What happens around every optimizer step: seeds before, and after it one agreement of all ranks.
 
 A callback of the trainer. Ranks agree in a single exchange whether the loss is still a number, whether someone was told
-to stop and whether a checkpoint is due by rank 0's clock, so none of them ever saves, stops or fails alone.
+to stop, whether a checkpoint is due by rank 0's clock and whether the one being saved has landed, so none of them ever
+saves, stops or fails alone. After a step comes first its log line, then its evaluation, then its checkpoint.
 """
 
 # ruff: noqa: ARG002  (a callback's arguments are given, used or not)
@@ -9,7 +10,6 @@ to stop and whether a checkpoint is due by rank 0's clock, so none of them ever 
 import logging
 import math
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from finetune_api.status import Checkpoint
 from finetune_api.training import CheckpointsSpec
 from transformers import TrainerCallback
 
-from finetune_trainer.checkpoints import find
+from finetune_trainer import heartbeat
+from finetune_trainer.checkpoints.choose import Choice
+from finetune_trainer.checkpoints.saver import Saved, Saver
 from finetune_trainer.errors import Diverged, Preempted
 from finetune_trainer.reporting.progress import ProgressReport
 from finetune_trainer.run import Run
-from finetune_trainer.stages.agree import share, wait_for_all
+from finetune_trainer.stages.agree import share
 from finetune_trainer.stages.engine import Engine, seed_step
 from finetune_trainer.stages.evaluation import Evaluation
 
@@ -43,19 +45,24 @@ def check_stop(run: Run) -> None:
 class Steps(TrainerCallback):
     """See the module. `trainer` is set once it exists."""
 
-    def __init__(self, run: Run, progress: ProgressReport, evaluation: Evaluation) -> None:
-        self.run, self.progress, self.evaluation = run, progress, evaluation
+    def __init__(self, run: Run, progress: ProgressReport, evaluation: Evaluation, saver: Saver) -> None:
+        self.run, self.progress, self.evaluation, self.saver = run, progress, evaluation, saver
         self.spec: CheckpointsSpec = run.job.checkpoints
         self.trainer: Engine | None = None
         self.last_save = time.monotonic()
-        self.save_started = self.save_seconds = 0.0
+        """When the state was as the newest checkpoint has it: what comes after is lost in a crash."""
+        self.save_seconds = 0.0
+        """What a save takes as a whole: measured, or estimated before the first one."""
         self.newest: str | None = None
         """The newest checkpoint, for messages."""
         self.stopping = False
+        saver.told.append(self._saved)
 
-    def goes_on_from(self, checkpoint: find.Found) -> None:
-        """The run starts at an earlier run's checkpoint."""
-        self.newest = self._named(checkpoint.step, checkpoint.path)
+    def goes_on_from(self, chosen: Choice) -> None:
+        """The run starts at an earlier run's checkpoint, or at the start."""
+        self.saver.broken = chosen.broken
+        if chosen.path is not None:
+            self.newest = self._named(chosen.step, chosen.path)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
@@ -64,59 +71,90 @@ class Steps(TrainerCallback):
         self.last_save = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Here and not after a step, so that one that is due is not lost when the run is told to stop: what goes on from
-        # the checkpoint does it.
-        if self.evaluation.due(state):
+        if self.evaluation.due(state):  # it was cut short when the run that saved this was told to stop
             self.evaluation.measure(self.trainer)
+            if self.evaluation.due(state):
+                raise Preempted(f"told to stop: {self._newest_message()}")
+        heartbeat.beat("train", state.global_step)
         seed_step(self.run.job.training.seed, state.global_step, self.run.rank)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
+        heartbeat.beat("train", state.global_step)
         facts = self.trainer.step_facts
         loss = float(torch.stack(facts.losses).sum())
-        stop = self.run.stop_requested()
-        too_late = stop and self.run.seconds_left() < SAVE_MARGIN * self.save_seconds
         sane = math.isfinite(loss) and math.isfinite(float(facts.grad_norm))
-        verdicts = share([loss, sane, stop, too_late, self._due(state.global_step)], self.trainer.args.device)
-        losses, sane_on, stop_on, late_on, due_on = zip(*verdicts, strict=True)
+        mine = [loss, sane, self.run.stop_requested(), self._due(state.global_step), self.saver.finished]
+        losses, sane_on, stop_on, due_on, landed_on = zip(*share(mine, self.trainer.args.device), strict=True)
         loss = sum(losses) / len(losses)
 
+        if all(landed_on):
+            self.saver.collect()
         if not all(sane_on):
+            self._land(state)
             raise Diverged(self._diverged_message(state.global_step, loss))
         self.progress.step_done(state, facts.tokens)
         if state.global_step >= state.max_steps:
             control.should_log = True
             return  # what follows writes the artifact: that is the save
-        if any(stop_on) and any(late_on):
-            raise Preempted(f"told to stop, with too little time to save: {self._newest_message()}")
-        self.stopping = any(stop_on)
-        if self.stopping or due_on[0]:
-            control.should_save = True
-            self.save_started = time.monotonic()
+        if any(stop_on):
+            self._stop(state, control)
+            return
+        control.should_evaluate = self.evaluation.due(state)
+        if due_on[0]:
+            control.should_save, self.last_save = True, time.monotonic()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.evaluation.measure(self.trainer)
+        if self.evaluation.due(state):  # still: ranks agreed to leave it to the run that goes on from here
+            self._stop(state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        wait_for_all()  # a rank that ended now would take the one that still writes with it
-        self.save_seconds = time.monotonic() - self.save_started
-        self.last_save = time.monotonic()
-        path = self.run.folders.run_checkpoints / f"{find.PREFIX}{state.global_step}"
-        self.newest = self._named(state.global_step, path)
+        """The files are written, the checkpoint isn't there yet: see `_saved`."""
+        if self.stopping:
+            self._land(state)
+            raise Preempted(f"told to stop: {self._newest_message()}")
+        heartbeat.beat("train", state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._land(state)
+
+    def _stop(self, state: Any, control: Any) -> None:
+        """On all ranks, once they know that one was told to stop: save, if that can end in time."""
+        assert self.trainer is not None
+        self._land(state)
+        late = self.run.seconds_left() < SAVE_MARGIN * self.save_seconds
+        if any(one for (one,) in share([late], self.trainer.args.device)):
+            raise Preempted(f"told to stop, with too little time to save: {self._newest_message()}")
+        self.stopping = control.should_save = True
+
+    def _land(self, state: Any) -> None:
+        """Wait for the save in flight."""
+        if self.saver.busy:
+            heartbeat.beat("save", state.global_step)
+            self.saver.collect()
+
+    def _saved(self, saved: Saved) -> None:
+        """A checkpoint is in its place."""
+        self.save_seconds = saved.seconds
+        self.newest = self._named(saved.step, saved.path)
         if self.run.is_main:
-            log.info("saved %s in %.1f s", self.newest, self.save_seconds)
+            log.info("saved %s in %.1f s", self.newest, saved.seconds)
             self.run.report_checkpoint(
                 Checkpoint(
                     attempt=self.run.attempt.attempt,
-                    step=state.global_step,
-                    path=path.relative_to(self.run.folders.workspace).as_posix(),
-                    time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    step=saved.step,
+                    path=saved.path.relative_to(self.run.folders.workspace).as_posix(),
+                    time=saved.time,
+                    seconds=math.ceil(saved.seconds),
                 )
             )
-            find.prune(self.run.folders.checkpoints, self.run.folders.run_checkpoints, self.spec.keep)
-        if self.stopping:
-            raise Preempted(f"told to stop: {self._newest_message()}")
 
     def _due(self, step: int) -> bool:
+        """By steps, or so that a checkpoint is complete before everyMinutes have passed since what the last one has."""
         by_steps = self.spec.every_steps is not None and step % self.spec.every_steps == 0
-        return by_steps or time.monotonic() - self.last_save >= 60 * self.spec.every_minutes
+        bound = 60 * self.spec.every_minutes
+        return by_steps or time.monotonic() - self.last_save >= bound - min(self.save_seconds, bound / 2)
 
     def _named(self, step: int, path: Path) -> str:
         return f"step {step} ({path.relative_to(self.run.folders.workspace)})"

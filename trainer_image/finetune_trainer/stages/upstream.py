@@ -10,6 +10,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "create_optimizer": "(self, model=None)",
         "get_batch_samples": "(self, epoch_iterator, num_batches, device)",
         "_get_grad_norm": "(self, model, grad_norm=None)",
+        "_evaluate": "(self, trial, ignore_keys_for_eval, skip_scheduler=False)",
         "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
         "_save_rng_state": "(self, output_dir)",
         "_load_rng_state": "(self, checkpoint)",

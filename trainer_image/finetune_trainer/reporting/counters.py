@@ -1,0 +1,51 @@
+"""What is counted over all attempts of a job, not only this one: saved with each checkpoint, and read back from it.
+
+Filled by `progress`, kept by `checkpoints.kept`.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Counters:
+    """Every rank has the same, except for what only rank 0 is told: the best evaluation."""
+
+    tokens: int = 0
+    """Trained on, without padding."""
+    samples: int = 0
+    """Rows, or packs, trained on."""
+    best_loss: float | None = None
+    """Lowest evaluation loss."""
+    best_step: int | None = None
+    _seconds_before: float = 0.0
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Training time."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def start(self) -> None:
+        """Training time runs from here on."""
+        self._started = time.monotonic()
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """Take note of an evaluation. A NaN is never the best."""
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_step = loss, step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tokens, self.samples = state["tokens"], state["samples"]
+        self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+        self._seconds_before = state["seconds"]
