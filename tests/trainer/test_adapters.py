@@ -12,7 +12,7 @@ from finetune_api.contract import AttemptFacts, ResolvedJob
 from finetune_api.status import Prepared
 from finetune_trainer import artifact, workspace
 from finetune_trainer.errors import InvalidSpec, NotFound, TrainerError
-from finetune_trainer.model import adapters, base, build, vocabulary
+from finetune_trainer.model import adapters, base, build, optimizer, vocabulary
 from finetune_trainer.prepared import PreparedJob
 from finetune_trainer.run import Run
 from peft import PeftModel
@@ -132,6 +132,18 @@ def test_an_adapter_trains_itself_alone_and_loads_on_the_untouched_base(place: P
     folder = save(place, of, model, kind)
     loaded = PeftModel.from_pretrained(plain(place.model), folder)
     torch.testing.assert_close(logits(loaded), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_plus_gives_b_matrices_the_higher_rate_and_nothing_else(place: Place) -> None:
+    model = made(place, job({"method": "lora", "lora": {"rank": 2, "modulesToSave": ["norm"]}}))
+    rate_of = {
+        id(weight): group["lr"] for group in optimizer.groups(model, 0.01, 0.1, 16) for weight in group["params"]
+    }
+    rates = {name: rate_of[id(weight)] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(rates) == len(rate_of)
+    assert {rate for name, rate in rates.items() if ".lora_B." in name} == {0.16}
+    assert {rate for name, rate in rates.items() if ".lora_B." not in name} == {0.01}
+    assert optimizer.groups(model, 0.01, 0.1, 16)[0]["lr"] == 0.01
 
 
 def test_pissa_survives_a_new_attempt_and_ends_as_an_adapter_of_the_untouched_base(place: Place) -> None:

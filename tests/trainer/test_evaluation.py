@@ -43,6 +43,16 @@ def measured_by_hand(run: Run) -> float:
     return total / tokens
 
 
+def test_noise_on_embeddings_is_there_in_training_and_not_in_evaluation(root: Path) -> None:
+    noisy = make_run(root, workspace="noisy", neftuneNoiseAlpha=100, maxSteps=1)
+    still = make_run(root, workspace="still", maxSteps=1)
+    for run in (noisy, still):
+        workflow.run(run)
+    assert abs(tiny.losses(noisy)[0] - tiny.losses(still)[0]) > 1e-3
+    results = json.loads((noisy.folders.reports / "eval_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(measured_by_hand(noisy), abs=CLOSE)
+
+
 def test_the_model_is_measured_every_so_often_and_at_the_end(root: Path) -> None:
     run = make_run(root)
     outcome = workflow.run(run)
