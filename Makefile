@@ -22,7 +22,7 @@ test: setup static ## Every tier; ends non-zero when one could not run
 	$(PY) -m pytest tests/unit tests/trainer tests/controlplane tests/e2e
 
 ##@ While you work
-.PHONY: setup check static format generate lock images chart gpu-check clean help
+.PHONY: setup check static format generate lock images chart sweep gpu-check clean help
 check: setup static ## Lint, types, contracts, drift of generated files, unit tests: under two minutes
 	$(PY) -m pytest -q tests/unit
 
@@ -43,6 +43,9 @@ images: ## Both images (PUSH=local: and push them to the local cluster of that n
 
 chart: setup ## Lint the chart and pack it into dist/
 	$(PY) -m tests.chart
+
+sweep: setup ## Every call of the operator crashed, refused, cut or slow, in every way (half an hour; tests try a part)
+	$(PY) -m pytest tests/controlplane/test_faults.py --sweep --timeout 7200
 
 gpu-check: setup ## On a machine with a GPU: every tuning method in bf16, throughput and memory
 	$(PY) -m tests.bench.gpu_check

@@ -25,6 +25,7 @@ def tier(path: Path) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files anew instead of comparing")
+    parser.addoption("--sweep", action="store_true", help="break every call in every way, not one of each kind")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,6 +55,7 @@ class OperatorProcess:
 
     def __init__(self, config: Path, environment: dict[str, str], log: Path, **settings: Any) -> None:
         self.log = log
+        self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._base = {"PATH": os.environ["PATH"], "HOME": str(log.parent), "KUBECONFIG": str(config), **environment}
         self.settings = {"retry_seconds": 0.2, **settings}
@@ -72,7 +73,8 @@ class OperatorProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        until("the operator answers at /healthz", self._answers, every=0.05)
+        self.starts += 1
+        until("the operator answers at /healthz", self._answers, timeout=60, every=0.05)
 
     @property
     def alive(self) -> bool:

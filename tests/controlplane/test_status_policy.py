@@ -103,6 +103,14 @@ def test_a_pod_of_the_current_attempt_writes_its_three_fields(
     assert {key: written[key] for key in OPERATORS} == OPERATORS
 
 
+def test_any_pod_of_the_attempt_may_write(kube: Kube, job: dict[str, Any]) -> None:
+    """Whatever its index; a name that only begins like one may not."""
+    for rank in (1, 17, 9998):
+        assert _write(kube, job, PROGRESS, _pod(job, rank=rank))["status"]["progress"] == PROGRESS["progress"]
+    with pytest.raises(ApiError, match="is not the current attempt"):
+        _write(kube, job, PROGRESS, _pod(job, rank=1).replace("-1-x7k2p", "-1-2-x7k2p"))
+
+
 def test_it_may_write_again_and_take_back_what_is_its_own(kube: Kube, job: dict[str, Any]) -> None:
     _write(kube, job, PROGRESS | CHECKPOINT)
     later = {"progress": PROGRESS["progress"] | {"step": 20}}
