@@ -101,10 +101,16 @@ def test_leftovers_of_earlier_runs_go_and_nothing_else(tmp_path: Path) -> None:
     finish(tmp_path)
     home = folders(tmp_path, 2, "r2")
     other = tmp_path / "jobs" / "other"
-    gone = [home.job / ".artifact-r1", home.job / ".artifact-old-r1", home.checkpoints / "1-r1/.deleting-checkpoint-5"]
+    gone = [
+        home.job / ".artifact-r1",
+        home.job / ".artifact-old-r1",
+        home.checkpoints / "1-r1/.deleting-checkpoint-5",
+        home.checkpoints / "1-r1/.staging-7",
+    ]
     kept = [
         home.job / ".artifact-r2",
         home.run_checkpoints / ".deleting-checkpoint-5",
+        home.run_checkpoints / ".staging-7",
         home.checkpoints / "1-r1/checkpoint-6",
         home.artifact,
         other / ".artifact-r1",
