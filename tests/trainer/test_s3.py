@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from finetune_trainer.errors import AccessDenied, InvalidSpec, NotFound
+from finetune_trainer.errors import AccessDenied, InvalidSpec, NotFound, SourceUnreachable
 from finetune_trainer.fetch import Places, bucket, fetch, s3, store
 from finetune_trainer.fetch.retry import Unsteady
 from finetune_trainer.publish import CLAIM, publish
@@ -100,6 +100,51 @@ def test_a_cut_connection_goes_on_where_it_ended(server: S3, places: Places, mon
 
     monkeypatch.setattr(s3, "_chunks", cut)
     assert fetch("s3://models/rows/a.jsonl", "data", places).path.read_bytes() == WEIGHTS
+
+
+def upload_in_parts(server: S3, key: str, sizes: list[int], algorithm: str) -> None:
+    named = {"Bucket": "models", "Key": key}
+    upload = {
+        **named,
+        "UploadId": server.client.create_multipart_upload(**named, ChecksumAlgorithm=algorithm)["UploadId"],
+    }
+    parts = []
+    for number, size in enumerate(sizes, 1):
+        body = bytes([number]) * size
+        made = server.client.upload_part(**upload, PartNumber=number, Body=body, ChecksumAlgorithm=algorithm)
+        told = {name: made[name] for name in ("ETag", f"Checksum{algorithm}")}
+        parts.append({"PartNumber": number, **told})
+    server.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("algorithm", ["SHA256", "CRC32", "SHA1"])
+def test_what_came_in_parts_is_checked_by_them(
+    server: S3, places: Places, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    """SHA1 is not looked at: the parts' MD5 stands in."""
+    sizes = [5 * MIB, 5 * MIB, 5 * MIB, 100]
+    upload_in_parts(server, f"parts/{algorithm}.jsonl", sizes, algorithm)
+    uri = f"s3://models/parts/{algorithm}.jsonl"
+    content = b"".join(bytes([number]) * size for number, size in enumerate(sizes, 1))
+    whole = s3._chunks
+
+    def damaged(body: object, what: str) -> Iterator[bytes]:
+        first, *more = whole(body, what)
+        yield from (bytes([first[0] ^ 1]) + first[1:], *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3, "_chunks", damaged)
+        with pytest.raises(SourceUnreachable, match=r"is damaged: expected (sha256|crc32|md5)-parts"):
+            fetch(uri, "data", places)
+    assert fetch(uri, "data", places).path.read_bytes() == content
+
+
+def test_parts_of_different_sizes_are_not_taken_for_damage(server: S3, places: Places) -> None:
+    upload_in_parts(server, "odd/a.jsonl", [5 * MIB, 6 * MIB, 100], "SHA256")
+    assert fetch("s3://models/odd/a.jsonl", "data", places).path.stat().st_size == 11 * MIB + 100
 
 
 def test_a_changed_object_is_another_version(server: S3, places: Places) -> None:

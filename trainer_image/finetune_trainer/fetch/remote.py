@@ -19,8 +19,10 @@ class Stream:
     start: int
     chunks: Iterator[bytes]
     check: tuple[str, str] | None
-    """How the whole file is checked, and the value: sha256, md5 or blob (git's sha1); None where the server says
-    nothing that can be checked."""
+    """How the whole file is checked, as `sums` calls it, and the value; None where the server says nothing that can be
+    checked."""
+    part_size: int = 0
+    """Of the parts that the check is made of, where it is."""
 
 
 @dataclass(frozen=True)

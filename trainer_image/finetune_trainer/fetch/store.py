@@ -10,17 +10,15 @@ Called by ``hub`` and ``s3``. Layout, below cache/sources:
 Invariants: under <version> lies nothing that wasn't checked; one run at a time writes a version (a lease).
 """
 
-import hashlib
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from finetune_trainer.errors import NoSpace, SourceUnreachable
-from finetune_trainer.fetch import digest, prune
+from finetune_trainer.fetch import digest, prune, sums
 from finetune_trainer.fetch.lease import lease
 from finetune_trainer.fetch.places import Fetched, Places
 from finetune_trainer.fetch.remote import Remote, RemoteFile, Stream
@@ -166,11 +164,11 @@ def _try(
     if _size(part) > file.size:
         part.unlink()
     with file.open(_size(part)) as stream, part.open("r+b" if part.exists() else "x+b") as out:
-        sums = _sums(stream, file.size)
+        running = _sums(stream, file.size)
         out.truncate(stream.start)
         while chunk := out.read(READ_BACK):
             check()
-            for one in sums.values():
+            for one in running.values():
                 one.update(chunk)
         done = stream.start
         heard(done)
@@ -180,7 +178,7 @@ def _try(
             if done > file.size:
                 break
             out.write(chunk)
-            for one in sums.values():
+            for one in running.values():
                 one.update(chunk)
             heard(done)
         out.flush()
@@ -188,44 +186,20 @@ def _try(
         if done < file.size:
             raise Unsteady(f"{remote.uri}: {file.name} ended after {done} of {file.size} bytes")
         expected = stream.check
-        if done > file.size or (expected and sums[expected[0]].hexdigest() != expected[1]):
+        if done > file.size or (expected and running[expected[0]].hexdigest() != expected[1]):
             raise _Damaged(
                 f"{remote.uri}: {file.name} is damaged: "
                 + (
-                    f"expected {expected[0]} {expected[1]}, got {sums[expected[0]].hexdigest()}"
+                    f"expected {expected[0]} {expected[1]}, got {running[expected[0]].hexdigest()}"
                     if expected and done == file.size
                     else f"more than its {file.size} bytes arrived"
                 )
             )
     part.replace(whole)
-    return sums["sha256"].hexdigest()
+    return running["sha256"].hexdigest()
 
 
-class _Sum(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-
-    def hexdigest(self) -> str: ...
-
-
-class _Crc32:
-    def __init__(self) -> None:
-        self._value = 0
-
-    def update(self, data: bytes, /) -> None:
-        self._value = zlib.crc32(data, self._value)
-
-    def hexdigest(self) -> str:
-        return f"{self._value:08x}"
-
-
-def _sums(stream: Stream, size: int) -> dict[str, _Sum]:
+def _sums(stream: Stream, size: int) -> dict[str, sums.Sum]:
     """sha256, which the manifest wants, and what the server can be checked by."""
-    sums: dict[str, _Sum] = {"sha256": hashlib.sha256()}
-    kind = stream.check[0] if stream.check else "sha256"
-    if kind == "md5":
-        sums[kind] = hashlib.md5(usedforsecurity=False)
-    elif kind == "crc32":
-        sums[kind] = _Crc32()
-    elif kind == "blob":
-        sums[kind] = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    return sums
+    kinds = {"sha256", stream.check[0] if stream.check else "sha256"}
+    return {kind: sums.make(kind, size, stream.part_size) for kind in kinds}
