@@ -1,18 +1,26 @@
 """``make gpu-check``: what the trainer does on a real GPU, as a table for docs/benchmarks.md.
 
-Runs each tuning method in bf16, with gradient checkpointing and packing off and on, through the launcher as users do,
-on SmolLM2-135M and the demo's data. Says tokens per second without padding, peak GPU memory and time to the first step,
-and fails where a run does. It needs a visible CUDA device and asserts no time.
+Runs stage sft with each tuning method, with and without gradient checkpointing and packing, and packing in stages sft
+and pt with each implementation of attention, all in bf16 through the launcher as users do, on SmolLM2-135M and the
+demo's data. Says tokens per second without padding, peak GPU memory and how far prepare's estimate is from it, and
+fails where a run fails or an estimate is more than 15 % off. It needs a visible CUDA device and asserts no time.
+
+``--cpu`` walks through the same on a CPU with a model made up on the spot: nothing is measured, all of it is run.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,60 +28,140 @@ import torch
 import yaml
 
 from examples.demo import volume
+from tests.trainer import tiny
 
 STEPS = 60
-METHODS = ("lora", "qlora", "freeze", "full")
-CHECKPOINTING = (False, True)
-PACKING = ("none", "bfd")
+TOLERATED = 0.15
+"""Share of the measured peak by which the estimate may be off."""
+ATTENTION = {"sdpa": None, "flashAttention2": "flash_attn"}
+"""Implementation -> the package that it needs."""
 
 
-def job(method: str, recompute: bool, packing: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    stage: str = "sft"
+    method: str = "lora"
+    recompute: bool = True
+    packing: str = "none"
+    attention: str = "auto"
+
+    @property
+    def name(self) -> str:
+        parts = (self.stage, self.method, "recompute" if self.recompute else "keep", self.packing, self.attention[:5])
+        return "-".join(parts).lower()
+
+
+def cases(cpu: bool) -> Iterator[Case]:
+    """What is measured; on a CPU without what needs a GPU."""
+    for method, recompute, packing in itertools.product(
+        ("lora", "qlora", "freeze", "full"), (False, True), ("none", "bfd")
+    ):
+        yield Case(method=method, recompute=recompute, packing=packing)
+    for attention, package in ATTENTION.items():
+        if package and (cpu or importlib.util.find_spec(package) is None):
+            print(f"left out: {attention}, which needs a GPU and the package {package}", file=sys.stderr)
+            continue
+        yield Case(packing="bfd", attention=attention)
+        yield Case("pt", "full", packing="bfd", attention=attention)
+        yield Case("pt", "full", packing="wrapped", attention=attention)
+
+
+def job(case: Case, cpu: bool) -> dict[str, Any]:
     """The demo's job, longer in batch and rows than a CPU could bear."""
     made = volume.job()
-    made["metadata"]["name"] = f"gpu-{method}-{'recompute' if recompute else 'keep'}-{packing}"
-    made["spec"]["tuning"] = {"method": method}
-    made["spec"]["training"] = {
-        "maxSteps": STEPS,
-        "globalBatchSize": 64,
-        "microBatchSize": 32,
-        "cutoffLength": 512,
-        "packing": packing,
-        "precision": "bf16",
-        "gradientCheckpointing": recompute,
-        "logEverySteps": 5,
+    made["metadata"]["name"] = f"gpu-{case.name}"
+    spec = made["spec"]
+    spec["stage"] = case.stage
+    spec["tuning"] = {"method": case.method}
+    spec["model"]["attention"] = case.attention
+    if case.stage == "pt":
+        spec["datasets"] = [{"source": "pvc://models/documents.jsonl", "format": "text"}]
+        spec.pop("evaluation", None)
+        spec.pop("template", None)
+    spec["training"] = {
+        "maxSteps": 2 if cpu else STEPS,
+        "globalBatchSize": 4 if cpu else 64,
+        "microBatchSize": 2 if cpu else 32,
+        "cutoffLength": 128 if cpu else 512,
+        "packing": case.packing,
+        "precision": "fp32" if cpu else "bf16",
+        "gradientCheckpointing": case.recompute,
+        "logEverySteps": 1 if cpu else 5,
     }
     return made
 
 
-def measure(folder: Path, models: Path, made: dict[str, Any]) -> dict[str, Any]:
-    """Train; the run's metrics and the wall time of all of it."""
-    file = folder / f"{made['metadata']['name']}.yaml"
+def models(folder: Path, cpu: bool) -> Path:
+    """The volume that the jobs read: the demo's, or on a CPU a made-up model in its place; and documents for pt."""
+    if cpu:
+        tiny.save_model(folder / volume.MODEL, hidden_size=64, intermediate_size=128, max_position_embeddings=512)
+        shutil.copytree(volume.DATA, folder / "data")
+    else:
+        shutil.copytree(volume.make(), folder, dirs_exist_ok=True)
+    return tiny.save_documents(folder / "documents.jsonl", 4000).parent
+
+
+def measure(folder: Path, volumes: Path, made: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train; (the run's metrics and the wall time of all of it, the estimate)."""
+    name = made["metadata"]["name"]
+    file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(made))
     command = [sys.executable, "-m", "finetune_trainer", "train", "--job", str(file)]
-    command += ["--workspace", str(folder / "workspace"), "--volume", f"models={models}"]
+    command += ["--workspace", str(folder / "workspace"), "--volume", f"models={volumes}"]
     began = time.monotonic()
     subprocess.run(command, check=True)
-    results = folder / "workspace" / "jobs" / made["metadata"]["name"] / "reports" / "train_results.json"
-    return {**json.loads(results.read_text()), "wall": time.monotonic() - began}
+    wall = time.monotonic() - began
+    reports = folder / "workspace" / "jobs" / name / "reports"
+    results, prepared = (json.loads((reports / f).read_text()) for f in ("train_results.json", "prepare.json"))
+    return {**results, "wall": wall}, prepared["memory"]
+
+
+def off(estimate: dict[str, Any], peak_gib: float) -> float:
+    """By which share of the measured peak the estimate is off; above 0: it is too high."""
+    return float(estimate["total"] / (peak_gib * 2**30) - 1)
+
+
+def row(case: Case, got: dict[str, Any], estimate: dict[str, Any]) -> str:
+    """Of the table."""
+    peak = got.get("peak_gpu_memory_gib")
+    measured = f"{peak:.2f} GiB | {off(estimate, peak):+.0%}" if peak else "- | -"
+    return (
+        f"| {case.stage} | {case.method} | {'on' if case.recompute else 'off'} | {case.packing} | {case.attention}"
+        f" | {got['train_tokens_per_second']:.0f} | {measured} | {got['final_loss']:.3f} | {got['wall']:.0f} s |"
+    )
 
 
 def main() -> int:
-    if not torch.cuda.is_available():
-        print("no CUDA device is visible: run this on a machine with a GPU", file=sys.stderr)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu", action="store_true", help="walk through it without a GPU")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose names have this in them")
+    args = parser.parse_args()
+    if not args.cpu and not torch.cuda.is_available():
+        print("no CUDA device is visible: run this on a machine with a GPU, or with --cpu", file=sys.stderr)
         return 1
-    models = volume.make()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {STEPS} steps, bf16\n")
-    print("| method | gradient checkpointing | packing | tokens/s | peak GPU memory | final loss | whole run |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as folder:
-        for method, recompute, packing in itertools.product(METHODS, CHECKPOINTING, PACKING):
-            got = measure(Path(folder), models, job(method, recompute, packing))
-            print(
-                f"| {method} | {'on' if recompute else 'off'} | {packing} | {got['train_tokens_per_second']:.0f}"
-                f" | {got['peak_gpu_memory_gib']:.2f} GiB | {got['final_loss']:.3f} | {got['wall']:.0f} s |",
-                flush=True,
-            )
-    return 0
+    device = "CPU, nothing is measured" if args.cpu else f"{torch.cuda.get_device_name()}, {STEPS} steps, bf16"
+    print(f"{device}, torch {torch.__version__}\n")
+    print(
+        "| stage | method | gradient checkpointing | packing | attention | tokens/s | peak GPU memory | estimate"
+        " | final loss | whole run |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    wrong = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        volumes = models(folder / "models", args.cpu)
+        for case in cases(args.cpu):
+            if args.only not in case.name:
+                continue
+            got, estimate = measure(folder, volumes, job(case, args.cpu))
+            print(row(case, got, estimate), flush=True)
+            peak = got.get("peak_gpu_memory_gib")
+            if peak and abs(off(estimate, peak)) > TOLERATED:
+                wrong.append(case.name)
+    if wrong:
+        print(f"\nestimates more than {TOLERATED:.0%} off: {', '.join(wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
