@@ -30,7 +30,7 @@ from finetune_trainer.run import Folders, nothing
 
 log = logging.getLogger(__name__)
 
-Activity = Literal["Fetching", "Validating", "Tokenizing"]
+Activity = Literal["Fetching"] | build.Activity
 MIB = 1 << 20
 
 
@@ -40,17 +40,20 @@ class Reported:
     def __init__(self, attempt: int, report: Callable[[Progress], None]) -> None:
         self._attempt, self._report = attempt, report
 
-    def __call__(self, activity: Activity, step: int, total: int = 0, unit: str = "rows") -> None:
-        percent = min(100, 100 * step // total) if total else 0
-        share = f"{step}/{total} {unit} ({percent}%)" if total else f"{step} {unit}"
+    def __call__(self, activity: Activity, done: int = 0, total: int = 0, rows: int | None = None) -> None:
+        """``done`` bytes of ``total``; 0: it isn't known of how many."""
+        percent = min(100, 100 * done // total) if total else 0
+        step, steps = -(-done // MIB), -(-total // MIB)
+        share = f" {step}/{steps} MiB ({percent}%)" if total else f" {step} MiB" if done else ""
+        share += f", {rows} rows" if rows is not None else ""
         self._report(
             Progress(
                 attempt=self._attempt,
                 activity=activity,
                 step=step,
-                total_steps=total,
+                total_steps=steps,
                 percent=percent,
-                summary=f"{activity} {share}",
+                summary=f"{activity}{share}",
                 last_update_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
         )
@@ -73,9 +76,9 @@ def run(
     # Fetch
     def fetched(uri: str, kind: Literal["model", "adapter", "data"], **more: Any) -> Fetched:
         def heard(done: int, total: int) -> None:
-            say("Fetching", done // MIB, total // MIB, "MiB")
+            say("Fetching", done, total)
 
-        say("Fetching", 0, 0, "MiB")
+        say("Fetching")
         return fetch(uri, kind, places, progress=heard, check_stop=check_stop, **more)
 
     def of_dataset(spec: DatasetSpec) -> Fetched:
@@ -88,7 +91,7 @@ def run(
     adapter = fetched(job.tuning.adapter.source, "adapter") if job.tuning.adapter else None
 
     # Check and tokenize, unless that was done before
-    say("Validating", 0)
+    say("Validating")
     model_folder.check(model.path, job.model.source)
     if code:
         model_folder.check_code(model.path, job.model.source)
@@ -104,7 +107,7 @@ def run(
         processes=_processes(job, [got.path for _, got in (*sets, *held)]),
         reports=folders.reports,
         report_name=report_name,
-        report=lambda rows: say("Tokenizing", rows),
+        report=lambda read: say(read.activity, read.size, read.total, read.rows),
         check_stop=check_stop,
     )
     try:
