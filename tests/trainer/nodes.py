@@ -1,0 +1,90 @@
+"""The pods of one attempt on one or several nodes: real launchers, real ranks, a tiny model, one workspace.
+
+The fork server starts them. Nodes are launchers that differ in their index and their pod's uid.
+"""
+
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from finetune_api.contract import AttemptFacts, ResolvedJob
+from finetune_api.status import Result
+
+from tests.trainer.attempt import Rank, recorded
+from tests.trainer.forge import Child, Forge
+
+UID = "11111-uid"
+Install = Callable[[int], None]
+
+
+class Nodes:
+    """The pods of one attempt. ``start`` them one by one, or ``run`` all. ``more`` goes to the launcher's options."""
+
+    def __init__(
+        self, forge: Forge, root: Path, job: ResolvedJob, *, nodes: int = 2, ranks: int = 1, **more: Any
+    ) -> None:
+        self.forge, self.root, self.nodes, self.more = forge, root, nodes, more
+        self.workspace = root / "several"
+        self.workspace.mkdir()
+        self.home = self.workspace / "jobs" / job.name
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.runtime = job.runtime.model_copy(update={"nodes": nodes, "gpus_per_node": ranks, "allow_cpu": True})
+        self.job = job.model_copy(update={"runtime": self.runtime})
+
+    def start(self, node: int, install: Install = recorded) -> Child:
+        etc = self.etc(node)
+        etc.mkdir()
+        facts = AttemptFacts(namespace="team", name=self.job.name, uid=UID, attempt=1, job_name="tiny-11111-1")
+        (etc / "job.json").write_text(json.dumps(self.job.to_dict()))
+        (etc / "attempt.json").write_text(json.dumps(facts.to_dict()))
+        (etc / "termination-log").touch()
+        return self.forge.start(
+            launch_node,
+            *(etc, self.root, self.workspace, install),
+            {"meet_at": ("127.0.0.1", self.port), "rendezvous_seconds": 120.0, **self.more},
+            log=etc / "log",
+            JOB_COMPLETION_INDEX=str(node),
+            FINETUNE_POD_UID=f"pod-{node}",
+            TMPDIR=str(etc),
+        )
+
+    def run(self, install: Install = recorded) -> list[int]:
+        """All nodes, to their ends."""
+        started = [self.start(node, install) for node in range(self.nodes)]
+        return [child.wait() for child in started]
+
+    def etc(self, node: int) -> Path:
+        return self.root / f"etc-{node}"
+
+    def said(self, node: int) -> Result:
+        """The termination message."""
+        return Result.model_validate_json((self.etc(node) / "termination-log").read_bytes())
+
+    def logged(self, name: str) -> list[Any]:
+        lines = (self.home / "reports" / "trainer_log.jsonl").read_text().splitlines()
+        return [entry[name] for entry in map(json.loads, lines) if name in entry]
+
+
+def launch_node(etc: Path, root: Path, workspace: Path, install: Install, more: dict[str, Any]) -> int:
+    """In a child of the forge: the launcher of one node."""
+    from finetune_trainer import launch
+    from finetune_trainer.stopping import Stop
+
+    stop = Stop().listen(signal.SIGTERM, signal.SIGINT)
+    mock.patch.object(subprocess, "Popen", partial(Rank, install)).start()
+    options = launch.Options(
+        job_file=etc / "job.json",
+        workspace=workspace,
+        volumes={"data": root / "data", "models": root / "models"},
+        api=lambda: None,
+        termination_message=etc / "termination-log",
+        **more,
+    )
+    return launch.main(options, stop)
