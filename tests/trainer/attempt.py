@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,37 +41,40 @@ class Mark:
     what: str
     rank: int
     step: int
+    at: float
+    """Monotonic time."""
     pid: int
 
 
 def recorded(rank: int) -> None:
     """Make this rank tell what it does."""
+    from finetune_trainer.checkpoints.saver import Saver
     from finetune_trainer.stages.engine import Engine
-    from finetune_trainer.stages.steps import Steps
 
     def mark(what: str, step: int) -> None:
-        tell(Mark(what, rank, step, os.getpid()))
+        tell(Mark(what, rank, step, time.monotonic(), os.getpid()))
 
-    batches_of, save, saved = Engine.get_batch_samples, Engine._save_checkpoint, Steps.on_save
+    batches_of, save, place = Engine.get_batch_samples, Saver.save, Saver._place
 
     def get_batch_samples(self: Any, *args: Any) -> Any:
         batches, count = batches_of(self, *args)
-        rows = [[stripped(row) for row in batch["input_ids"].tolist()] for batch in batches]
-        tell(Rows(rank, self.state.global_step + 1, rows))
-        mark("step", self.state.global_step + 1)
+        step = self.state.global_step + 1
+        tell(Rows(rank, step, [[stripped(row) for row in batch["input_ids"].tolist()] for batch in batches]))
+        mark("step", step)
         return batches, count
 
-    def save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> None:
-        mark("save", self.state.global_step)
-        save(self, *args, **kwargs)
+    def saver_save(self: Any, facts: Any, *args: Any) -> None:
+        mark("save", facts.step)
+        save(self, facts, *args)
 
-    def on_save(self: Any, args: Any, state: Any, *more: Any, **kwargs: Any) -> None:
-        mark("saved", state.global_step)
-        saved(self, args, state, *more, **kwargs)
+    def saver_place(self: Any, facts: Any, *args: Any) -> Any:
+        placed = place(self, facts, *args)
+        mark("saved", facts.step)
+        return placed
 
     mock.patch.object(Engine, "get_batch_samples", get_batch_samples).start()
-    mock.patch.object(Engine, "_save_checkpoint", save_checkpoint).start()
-    mock.patch.object(Steps, "on_save", on_save).start()
+    mock.patch.object(Saver, "save", saver_save).start()
+    mock.patch.object(Saver, "_place", saver_place).start()
 
 
 def stripped(row: list[int]) -> list[int]:
@@ -152,6 +156,12 @@ class Series:
         """What trainer_log.jsonl says of a metric, line by line."""
         lines = (self.home / "reports" / "trainer_log.jsonl").read_text().splitlines()
         return [entry[name] for entry in map(json.loads, lines) if name in entry]
+
+    @property
+    def first_steps(self) -> list[int]:
+        """Of each attempt that got that far."""
+        firsts = ([one.step for one in child.told if isinstance(one, Rows)][:1] for child in self.children)
+        return [step for first in firsts for step in first]
 
     def told(self, kind: type) -> list[Any]:
         """All that ranks of all attempts have told, of one kind."""

@@ -1,0 +1,81 @@
+"""Sixty times kill -9 in one run, half of them while a checkpoint is being written: nothing saved is lost, and what
+comes out is what comes out without them."""
+
+import os
+import random
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from finetune_trainer.checkpoints import manifest
+
+from tests.trainer import tiny
+from tests.trainer.attempt import Mark, Series
+from tests.trainer.forge import Child, Forge
+
+KILLS = 60
+STEPS = 150
+"""More than they let it do: no attempt gets as far as its third save."""
+TRAINING = {"maxSteps": STEPS, "globalBatchSize": 4, "microBatchSize": 4}
+TUNING = {"method": "lora", "lora": {"dropout": 0.1}}
+BY_KILL = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Of the launcher; of a rank, which the launcher tells."""
+
+
+def test_sixty_kills_lose_nothing(forge: Forge, root: Path, tmp_path: Path) -> None:
+    tiny.save_rows(root / "data" / "rows.jsonl", rows=21)
+    job = tiny.job(training=TRAINING, tuning=TUNING, checkpoints={"everySteps": 25})
+    whole = Series(forge, root, tmp_path / "whole", job)
+    began = time.monotonic()
+    assert whole.run() == 0, whole.log
+    times = Times(began, whole.told(Mark))
+
+    job = tiny.job(training=TRAINING, tuning=TUNING, checkpoints={"everySteps": 1})
+    killed = Series(forge, root, tmp_path / "killed", job)
+    chance = random.Random(60)
+    kills = in_a_save = newest = 0
+    while kills < KILLS or in_a_save < KILLS / 2:
+        child = killed.start()
+        kill(child, chance, times, while_saving=2 * in_a_save <= kills)
+        assert child.wait() in BY_KILL, killed.log
+        kills += 1
+
+        marks = [one for one in child.told if isinstance(one, Mark)]
+        steps, begun, saved = ([mark.step for mark in marks if mark.what == what] for what in ("step", "save", "saved"))
+        in_a_save += len(begun) > len(saved)
+        assert steps[:1] in ([], [newest + 1]), "the attempt began elsewhere than at the newest checkpoint"
+        there = {manifest.read(place).step: place for place in killed.home.glob("checkpoints/*/checkpoint-*")}
+        assert [flaw for place in there.values() for flaw in manifest.verify(place, manifest.read(place))] == []
+        newest = max(there, default=0)
+        assert newest >= max(saved, default=0), "a checkpoint that was there is gone"
+
+    assert killed.run() == 0, killed.log
+    assert killed.weights == whole.weights
+    assert killed.logged("current_steps") == list(range(1, STEPS + 1))
+    assert killed.logged("loss") == whole.logged("loss")
+    assert killed.logged("total_tokens") == whole.logged("total_tokens")
+    assert not list(killed.home.glob("checkpoints/*/.*")), "what killed attempts had begun is left"
+
+
+class Times:
+    """How long things take, so that random moments fall everywhere."""
+
+    def __init__(self, began: float, marks: list[Mark]) -> None:
+        at = {what: [mark.at for mark in marks if mark.what == what] for what in ("step", "save", "saved")}
+        self.start = at["step"][0] - began
+        self.step = median(after - before for before, after in pairwise(at["step"]))
+        self.save = median(after - before for before, after in zip(at["save"], at["saved"], strict=True))
+
+
+def kill(child: Child, chance: random.Random, times: Times, *, while_saving: bool) -> None:
+    """Kill the rank, or its launcher and so both, at a random moment of a save, or of the start and the first steps."""
+    marks = (mark for mark in child.listen() if isinstance(mark, Mark))
+    if while_saving:
+        marks = (mark for mark in marks if mark.what == "save")
+    awaited, longest, rank = chance.randint(1, 2) if while_saving else chance.randint(0, 5), times.start, child.pid
+    for _ in range(awaited):
+        rank, longest = next(marks).pid, times.save if while_saving else times.step
+    time.sleep(chance.uniform(0, longest))
+    os.kill(chance.choice([rank, child.pid]), signal.SIGKILL)
