@@ -39,14 +39,19 @@ USED: dict[str, str] = {
     "transformers.trainer.Trainer.compute_loss_context_manager": "(self)",
     # Packed documents are kept apart by it, from position_ids alone.
     "transformers.masking_utils.find_packed_sequence_indices": "(position_ids)",
+    # Log, then evaluation, then save; and files go below args.output_dir.
+    "transformers.trainer.Trainer._maybe_log_save_evaluate": (
+        "(self, tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=None)"
+    ),
+    "transformers.trainer.Trainer._get_output_dir": "(self, trial)",
     # Between two steps, the order of calls that `steps` relies on is tested by training itself.
     "transformers.trainer.Trainer.train": "(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None)",
     "trl.trainer.utils.add_fused_lm_head": (
         "(model, temperature=1.0, cast_lm_head_to_fp32=False, outputs=('log_probs',))"
     ),
 }
-"""Functions that we don't override, but whose inner workings `model.head`, `collate`, `evaluation` and `steps` build
-on."""
+"""Functions that we don't override, but whose inner workings `model.head`, `collate`, `engine`, `evaluation` and
+`steps` build on."""
 
 NEVER_ENTERED = "trl.trainer.sft_trainer.SFTTrainer._prepare_dataset"
 """TRL would tokenize, cut and pack again what is ready."""
