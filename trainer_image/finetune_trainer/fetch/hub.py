@@ -154,6 +154,10 @@ def errors(uri: str) -> Iterator[None]:
         raise by_status(error.response.status_code, uri) from None
     except httpx2.HTTPError as error:
         raise Unsteady(f"{uri}: {_host()} can't be reached ({type(error).__name__})") from None
+    except ConnectionError as error:  # of the library that speaks Xet, which has none of its own
+        raise Unsteady(
+            f"{uri}: {_host()}: {error}. A hub without Xet storage needs HF_HUB_DISABLE_XET=1 in resources.env"
+        ) from None
 
 
 def by_status(status: int, what: str) -> TrainerError:
