@@ -24,6 +24,10 @@ NO_TEMPLATE = "stage pt trains on plain text: there is no template"
 MERGE = "output.merge needs an adapter to merge: tuning.method lora or qlora"
 
 SHAREABLE = "resources.nodes: more than one node needs workspace.claim.accessMode ReadWriteMany"
+UNSHARED = (
+    "training.parallelism fsdp shares out no quantised weights, which each GPU would hold whole: use ddp, or"
+    " tuning.method lora"
+)
 STREAM = "groupByLength: stage pt packs unless packing is none, and then there is nothing to group"
 
 MUTABLE = ("backoffLimit", "startDeadlineSeconds")
@@ -96,6 +100,8 @@ class FineTuneJobSpec(ApiModel):
         claim = self.workspace.claim
         if self.resources.nodes > 1 and claim is not None and claim.access_mode != "ReadWriteMany":
             raise ValueError(SHAREABLE)
+        if self.training.parallelism == "fsdp" and self.tuning.method == "qlora":
+            raise ValueError(UNSHARED)
         if self.stage == "pt" and self.training.group_by_length and self.training.packing != "none":
             raise ValueError(STREAM)
         return self
@@ -129,6 +135,7 @@ def consistency_rules() -> list[JsonDict]:
             " || self.workspace.claim.accessMode == 'ReadWriteMany'",
             SHAREABLE,
         ),
+        cel("self.training.parallelism != 'fsdp' || self.tuning.method != 'qlora'", UNSHARED),
         cel(
             "self.stage != 'pt' || !self.training.groupByLength"
             " || (has(self.training.packing) && self.training.packing == 'none')",

@@ -17,7 +17,16 @@ from finetune_api.crd import CRD_BYTES, crd, schema
 from finetune_api.job import NAME_MAX, FineTuneJob
 from finetune_api.model import PINNED
 from finetune_api.resources import GPUS_TWICE
-from finetune_api.spec import MERGE, NO_TEMPLATE, SHAREABLE, STREAM, WEIGHTS, WRAPPED, formats_message
+from finetune_api.spec import (
+    MERGE,
+    NO_TEMPLATE,
+    SHAREABLE,
+    STREAM,
+    UNSHARED,
+    WEIGHTS,
+    WRAPPED,
+    formats_message,
+)
 from finetune_api.status import MAX_ATTEMPTS
 from finetune_api.training import GROUPED
 from finetune_api.tuning import ALL_LINEAR
@@ -289,6 +298,7 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec", NO_TEMPLATE): (("stage",), "pt"),
     ("spec", MERGE): (("tuning", "method"), "full"),
     ("spec", SHAREABLE): (("workspace",), {"claim": {"size": "1Gi"}}),
+    ("spec", UNSHARED): (("tuning",), {"method": "qlora"}),
     ("spec", STREAM): (("training", "groupByLength"), True),
     ("spec.tuning", "lora settings need method lora or qlora"): (("tuning", "method"), "full"),
     ("spec.tuning", "quantization needs method qlora"): (("tuning", "quantization"), {"bits": 4}),
