@@ -88,7 +88,9 @@ class Saver:
         folder = folders.staged(self.run.folders.run_checkpoints, facts.step)
         try:
             with guard(folder.parent):
-                folder.mkdir(parents=True, exist_ok=True)
+                # Not its parents: where the run's folder is gone, so is the workspace.
+                folder.parent.mkdir(exist_ok=True)
+                folder.mkdir(exist_ok=True)
                 write(folder.parent)
         except (OSError, TrainerError) as failure:
             error = failure

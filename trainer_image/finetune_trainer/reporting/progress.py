@@ -1,8 +1,7 @@
 """Where training is: status.progress for the cluster, trainer_log.jsonl and a line in the log for people.
 
 Driven by `stages.steps` after each step and by the trainer's log calls. The worker sees to it that status is written no
-more often than it should be. What is counted over all attempts
-is in `counters`.
+more often than it should be. What is counted over all attempts is in `counters`.
 """
 
 # ruff: noqa: ARG002  (a callback's arguments are given, used or not)
@@ -19,6 +18,7 @@ from transformers import TrainerCallback
 
 from finetune_trainer.reporting.counters import Counters
 from finetune_trainer.run import Run
+from finetune_trainer.workspace import usable
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,10 @@ class ProgressReport(TrainerCallback):
         self._report(state)
 
     def _write(self, line: dict[str, Any]) -> None:
-        with (self.run.folders.reports / LOG_FILE).open("a", encoding="utf-8") as file:
+        with (
+            usable(self.run.folders.workspace),
+            (self.run.folders.reports / LOG_FILE).open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(line) + "\n")
 
     def _eta(self, step: int) -> float | None:
@@ -172,4 +175,6 @@ def cut_back(file: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    file.write_text("".join(kept), encoding="utf-8")
+    whole = file.with_name(f".{file.name}.tmp")
+    whole.write_text("".join(kept), encoding="utf-8")
+    whole.replace(file)  # killed in between, the run would have lost the log of all before it
