@@ -44,9 +44,9 @@ def in_use(root: Path = CGROUP) -> int | None:
 
 
 def describe(memory: HostMemory) -> str:
-    """Of a container that ran out, for people; empty where nothing is known."""
-    limit = f"its limit is {gibibytes(memory.limit)}" if memory.limit is not None else ""
-    peak = f"the most it held was {gibibytes(memory.peak)}" if memory.peak is not None else ""
+    """For people; empty where nothing is known."""
+    limit = f"the container's limit is {gibibytes(memory.limit)}" if memory.limit is not None else ""
+    peak = f"the most that it held was {gibibytes(memory.peak)}" if memory.peak is not None else ""
     return " and ".join(part for part in (limit, peak) if part)
 
 

@@ -63,6 +63,6 @@ def test_a_killed_rank_is_told_with_limit_and_peak() -> None:
     end = results.of_signal(9, 3, HostMemory(limit=8 * GIB, peak=8 * GIB, kills=1))
     assert end.code == 137
     assert end.message.startswith("Rank 3 was killed, because the pod's memory was used up")
-    assert "(its limit is 8.0 GiB and the most it held was 8.0 GiB)" in end.message
+    assert "(the container's limit is 8.0 GiB and the most that it held was 8.0 GiB)" in end.message
     unknown = results.of_signal(9, 3, HostMemory(None, None, None))
     assert unknown.message.startswith("Rank 3 was killed, most likely because the host's memory was used up. Raise")

@@ -56,12 +56,14 @@ class Evaluation:
         if not self.splits:
             return
         began, sums = time.monotonic(), {}
-        model = trainer.model_wrapped
+        # Not as DDP wraps it: that exchanges buffers in each forward, and a rank without room might not take part.
+        model = trainer.model
         model.eval()
         try:
             for name, items in self.splits.items():
                 summed = self._sums(trainer, model, items, self.collate[name])
                 if summed is None:
+                    heartbeat.beat("train", trainer.state.global_step)
                     log.warning("told to stop: the evaluation after step %d is left out", trainer.state.global_step)
                     return
                 sums[name] = summed
@@ -69,7 +71,7 @@ class Evaluation:
             trainer.log(dict(metrics))
         finally:
             model.train()
-            heartbeat.beat("train", trainer.state.global_step)
+        heartbeat.beat("train", trainer.state.global_step)  # not after an error: it is told with its phase
         self.results = metrics | {
             "eval_samples": sum(len(items) for items in self.splits.values()),
             "eval_tokens": sum(tokens for _, tokens in sums.values()),
