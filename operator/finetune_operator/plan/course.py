@@ -163,8 +163,8 @@ def _ended(course: Course, case: Case, status: FineTuneJobStatus, attempt: Attem
         return Plan(failed(status, final[0], final[1], case.view.generation, case.now))
     due = retry_due(entry, settings)
     text = (
-        f"Attempt {entry.number} ended: {verdict.reason}: {verdict.message} Attempt {entry.number + 1}"
-        f"{course.resumes(status)}; it begins at {format_time(due)}"
+        f"Attempt {entry.number} ended: {verdict.reason}: {verdict.message[: MESSAGE_MAX - 200]}"
+        f" Attempt {entry.number + 1}{course.resumes(status)}; it begins at {format_time(due)}"
     )
     if verdict.end is EndClass.GPU_OUT_OF_MEMORY:
         text += f" with a micro-batch of {half(micro_batch)}"
