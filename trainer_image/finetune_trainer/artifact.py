@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from finetune_api.status import Artifact
 from peft import PeftModel
-from torch.distributed.fsdp import FSDPModule
 
 from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.model import base as base_model
@@ -70,12 +69,13 @@ def write(
 def gather(run: Run, model: Any) -> dict[str, Any] | None:
     """What `write` needs of a model that ranks hold shares of: called by all of them, something on rank 0. None of one
     that each rank holds whole."""
-    if not isinstance(model, FSDPModule):
+    if not sharding.is_sharded(model):
         return None
-    if not isinstance(model, PeftModel):
+    adapter = isinstance(model, PeftModel)
+    if not adapter:
         # As shares: whole, the model would be there twice.
         build.cast(model, output_dtype(run.job.output.dtype, run.prepared.model))
-    return sharding.gather(model, trained_only=isinstance(model, PeftModel))
+    return sharding.gather(model, trained_only=adapter)
 
 
 def scratch(run: Run) -> Path:

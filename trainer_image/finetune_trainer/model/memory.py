@@ -16,7 +16,7 @@ from finetune_api.tuning import LoraSpec, QuantizationSpec, TuningSpec
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from finetune_trainer.model import adapters, vocabulary
+from finetune_trainer.model import adapters, freeze, vocabulary
 from finetune_trainer.model.base import Precision
 
 MOMENTS = 2
@@ -66,9 +66,11 @@ def estimate(
     precision: Precision,
     length: int,
     micro_batch: int,
+    shares: int = 1,
 ) -> Estimate:
     """For a model of this config. ``vocab_extra`` is the number of tokens that the job adds to its vocabulary,
-    ``length`` that of the longest row."""
+    ``length`` that of the longest row, ``shares`` the number of GPUs that weights, gradients and optimizer are shared
+    out to."""
     model = without_weights(config, tuning, precision, vocab_extra)
     frozen_type = 4 if precision == "fp32" else 2
     trained_type = 2 if precision == "pureBf16" else 4
@@ -84,12 +86,13 @@ def estimate(
         else:
             weights += weight.numel() * (trained_type if weight.requires_grad else frozen_type)
     computed_in = 4 if precision == "fp32" else 2
+    activations = _activations(model, training, computed_in, trained_type, length * micro_batch)
     return Estimate(
-        weights=weights + _buffers(model),
-        gradients=trained * trained_type,
-        optimizer=trained * trained_type * MOMENTS,
-        adapters=added,
-        activations=_activations(model, training, computed_in, trained_type, length * micro_batch),
+        weights=weights // shares + _buffers(model),
+        gradients=trained * trained_type // shares,
+        optimizer=trained * trained_type * MOMENTS // shares,
+        adapters=added // shares,
+        activations=activations + (_gathered(model, computed_in) if shares > 1 else 0),
         logits=_logits(model, length * micro_batch, computed_in),
     )
 
@@ -104,6 +107,7 @@ def propose(
     precision: Precision,
     length: int,
     limit: int,
+    shares: int = 1,
 ) -> int | None:
     """The largest divisor of ``limit`` (a GPU's share of the global batch) that should fit; None: not even 1 does."""
     one, two = (
@@ -115,6 +119,7 @@ def propose(
             precision=precision,
             length=length,
             micro_batch=rows,
+            shares=shares,
         )
         for rows in (1, 2)
     )
@@ -183,6 +188,16 @@ def _packed(weight: torch.Tensor, spec: QuantizationSpec) -> int:
 
 def _buffers(model: nn.Module) -> int:
     return sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+
+
+def _gathered(model: Any, width: int) -> int:
+    """What is whole at a time where ranks hold shares: a layer and the next one that is fetched meanwhile, embeddings
+    and head, and the gradients of as much."""
+    layers = freeze.find_layers(model)[1]
+    largest = max(sum(weight.numel() for weight in layer.parameters()) for layer in layers)
+    inside = {id(weight) for weight in layers.parameters()}
+    outside = sum(weight.numel() for weight in model.parameters() if id(weight) not in inside)
+    return 2 * width * (2 * largest + outside)
 
 
 def _activations(model: Any, training: TrainingSpec, width: int, trained_width: int, tokens: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
@@ -22,7 +23,7 @@ def join_alone(backend: str) -> None:
     if distributed.is_initialized():
         return
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
 def arguments(model: nn.Module) -> dict[str, Any]:
@@ -70,27 +71,33 @@ def gather_head(model: Any) -> None:
     nothing else gathers them, and a gradient of a share alone would never be summed over ranks."""
 
     def gather(_module: nn.Module, _args: Any, output: Any) -> Any:
-        head = model.get_output_embeddings()
-        if isinstance(head, FSDPModule) and isinstance(head.weight, DTensor):
+        head: Any = model.get_output_embeddings()
+        if is_sharded(head) and isinstance(head.weight, DTensor):
             head.unshard()
         return output
 
     model.base_model.register_forward_hook(gather)
 
 
-def gather(model: nn.Module, *, trained_only: bool) -> dict[str, torch.Tensor]:
+def is_sharded(model: Any) -> bool:
+    """Whether this rank holds a share of the model alone."""
+    return isinstance(model, FSDPModule)
+
+
+def gather(model: Any, *, trained_only: bool) -> dict[str, torch.Tensor]:
     """The weights, whole, on rank 0's CPU; other ranks take part and get nothing. One weight at a time is whole on a
     GPU, and what is tied stays so."""
     is_main = distributed.get_rank() == 0
     found: dict[str, torch.Tensor] = {}
     made: dict[int, torch.Tensor] = {}
     # Kept as they are: copies of a tied weight would no longer be known as one.
-    for name, share in model.state_dict(keep_vars=True).items():
+    shares: dict[str, Any] = model.state_dict(keep_vars=True)
+    for name, share in shares.items():
         if trained_only and not share.requires_grad:
             continue
         if id(share) not in made:
-            whole = share.detach().full_tensor() if isinstance(share, DTensor) else share.detach()
-            made[id(share)] = whole.cpu() if is_main else torch.empty(0)
+            whole: torch.Tensor = share.full_tensor() if isinstance(share, DTensor) else share
+            made[id(share)] = whole.detach().cpu() if is_main else torch.empty(0)
         if is_main:
             found[name] = made[id(share)]
     return found

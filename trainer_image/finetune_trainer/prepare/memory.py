@@ -60,7 +60,8 @@ def needs(job: ResolvedJob, model: Path, longest: int) -> Needs | None:
     ranks = job.runtime.nodes * max(1, job.runtime.gpus_per_node)
     limit = max(1, training.global_batch_size // ranks)
     config = base.check(model, job.model.source, allow_remote_code=base.remote_code(job))
-    common: Any = {"vocab_extra": extra, "precision": precision, "length": longest}
+    shares = ranks if training.parallelism == "fsdp" else 1
+    common: Any = {"vocab_extra": extra, "precision": precision, "length": longest, "shares": shares}
     try:
         made = memory.estimate(config, job.tuning, training, micro_batch=micro, **common)
         proposed = memory.propose(config, job.tuning, training, gpu, limit=limit, **common) if gpu else None
@@ -75,12 +76,18 @@ def needs(job: ResolvedJob, model: Path, longest: int) -> Needs | None:
         terms = ", ".join(f"{name} {gib(found.terms[name])}" for name in names[:4] if found.terms[name])
         raise InvalidSpec(
             f"One GPU has {gib(gpu)}, and this job needs {gib(made.certain)} of each for what no setting of the batch"
-            f" changes: {terms}. Use tuning.method lora or qlora, a smaller model, or larger GPUs"
+            f" changes: {terms}. Use {_ways_out(training.parallelism)}, a smaller model, or larger GPUs"
         )
     if gpu and made.total > gpu:
         hint = f"set training.microBatchSize to {proposed}" if proposed else "lower training.cutoffLength"
         log.warning("One GPU has %s, and this job may need %s: %s", gib(gpu), gib(made.total), hint)
     return found
+
+
+def _ways_out(parallelism: str) -> str:
+    if parallelism == "fsdp":
+        return "tuning.method lora, more GPUs (resources.gpusPerNode, resources.nodes)"
+    return "tuning.method lora or qlora, training.parallelism fsdp on several GPUs"
 
 
 def gib(size: int) -> str:
