@@ -100,7 +100,7 @@ class Series:
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
         self.workspace = self.folder / "workspace"
-        self.home = self.workspace / "jobs" / self.job.name
+        self.home = self.forge.seen(self.workspace) / "jobs" / self.job.name
 
     def start(self, *, world: int = 1, micro: int | None = None) -> Child:
         """The next attempt: a pod with so many ranks and such a micro-batch."""

@@ -5,6 +5,9 @@ fixture ``forge``. A child is a whole process: it has its own session, log, envi
 at any moment. What it and its own children `tell` arrives in order and whole, also when they are killed right after;
 when the line is closed, all of them are gone.
 
+What children mount nobody else sees, and it goes with the server: no right of the machine's is needed but to have a
+user namespace of one's own.
+
 ``python -m tests.trainer.forge SOCKET`` is the server. It ends with the process that started it, and its children with
 it.
 """
@@ -43,6 +46,8 @@ PATIENCE = 120.0
 """Seconds without a word after which a child counts as hung."""
 LONGEST = 1 << 20
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+CLONE_NEWNS, CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
+MS_REC, MS_PRIVATE = 0x4000, 0x4_0000
 
 _line: socket.socket | None = None
 
@@ -116,6 +121,10 @@ class Forge:
         line.send(pickle.dumps((function, arguments, log, environment)))
         return Child(line, log)
 
+    def seen(self, path: Path) -> Path:
+        """Where this process sees what children see at an absolute path: with what they have mounted."""
+        return Path(f"/proc/{self._server.pid}/root{path}")
+
     def close(self) -> None:
         """End the server, and with it whatever it has forked."""
         self._server.kill()
@@ -159,7 +168,20 @@ def fork(run: Callable[[], int]) -> int:
         os._exit(code)
 
 
+def _own_mounts() -> None:
+    """From now on mounts are this process's and its children's alone. Where that isn't allowed, mounting fails, too."""
+    system, user, group = ctypes.CDLL(None), os.getuid(), os.getgid()
+    if system.unshare(CLONE_NEWNS | (CLONE_NEWUSER if user else 0)) != 0:
+        return
+    if user:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    system.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+
+
 def _serve(address: str) -> None:
+    _own_mounts()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ranks whose launcher was killed end up here: nobody else would reap them.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
