@@ -74,7 +74,7 @@ class OperatorProcess:
                 stderr=subprocess.STDOUT,
             )
         self.starts += 1
-        until("the operator answers at /healthz", self._answers, timeout=60, every=0.05)
+        until("the operator answers at /healthz", self._answers, timeout=120, every=0.05)
 
     @property
     def alive(self) -> bool:

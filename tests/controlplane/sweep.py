@@ -23,7 +23,7 @@ NUMBER, ENTRIES = (
     {"prepare": "prepareAttempt", "train": "attempt"},
     {"prepare": "prepareAttempts", "train": "attempts"},
 )
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 @dataclass(frozen=True)

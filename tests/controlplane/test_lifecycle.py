@@ -14,7 +14,7 @@ from tests.kube import Object, until
 pytestmark = pytest.mark.usefixtures("operator")
 
 USER_ERRORS, FATAL, RETRIED = (65, 77), (72, 74), (70, 137, 1)
-"""Some of each class: the first and last of a rule, and a code that no rule names. Unit tests go through all of them."""
+"""Some of each class: first and last of a rule, and a code that no rule names. Unit tests go through all."""
 
 
 def end(scene: Scene, code: int, *, attempt: int = 1, message: str = "", why: str = "") -> Object:
