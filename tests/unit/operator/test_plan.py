@@ -206,7 +206,8 @@ def saved(view: JobView, at: int, **fields: Any) -> JobView:
 
 def test_where_the_next_attempt_goes_on_is_said_before_it_begins_and_while_it_runs() -> None:
     view, planned = fail(saved(begun(), 40), 75)
-    assert "Attempt 2 goes on from checkpoint step 40; it begins at 2026-01-31T12:00:10Z" in (planned.status.message or "")
+    message = planned.status.message or ""
+    assert "Attempt 2 goes on from checkpoint step 40; it begins at 2026-01-31T12:00:10Z" in message
     view = retried(view, Observed(), after=10)
     planned = step(saved(view, 60), Observed((batch(2),), (running(2),)), after=20)
     assert planned.status.message == "Training: attempt 2 goes on from checkpoint step 40."
