@@ -1,14 +1,19 @@
 """When a run is saved, what it goes on from, and what it keeps."""
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from finetune_api.status import Checkpoint
-from finetune_trainer.checkpoints import choose
-from finetune_trainer.errors import Diverged, InvalidData, Preempted
+from finetune_trainer.checkpoints import choose, kept, manifest
+from finetune_trainer.errors import Diverged, InvalidData, NoSpace, Preempted, WorkspaceOccupied, WorkspaceUnusable
 from finetune_trainer.model import base
+from finetune_trainer.reporting.counters import Counters
 from finetune_trainer.run import Run
 from finetune_trainer.stages.sft import workflow
 
@@ -63,11 +68,48 @@ def test_any_flipped_bit_is_found_and_named_and_the_checkpoint_before_is_used(
     assert choose.choose(next_run).path == checkpoint(next_run, 4)
 
 
+def test_a_run_goes_on_before_what_is_broken_and_writes_it_again(next_run: Run) -> None:
+    before = tiny.losses(next_run)
+    flip(checkpoint(next_run, 4) / "optimizer.pt")
+    workflow.run(next_run)
+    assert tiny.losses(next_run)[:4] == before
+    assert len(tiny.losses(next_run)) == 6
+    assert not checkpoint(next_run, 4).exists()
+    assert manifest.complete(next_run.folders.run_checkpoints / "checkpoint-4")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"globalBatchSize": 4}, "training.globalBatchSize is 8, this job's is 4"),
+        ({"learningRate": 0.5}, "job digest is sha256:"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_by_name(
+    next_run: Run, change: dict[str, object], named: str
+) -> None:
+    other = tiny.job(checkpoints={"everySteps": 2}, training=change)
+    if "globalBatchSize" in change:
+        other = other.model_copy(update={"digest": next_run.job.digest})
+    with pytest.raises(WorkspaceOccupied, match=rf"1-run1/checkpoint-4 is of another training: its {named}"):
+        choose.choose(replace(next_run, job=other))
+
+
+def test_another_micro_batch_goes_on_from_it(next_run: Run) -> None:
+    assert choose.choose(replace(next_run, micro_batch_size=2)).step == 4
+
+
 def test_checkpoints_come_every_so_many_steps_and_keep_is_kept(root: Path) -> None:
-    saved: list[Checkpoint] = []
+    told: list[Checkpoint] = []
     run = tiny.make_run(root, tiny.job(checkpoints={"everySteps": 1, "keep": 2}, training={"maxSteps": 5}))
-    workflow.run(replace(run, report_checkpoint=saved.append))
-    assert [c.step for c in saved] == [1, 2, 3, 4]  # after the last step comes the artifact
+
+    def report(checkpoint: Checkpoint) -> None:
+        assert (run.folders.workspace / checkpoint.path / "manifest.json").is_file()  # told of once it is there
+        told.append(checkpoint)
+
+    workflow.run(replace(run, report_checkpoint=report))
+    assert [c.step for c in told] == [1, 2, 3, 4]  # after the last step comes the artifact
+    assert all(c.seconds is not None for c in told)
     assert sorted(path.name for path in run.folders.run_checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-4"]
 
 
@@ -82,10 +124,78 @@ def test_checkpoints_come_by_the_clock(root: Path, monkeypatch: pytest.MonkeyPat
             return 60.0 * next(minutes)  # every look at the clock takes a minute
 
     monkeypatch.setattr(steps, "time", Clock)
-    saved: list[Checkpoint] = []
-    run = tiny.make_run(root, tiny.job(checkpoints={"everyMinutes": 2}, training={"maxSteps": 6}))
-    workflow.run(replace(run, report_checkpoint=saved.append))
-    assert [c.step for c in saved] == [2, 4]
+    told: list[Checkpoint] = []
+    run = tiny.make_run(root, tiny.job(checkpoints={"everyMinutes": 3}, training={"maxSteps": 8}))
+    workflow.run(replace(run, report_checkpoint=told.append))
+    # One look when training begins, one after each step and one when a save is due; a save that takes a moment is begun
+    # that moment early, so that it is there in time.
+    assert [c.step for c in told] == [3, 6]
+
+
+def test_a_checkpoint_knows_its_evaluation_and_the_best_is_kept(root: Path) -> None:
+    tiny.save_rows(root / "data" / "held.jsonl", rows=5)
+    job = tiny.job(
+        evaluation={"datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}], "everySteps": 2},
+        checkpoints={"everySteps": 2, "keep": 1},
+        training={"maxSteps": 9, "learningRate": 0.3, "scheduler": "constant"},  # soon gets worse
+    )
+    run = tiny.make_run(root, job)
+    outcome = workflow.run(run)
+    losses = dict(zip((2, 4, 6, 8), tiny.logged(run, "eval_loss"), strict=False))
+    best = min(losses, key=lambda step: losses[step])
+    found = [manifest.read(path) for path in run.folders.run_checkpoints.iterdir()]
+    assert {one.step: one.metrics["eval_loss"] for one in found} == {best: losses[best], 8: losses[8]}
+    assert float(outcome.metrics["bestEvalLoss"]) == pytest.approx(min(tiny.logged(run, "eval_loss")))
+
+
+@pytest.mark.parametrize("where", ["library", "background", "rename"])
+@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, NoSpace), (errno.EROFS, WorkspaceUnusable)])
+def test_a_save_that_fails_ends_the_run_and_leaves_the_last_good_checkpoint(
+    root: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, error: type[Exception]
+) -> None:
+    owner, name = {"library": (torch, "save"), "background": (manifest, "vouch"), "rename": (os, "rename")}[where]
+    original = getattr(owner, name)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if any("checkpoint-4" in str(arg) for arg in args):
+            raise OSError(number, os.strerror(number))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+    told: list[Checkpoint] = []
+    run = replace(
+        tiny.make_run(root, tiny.job(checkpoints={"everySteps": 2}, training={"maxSteps": 9})),
+        report_checkpoint=told.append,
+    )
+    with pytest.raises(error):
+        workflow.run(run)
+    assert [c.step for c in told] == [2]
+    assert [path.name for path in run.folders.run_checkpoints.iterdir()] == ["checkpoint-2"]
+    assert choose.choose(run).step == 2
+
+
+def test_what_a_stage_keeps_is_read_again(tmp_path: Path) -> None:
+    class Buffer:
+        def __init__(self, *values: float) -> None:
+            self.values, self.coefficient = torch.tensor(values), sum(values)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"values": self.values, "coefficient": self.coefficient}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.values, self.coefficient = state["values"], state["coefficient"]
+
+    counted = Counters(tokens=70, samples=8)
+    counted.evaluated(2, 1.5)
+    counted.evaluated(4, float("nan"))
+    kept.write(tmp_path, {"counters": counted, "stage": Buffer(1.0, 2.5)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage.json", "stage.safetensors"]
+
+    buffer, counters = Buffer(), Counters()
+    kept.read(tmp_path, {"counters": counters, "stage": buffer})
+    assert (buffer.values.tolist(), buffer.coefficient) == ([1.0, 2.5], 3.5)
+    assert (counters.tokens, counters.samples, counters.best_loss, counters.best_step) == (70, 8, 1.5, 2)
+    assert counters.seconds >= counted.state_dict()["seconds"] - 1
 
 
 def test_no_save_is_begun_that_cannot_end_in_time(root: Path) -> None:
