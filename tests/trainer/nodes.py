@@ -78,7 +78,7 @@ def launch_node(etc: Path, root: Path, workspace: Path, install: Install, more: 
     from finetune_trainer.stopping import Stop
 
     stop = Stop().listen(signal.SIGTERM, signal.SIGINT)
-    mock.patch.object(subprocess, "Popen", partial(Rank, install)).start()
+    mock.patch.object(subprocess, "Popen", partial(Rank, [install])).start()
     options = launch.Options(
         job_file=etc / "job.json",
         workspace=workspace,
