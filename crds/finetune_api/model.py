@@ -26,7 +26,8 @@ class ModelSpec(ApiModel):
     """A folder in Hugging Face layout (config.json, *.safetensors, tokenizer), as hf://org/name[@revision],
     s3://bucket/prefix or pvc://claim/path."""
     trust_remote_code: bool = False
-    """Run the code that the repository brings. The installation must allow it too, and a hub's revision must be a commit."""
+    """Run the code that the repository brings. The installation must allow it too, and a hub's revision must be a
+    commit."""
     attention: Literal["auto", "eager", "sdpa", "flashAttention2"] = "auto"
     """Implementation of attention. auto: flashAttention2 where the GPU and the image have it, else sdpa."""
     new_tokens: list[Token] | None = Field(default=None, max_length=1024)

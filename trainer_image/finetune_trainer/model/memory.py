@@ -197,7 +197,7 @@ def _gathered(model: Any, width: int) -> int:
     largest = max(sum(weight.numel() for weight in layer.parameters()) for layer in layers)
     inside = {id(weight) for weight in layers.parameters()}
     outside = sum(weight.numel() for weight in model.parameters() if id(weight) not in inside)
-    return 2 * width * (2 * largest + outside)
+    return int(2 * width * (2 * largest + outside))
 
 
 def _activations(model: Any, training: TrainingSpec, width: int, trained_width: int, tokens: int) -> int:
