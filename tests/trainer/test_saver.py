@@ -1,0 +1,117 @@
+"""Two ranks save together and choose together: what one of them finds or fails at, both know."""
+
+import errno
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api.contract import AttemptFacts
+from finetune_trainer import workspace
+from finetune_trainer.checkpoints import choose, manifest
+from finetune_trainer.checkpoints.saver import Facts, Saver
+from finetune_trainer.errors import NoSpace
+from finetune_trainer.run import Run
+from torch import distributed
+
+from tests.trainer import tiny
+from tests.unit.trainer.test_manifest import flip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Nothing is trained, so nothing is prepared."""
+    job = tiny.job(checkpoints={"keep": 9})
+    folders = workspace.layout(tmp_path, job.name, 1, "run1", {})
+    folders.run_checkpoints.mkdir(parents=True)
+    facts = AttemptFacts(namespace="default", name=job.name, uid="12345-uid", attempt=1, job_name="tiny-12345-1")
+    nothing: Any = None
+    return Run(job, facts, "run1", folders, 0, 0, world_size=2, micro_batch_size=4, prepared=nothing)
+
+
+def on_two_ranks(folder: Path, work: Callable[[int], Any]) -> list[Any]:
+    """What ``work`` returns on each."""
+    context = multiprocessing.get_context("fork")
+    answers: Any = context.Queue()
+
+    def rank(number: int) -> None:
+        meeting = f"file://{folder}/meeting"
+        patience = timedelta(seconds=60)
+        distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=2, timeout=patience)
+        answers.put((number, work(number)))
+        distributed.barrier()
+
+    ranks = [context.Process(target=rank, args=(number,)) for number in range(2)]
+    for process in ranks:
+        process.start()
+    found = dict(answers.get(timeout=90) for _ in ranks)
+    for process in ranks:
+        process.join()
+    (folder / "meeting").unlink(missing_ok=True)
+    return [found[0], found[1]]
+
+
+def shards(number: int, step: int) -> Callable[[Path], None]:
+    """Writes one shard of this rank, and what rank 0 alone writes."""
+
+    def write(folder: Path) -> None:
+        below = folder / f"checkpoint-{step}" / "optimizer_0"
+        below.mkdir(exist_ok=True)
+        (below / f"__{number}_0.distcp").write_bytes(bytes([number, step]) * 1000)
+        if number == 0:
+            (below / ".metadata").write_bytes(b"where is what")
+
+    return write
+
+
+def save(run: Run, steps: list[int], fails: tuple[int, int] | None = None) -> Callable[[int], list[str]]:
+    """Saves at each step, and says how each save ended. ``fails``: (rank, step)."""
+
+    def work(number: int) -> list[str]:
+        mine = replace(run, rank=number)
+        saver = Saver(mine)
+        ends: list[str] = []
+        saver.told.append(lambda saved: ends.append(saved.path.name))
+        for step in steps:
+            write = shards(number, step)
+
+            def full(folder: Path) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+            try:
+                saver.save(Facts(step, 8 * step, ["torch.float32"], {}), full if (number, step) == fails else write)
+                saver.collect()
+            except NoSpace:
+                ends.append(f"no space in step {step}")
+        return ends
+
+    return work
+
+
+def test_the_manifest_vouches_for_the_files_of_all_ranks(run: Run, tmp_path: Path) -> None:
+    assert on_two_ranks(tmp_path, save(run, [2])) == [["checkpoint-2"], ["checkpoint-2"]]
+    known = manifest.read(run.folders.run_checkpoints / "checkpoint-2")
+    assert sorted(known.files) == ["optimizer_0/.metadata", "optimizer_0/__0_0.distcp", "optimizer_0/__1_0.distcp"]
+    assert (known.step, known.samples, known.world) == (2, 16, 2)
+    assert manifest.verify(run.folders.run_checkpoints / "checkpoint-2", known) == []
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_rank_that_cannot_write_fails_on_all_ranks(run: Run, tmp_path: Path, fails: int) -> None:
+    ends = on_two_ranks(tmp_path, save(run, [2, 4, 6], fails=(fails, 4)))
+    assert ends == [["checkpoint-2", "no space in step 4", "checkpoint-6"]] * 2
+    assert sorted(path.name for path in run.folders.run_checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_ranks_agree_on_what_is_broken(run: Run, tmp_path: Path, shard: int) -> None:
+    on_two_ranks(tmp_path, save(run, [2, 4]))
+    broken = run.folders.run_checkpoints / "checkpoint-4"
+    flip(broken / "optimizer_0" / f"__{shard}_0.distcp")
+    chosen = on_two_ranks(tmp_path, lambda number: choose.choose(replace(run, rank=number)))
+    assert [choice.step for choice in chosen] == [2, 2]
+    assert [choice.broken for choice in chosen] == [{broken}] * 2
