@@ -77,6 +77,45 @@ def recorded(rank: int) -> None:
     mock.patch.object(Saver, "_place", saver_place).start()
 
 
+def stopped(rank: int, *, step: int) -> None:
+    """The pod is told to stop while rank 0 is in this step, and rank 0 does not get further before it heard of it."""
+    heard, before = [], signal.getsignal(signal.SIGTERM)
+    assert callable(before)
+
+    def note(number: int, frame: Any) -> None:
+        before(number, frame)
+        heard.append(number)
+
+    def stop() -> None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        while not heard:
+            time.sleep(0.01)
+
+    signal.signal(signal.SIGTERM, note)
+    if rank == 0:
+        in_step(step, stop)
+
+
+def killed(rank: int, *, step: int, victim: int) -> None:
+    """A rank is killed in this step."""
+    if rank == victim:
+        in_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def in_step(step: int, happens: Callable[[], None]) -> None:
+    from finetune_trainer.stages.engine import Engine
+
+    batches_of = Engine.get_batch_samples
+
+    def get_batch_samples(self: Any, *args: Any) -> Any:
+        batches = batches_of(self, *args)
+        if self.state.global_step + 1 == step:
+            happens()
+        return batches
+
+    mock.patch.object(Engine, "get_batch_samples", get_batch_samples).start()
+
+
 def stripped(row: list[int]) -> list[int]:
     """Without the padding, which is 0 in the tiny model's vocabulary."""
     end = len(row)
@@ -102,8 +141,8 @@ class Series:
         self.workspace = self.folder / "workspace"
         self.home = self.forge.seen(self.workspace) / "jobs" / self.job.name
 
-    def start(self, *, world: int = 1, micro: int | None = None) -> Child:
-        """The next attempt: a pod with so many ranks and such a micro-batch."""
+    def start(self, *, world: int = 1, micro: int | None = None, end: Install | None = None) -> Child:
+        """The next attempt: a pod with so many ranks and such a micro-batch. ``end`` is installed besides."""
         self.attempts += 1
         etc = self.folder / f"etc-{self.attempts}"
         etc.mkdir()
@@ -125,7 +164,7 @@ class Series:
             etc,
             self.root,
             self.workspace,
-            self.install,
+            [self.install, *([end] if end else [])],
             log=etc / "log",
             FINETUNE_POD_UID=f"run-{self.attempts}",
             TMPDIR=str(etc),
@@ -133,9 +172,9 @@ class Series:
         self.children.append(child)
         return child
 
-    def run(self, *, world: int = 1, micro: int | None = None) -> int:
+    def run(self, *, world: int = 1, micro: int | None = None, end: Install | None = None) -> int:
         """The next attempt, to its end."""
-        return self.start(world=world, micro=micro).wait()
+        return self.start(world=world, micro=micro, end=end).wait()
 
     @property
     def said(self) -> Result:
@@ -168,7 +207,7 @@ class Series:
         return [one for child in self.children for one in child.told if isinstance(one, kind)]
 
 
-def launch(etc: Path, root: Path, workspace: Path, install: Install) -> int:
+def launch(etc: Path, root: Path, workspace: Path, install: list[Install]) -> int:
     """In a child of the forge: the launcher of a pod, whose ranks are forked, too."""
     from finetune_trainer import launch as launcher
     from finetune_trainer.stopping import Stop
@@ -188,7 +227,7 @@ def launch(etc: Path, root: Path, workspace: Path, install: Install) -> int:
 class Rank:
     """A rank that is forked where Popen would start an interpreter; as much of Popen as the launcher asks for."""
 
-    def __init__(self, install: Install, command: list[str], *, env: dict[str, str], **_: Any) -> None:
+    def __init__(self, install: list[Install], command: list[str], *, env: dict[str, str], **_: Any) -> None:
         self.returncode: int | None = None
         self.pid = fork(partial(work, install, Path(command[-2]), int(command[-1]), env))
 
@@ -196,7 +235,7 @@ class Rank:
         os.kill(self.pid, number)
 
 
-def work(install: Install, folder: Path, rank: int, environment: dict[str, str]) -> int:
+def work(install: list[Install], folder: Path, rank: int, environment: dict[str, str]) -> int:
     """What ``python -m finetune_trainer.worker`` does."""
     import logging
 
@@ -207,5 +246,6 @@ def work(install: Install, folder: Path, rank: int, environment: dict[str, str])
     os.environ.clear()
     os.environ.update(environment)
     logging.root.handlers.clear()
-    install(rank)
+    for one in install:
+        one(rank)
     worker.main(folder, rank, stop)
