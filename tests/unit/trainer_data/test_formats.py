@@ -392,7 +392,7 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ANYTHING | st.dictionaries(WORDS, ANYTHING | st.lists(MESSAGE, max_size=4), max_size=6))
 def test_whatever_a_row_holds_it_is_a_sample_or_a_bad_row(value: Any) -> None:
     for format in ("alpaca", "sharegpt", "openai", "text", "preference", "kto"):

@@ -95,7 +95,7 @@ SIZES = st.sampled_from([1, 2, 5, 512])
 COMPRESSIONS = st.sampled_from(list(COMPRESS))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(VALUES, max_size=12), st.sampled_from(["jsonl", "json", "indented"]), COMPRESSIONS, PIECES, SIZES)
 def test_json_comes_back(values: list[Any], kind: str, compression: Compression | None, piece: int, size: int) -> None:
     text = as_lines(values) if kind == "jsonl" else json.dumps(values, indent=2 if kind == "indented" else None)
@@ -108,7 +108,7 @@ def test_json_comes_back(values: list[Any], kind: str, compression: Compression 
     assert [place.removeprefix(file.name) for place, _ in found] == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RECORDS, st.sampled_from(["csv", "parquet", "arrow", "stream"]), COMPRESSIONS, PIECES, SIZES)
 def test_tables_come_back(
     records: list[dict[str, str]], kind: str, compression: Compression | None, piece: int, size: int
