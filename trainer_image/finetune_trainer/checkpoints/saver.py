@@ -87,7 +87,7 @@ class Saver:
         began, error = time.monotonic(), None
         folder = folders.staged(self.run.folders.run_checkpoints, facts.step)
         try:
-            with guard(folder.parent):
+            with guard(self.run.folders.workspace):
                 # Not its parents: where the run's folder is gone, so is the workspace.
                 folder.parent.mkdir(exist_ok=True)
                 folder.mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ class Saver:
     def _land(self, facts: Facts, folder: Path, began: float, error: Exception | None) -> Saved:
         files: dict[str, FileFacts] = {}
         if error is None:
-            written, error = _attempt(folder, lambda: manifest.vouch(folder, self._mine(folder)))
+            written, error = self._attempt(lambda: manifest.vouch(folder, self._mine(folder)))
             files = written or {}
         answers = agree.gather((files, error), self._group)
         error = next((failure for _, failure in answers if failure is not None), None)
@@ -116,7 +116,7 @@ class Saver:
         if self.run.is_main:
             if error is None:
                 everything = {name: known for theirs, _ in answers for name, known in theirs.items()}
-                saved, error = _attempt(folder, lambda: self._place(facts, folder, everything, began))
+                saved, error = self._attempt(lambda: self._place(facts, folder, everything, began))
             if error is not None:
                 shutil.rmtree(folder.parent, ignore_errors=True)  # what is half written would keep a disk full
         outcome: tuple[Saved | None, Exception | None] = agree.from_main((saved, error), self._group)
@@ -132,6 +132,16 @@ class Saver:
     def _mine(self, folder: Path) -> list[str]:
         """The files that this rank wrote."""
         return [name for name in manifest.below(folder) if _writer(name) == self.run.rank]
+
+    def _attempt(self, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+        """What came out, or why nothing did: other ranks wait for this one's word either way."""
+        try:
+            with guard(self.run.folders.workspace):
+                return work(), None
+        except Exception as error:
+            if isinstance(error, (OSError, TrainerError)):
+                return None, error
+            return None, RuntimeError(f"{type(error).__name__}: {error}")  # others can't always be sent to ranks
 
     def _place(self, facts: Facts, folder: Path, files: dict[str, FileFacts], began: float) -> Saved:
         """Rank 0, once all files of all ranks are on disk."""
@@ -169,14 +179,3 @@ class Saver:
 def _writer(name: str) -> int:
     shard = SHARD.search(name)
     return int(shard[1]) if shard else 0
-
-
-def _attempt(folder: Path, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What came out, or why nothing did: other ranks wait for this one's word either way."""
-    try:
-        with guard(folder.parent):
-            return work(), None
-    except Exception as error:
-        if isinstance(error, (OSError, TrainerError)):
-            return None, error
-        return None, RuntimeError(f"{type(error).__name__}: {error}")  # others can't always be sent to ranks
