@@ -91,4 +91,5 @@ class CheckpointsSpec(ApiModel):
     every_minutes: int = Field(default=15, ge=1, le=1440)
     """Save when so many minutes have passed since the last checkpoint: the most that a crash can cost."""
     keep: int = Field(default=2, ge=1, le=100)
-    """Checkpoints kept; older ones are deleted. May be changed while the job runs; the next attempt reads it."""
+    """Checkpoints kept: the newest, and besides them the one with the lowest evaluation loss. May be changed while the
+    job runs; the next attempt reads it."""
