@@ -255,7 +255,7 @@ class OutOfMemory(ApiModel):
     """What a GPU's memory was used up by."""
 
     phase: Literal["load", "train", "evaluate", "generate", "save"]
-    """What was being done. Only a lack in load and train lowers the micro-batch of the next attempt."""
+    """What was being done. Only a lack in train lowers the micro-batch of the next attempt."""
     rank: int = Field(ge=0)
     """Process that ran out."""
     micro_batch_size: int = Field(ge=1)

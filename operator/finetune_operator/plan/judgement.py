@@ -47,7 +47,7 @@ _DOING = {
     "generate": "generating",
     "save": "saving",
 }
-_NOT_THE_MICRO_BATCH = ("evaluate", "generate", "save")
+_NOT_THE_MICRO_BATCH = ("load", "evaluate", "generate", "save")
 """Phases whose need of memory a smaller micro-batch would not lower."""
 
 _CULPRIT = re.compile(r"pod \S+/(\S+) (?:failed with exit code|has condition)", re.IGNORECASE)
