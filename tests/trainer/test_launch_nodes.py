@@ -114,6 +114,14 @@ def test_a_rank_that_is_killed_ends_the_other_node_soon_and_by_name(forge: Forge
     assert "Rank 1 (node 1) is gone without a word: see how the pod ended" in nodes.said(0).message
 
 
+def test_rank_0_needs_no_name_of_its_own(forge: Forge, root: Path) -> None:
+    """A headless Service's names reach the cluster's DNS some time after the pods start."""
+    nodes = Nodes(forge, root, tiny.job(training={"maxSteps": 1}))
+    second = nodes.start(1)
+    nodes.more = {"meet_at": ("tiny-11111-1-0.invalid", nodes.port)}
+    assert (nodes.start(0).wait(), second.wait()) == (0, 0)
+
+
 def test_both_nodes_give_way_to_a_later_attempt(forge: Forge, root: Path) -> None:
     nodes = Nodes(forge, root, tiny.job(training={"maxSteps": 500}))
     first, second = nodes.start(0), nodes.start(1, slow)

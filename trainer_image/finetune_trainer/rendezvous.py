@@ -1,8 +1,9 @@
 """How the ranks of all nodes meet, before any of them loads a model, and how they part.
 
-Called by `worker`. Rank 0 keeps a small store; the others come to it, by the name of node 0's pod. Who doesn't come in
-time is named by rank and node, on every rank that did. All take rank 0's run id: the folders follow from it. Then
-torch's process group is made, so that TRL and accelerate find it made.
+Called by `worker`. Rank 0 keeps a small store; the others come to it, by the name of node 0's pod, which may take a
+while to be known. Rank 0 itself needs no name: its store listens on all addresses. Who doesn't come in time is named
+by rank and node, on every rank that did. All take rank 0's run id: the folders follow from it. Then torch's process
+group is made, so that TRL and accelerate find it made.
 
 The group's own time-out lies beyond every bound: a rank that stands still is found by `watch`, a rank that ended by
 `peers`.
@@ -29,6 +30,7 @@ ATTEMPT = 5.0
 """Seconds that one try to reach rank 0 may take."""
 STORE_TIMEOUT = timedelta(seconds=60)
 COLLECTIVE_TIMEOUT = timedelta(days=14)
+HERE = "127.0.0.1"
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def join(handover: Handover, rank: int, peers: Peers, check_stop: Callable[[], N
         return handover.run_id
     end = time.monotonic() + handover.rendezvous_seconds
     store = _reach_store(handover, rank, end, check_stop)
-    peers.connect(_connect(handover))
+    peers.connect(_connect(handover, rank))
     run_id = _meet(store, handover, rank, end, check_stop)
     _make_group(store, handover, rank)
     return run_id
@@ -49,7 +51,7 @@ def _reach_store(handover: Handover, rank: int, end: float, check_stop: Callable
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # takes seconds
 
     if rank == 0:
-        return TCPStore(handover.host, handover.port, None, True, STORE_TIMEOUT, wait_for_workers=False)
+        return TCPStore(HERE, handover.port, None, True, STORE_TIMEOUT, wait_for_workers=False)
     why: OSError | None = None
     while time.monotonic() < end:
         check_stop()
@@ -57,7 +59,7 @@ def _reach_store(handover: Handover, rank: int, end: float, check_stop: Callable
         try:
             # torch's own client would retry for minutes, deaf to SIGTERM, and fill the log.
             socket.create_connection((handover.host, handover.port), ATTEMPT).close()
-            return _connect(handover)
+            return _connect(handover, rank)
         except OSError as error:
             why = error
             time.sleep(POLL)
@@ -68,10 +70,10 @@ def _reach_store(handover: Handover, rank: int, end: float, check_stop: Callable
     )
 
 
-def _connect(handover: Handover) -> "TCPStore":
+def _connect(handover: Handover, rank: int) -> "TCPStore":
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    return TCPStore(handover.host, handover.port, None, False, STORE_TIMEOUT, wait_for_workers=False)
+    return TCPStore(handover.host if rank else HERE, handover.port, None, False, STORE_TIMEOUT, wait_for_workers=False)
 
 
 def _meet(store: "TCPStore", handover: Handover, rank: int, end: float, check_stop: Callable[[], None]) -> str:
