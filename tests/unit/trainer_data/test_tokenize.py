@@ -123,6 +123,14 @@ def test_what_a_template_refuses_is_the_rows_fault() -> None:
     assert "chat template refuses it: no system role" in str(bad)
 
 
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
+    dated = template("{{ strftime_now('%d %b %Y') + '\n' }}" + tiny.CHATML)
+    (row,) = rows(Conversation(ONE), dated)
+    assert dated.tokenizer.decode(row.input_ids).startswith("26 Jul 2024\n")
+    assert dated.ask(ONE[:1]).startswith("26 Jul 2024\n")
+    assert dated.facts()["date"] == "2024-07-26"
+
+
 def test_tools_are_not_left_out_without_a_word() -> None:
     bad = make(Conversation(ONE, [{"type": "function", "function": {"name": "f"}}]), template())
     assert isinstance(bad, BadRow)

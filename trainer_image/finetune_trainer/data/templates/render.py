@@ -1,11 +1,13 @@
 """Runs a chat template.
 
 Used by `turns`. The environment is that of transformers, so that a template does here exactly what it does in
-``apply_chat_template``; compiled templates are kept by it. What is left out is what costs more than the rendering:
-copies of messages that are plain data already, looking through jinja's globals anew for each row, and following marks
-where a template has none.
+``apply_chat_template``; compiled templates are kept by it. Only the date is another: a template that writes today's
+(Llama 3.2's does) is given TODAY, or rows would differ from day to day. What is left out is what costs more than the
+rendering: copies of messages that are plain data already, looking through jinja's globals anew for each row, and
+following marks where a template has none.
 """
 
+from datetime import date
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,6 +17,9 @@ from transformers.utils import chat_template_utils
 from finetune_trainer.data.samples import Message
 from finetune_trainer.data.templates import marks
 from finetune_trainer.errors import InvalidSpec
+
+TODAY = date(2024, 7, 26)
+"""What templates take for today: the date that Llama 3's write when they aren't told one."""
 
 
 class Rendered(NamedTuple):
@@ -38,6 +43,7 @@ def render(
     """The conversation as text; with ``ask``, up to where the model's answer begins. Raises what templates raise."""
     compiled = _compiled(template)
     known = _globals(compiled) | special
+    known["strftime_now"] = TODAY.strftime
     known |= {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": ask}
     # shared: what is known is taken as it is.
     written = compiled.root_render_func(compiled.new_context(known, shared=True))

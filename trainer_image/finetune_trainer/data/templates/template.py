@@ -113,6 +113,7 @@ class Template:
             "mask": self.method,
             "digest": f"sha256:{own}",
             "maskDigest": f"sha256:{marked}",
+            "date": rendering.TODAY.isoformat(),
             "stopIds": sorted(self.stop_ids),
             "defaultSystem": self.spec.default_system,
             "trainOnPrompt": self.spec.train_on_prompt,
