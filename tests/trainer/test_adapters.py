@@ -146,6 +146,30 @@ def test_lora_plus_gives_b_matrices_the_higher_rate_and_nothing_else(place: Plac
     assert optimizer.groups(model, 0.01, 0.1, 16)[0]["lr"] == 0.01
 
 
+def test_what_is_kept_of_a_model_is_not_found_by_one_that_differs_in_a_middle_layer(tmp_path: Path) -> None:
+    of = job({"method": "lora", "lora": {"rank": 4, "init": "pissa"}})
+    places = []
+    for number, middle in enumerate((b"\0", b"\1")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(2 << 20) + middle + bytes(2 << 20))
+        places.append(build.pissa_file(of, folder, None, tmp_path))
+    source = of.model.source
+    places += [build.pissa_file(of, tmp_path, None, tmp_path, {source: f"sha256:{digest}"}) for digest in "ab"]
+    assert len(set(places)) == 4
+
+
+def test_rank_0_makes_what_is_shared_and_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.stages.agree.own_group", lambda _patience: "line")
+    happened: list[str] = []
+    monkeypatch.setattr("torch.distributed.barrier", lambda _line: happened.append("waited"))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda _line: None)
+    for rank in (0, 1):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        build.by_rank_0(lambda rank=rank: happened.append(f"made by {rank}"))  # type: ignore[misc]
+    assert happened == ["made by 0", "waited", "waited"]
+
+
 def test_pissa_survives_a_new_attempt_and_ends_as_an_adapter_of_the_untouched_base(place: Place) -> None:
     of = job({"method": "lora", "lora": {"rank": 4, "init": "pissa"}})
     run = run_of(place, of, "pissa")

@@ -133,7 +133,8 @@ def _save_adapter(run: Run, model: Any, weights: dict[str, Any] | None, folder: 
     config["base_model_name_or_path"] = run.job.model.source
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if run.job.tuning.lora is not None and run.job.tuning.lora.init == "pissa":
-        first = build.pissa_file(run.job, run.prepared.model, run.prepared.adapter, scratch(run))
+        made_of = run.prepared
+        first = build.pissa_file(run.job, made_of.model, made_of.adapter, scratch(run), made_of.digests)
         pissa.ordinary(folder, first)
 
 

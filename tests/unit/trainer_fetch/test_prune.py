@@ -56,6 +56,22 @@ def test_old_ones_go_unless_a_job_names_them(tmp_path: Path) -> None:
     assert there(cache) == {"data/new", "data/kept", "sources/hub/m/kept", "sources/hub/m/.staging-new"}
 
 
+def test_merged_bases_go_and_what_a_job_cannot_make_again_stays(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for name, days, whole in [
+        ("merged/base-old", 31, True),
+        ("merged/base-new", 29, True),
+        ("merged/.base-left", 31, False),
+    ]:
+        entry(cache, name, days, whole=whole)
+    for name in ("pissa-old.safetensors", ".pissa-left"):
+        file = cache / "merged" / name
+        file.write_bytes(bytes(10))
+        os.utime(file, (time.time() - 31 * DAY,) * 2)
+    prune.prune(cache)
+    assert {path.name for path in cache.glob("merged/*")} == {"base-new", "pissa-old.safetensors"}
+
+
 def test_what_a_job_names_must_be_known(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     named(cache, data=entry(cache, "data/old", 31)).write_text("{")

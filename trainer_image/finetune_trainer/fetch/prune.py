@@ -1,9 +1,10 @@
 """Room in the workspace's cache: what no job names and nobody used for long is removed, least recently used first.
 
 Called at the end of preparation, and by ``store`` before it says that there is no room. An entry is a folder of
-cache/data or cache/sources with a manifest, whose time is that of its last use (`used`). What a job's PREPARED.json
-names stays, whatever its age. An entry leaves its name before it is removed, so nobody finds half of one; a folder in
-which somebody fetches or builds is new, and is only taken when it hasn't been written to for long.
+cache/data, cache/sources or cache/merged with a manifest, whose time is that of its last use (`used`). What a job's
+PREPARED.json names stays, whatever its age; so do the first states of PiSSA adapters, files in cache/merged which a
+job needs until it ends. An entry leaves its name before it is removed, so nobody finds half of one; what somebody
+fetches or builds is new, and is only taken when it hasn't been written to for long.
 """
 
 import json
@@ -46,7 +47,11 @@ def prune(cache: Path, older_than: float = LONG, need: int | None = None) -> Non
         doomed = entry.with_name(f".deleting-{entry.name.lstrip('.')}")
         with suppress(OSError):
             entry.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        if doomed.is_dir():
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                doomed.unlink(missing_ok=True)
 
 
 def _named(workspace: Path) -> set[Path]:
@@ -59,9 +64,11 @@ def _named(workspace: Path) -> set[Path]:
 
 
 def _unused(cache: Path, named: set[Path], before: float) -> Iterator[tuple[float, Path]]:
-    """(time of last use, folder)."""
-    for entry in (*cache.glob("data/*"), *cache.glob("sources/*/*/*")):
-        if not entry.is_dir() or any(path.is_relative_to(entry.resolve()) for path in named):
+    """(time of last use, folder), or a file that somebody began to write."""
+    for entry in (*cache.glob("data/*"), *cache.glob("sources/*/*/*"), *cache.glob("merged/*")):
+        if not entry.is_dir() and not entry.name.startswith("."):
+            continue
+        if any(path.is_relative_to(entry.resolve()) for path in named):
             continue
         whole = entry / MANIFEST
         begun = entry.name.startswith(".") or not whole.is_file()

@@ -1,7 +1,7 @@
 """The model of a job, ready to be trained: loaded, grown, adapted, with the right weights marked.
 
-Called by workflows on every rank. What is kept in scratch is named by the `identity` of what it was made from, so two
-jobs on the same base share it, and a rank that comes second finds it.
+Called by workflows on every rank. What is kept in scratch is named by the digests of what it was made from, so jobs on
+the same base share it; rank 0 makes it, and the others wait.
 """
 
 import hashlib
@@ -9,24 +9,40 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from finetune_api.contract import ResolvedJob
 from peft import PeftModel
+from torch import distributed
 from transformers import PreTrainedModel
 
 from finetune_trainer.errors import InvalidSpec
+from finetune_trainer.fetch import prune
 from finetune_trainer.model import adapters, base, pissa, vocabulary
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.model.base import Precision
+from finetune_trainer.rendezvous import COLLECTIVE_TIMEOUT
+from finetune_trainer.stages import agree
+from finetune_trainer.workspace import sync_folder, write_json
+
+NO_DIGESTS: Mapping[str, str] = MappingProxyType({})
 
 
 def build(
-    job: ResolvedJob, prepared_model: Path, adapter: Path | None, tokenizer: object, precision: Precision, scratch: Path
+    job: ResolvedJob,
+    prepared_model: Path,
+    adapter: Path | None,
+    tokenizer: object,
+    precision: Precision,
+    scratch: Path,
+    digests: Mapping[str, str] = NO_DIGESTS,
 ) -> PreTrainedModel | PeftModel:
-    """The job's model. ``scratch`` is a folder of the workspace that outlives attempts."""
+    """The job's model. ``scratch`` is a folder of the workspace that outlives attempts, ``digests`` those that
+    preparing took of the sources."""
     tuning, spec = job.tuning, tuning_adapter(job)
     merged_first = adapter is not None and spec == "merge"
     dtype = adapters.load_dtype(tuning.method, precision)
@@ -36,7 +52,7 @@ def build(
     if merged_first and tuning.method == "qlora":
         assert adapter is not None
         # Quantised weights can't take an adapter in without being rounded again: the merged base is quantised instead.
-        origin = merged_base(prepared_model, adapter, job, scratch)
+        origin = merged_base(prepared_model, adapter, job, scratch, digests)
 
     model = base.load(
         origin,
@@ -68,7 +84,9 @@ def build(
     assert tuning.lora is not None  # filled in by finetune_api.contract.fill_in
     made = adapters.add(model, tuning.lora, job.training.seed, new)
     if tuning.lora.init == "pissa":
-        pissa.start(made, pissa_file(job, prepared_model, adapter, scratch), job.training.seed)
+        file = pissa_file(job, prepared_model, adapter, scratch, digests)
+        by_rank_0(lambda: pissa.find(made, file, job.training.seed))
+        pissa.start(made, file)
     return made
 
 
@@ -77,24 +95,33 @@ def tuning_adapter(job: ResolvedJob) -> str | None:
     return job.tuning.adapter.mode if job.tuning.adapter else None
 
 
-def pissa_file(job: ResolvedJob, base_folder: Path, adapter: Path | None, scratch: Path) -> Path:
+def pissa_file(
+    job: ResolvedJob, base_folder: Path, adapter: Path | None, scratch: Path, digests: Mapping[str, str] = NO_DIGESTS
+) -> Path:
     """Where the first state of this job's PiSSA adapter is kept."""
     assert job.tuning.lora is not None
-    origin = identity(base_folder) + (identity(adapter) if adapter else "")
-    return pissa.initial_file(scratch, origin, job.tuning.lora, job.training.seed)
+    made_of = _made_of(job, base_folder, adapter, digests)
+    return pissa.initial_file(scratch, made_of, job.tuning.lora, job.training.seed)
 
 
-def identity(folder: Path) -> str:
-    """What tells one model folder from another without reading gigabytes: names, sizes, and the heads of safetensors,
-    besides the small files whole."""
-    total = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            head = stream.read(1 << 20)
-            stream.seek(max(0, size - (1 << 20)))
-            total.update(f"{file.name}\0{size}\0".encode() + head + stream.read())
-    return total.hexdigest()
+def _made_of(job: ResolvedJob, base_folder: Path, adapter: Path | None, digests: Mapping[str, str]) -> str:
+    """What tells the base, and the adapter merged into it, from all others: two that differ in one layer differ."""
+    parts = [digests.get(job.model.source) or model_folder.digest(base_folder)]
+    if adapter is not None:
+        assert job.tuning.adapter is not None
+        parts.append(digests.get(job.tuning.adapter.source) or model_folder.digest(adapter))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def by_rank_0(make: Callable[[], None]) -> None:
+    """Let one rank make what is kept in the workspace, which all of them see, and the others wait for it. It may take
+    long, so they wait in a line of their own, which keeps no GPU busy."""
+    line = agree.own_group(COLLECTIVE_TIMEOUT)
+    if line is None or distributed.get_rank() == 0:
+        make()
+    if line is not None:
+        distributed.barrier(line)
+        distributed.destroy_process_group(line)
 
 
 def check_fits(base_folder: Path, adapter: Path, job: ResolvedJob) -> None:
@@ -168,14 +195,21 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def merged_base(base_folder: Path, adapter: Path, job: ResolvedJob, scratch: Path) -> Path:
-    """The base with an earlier adapter merged in, as files, made once. Whole or absent: it is renamed into place."""
-    name = hashlib.sha256((identity(base_folder) + identity(adapter)).encode()).hexdigest()[:32]
-    place = scratch / f"base-{name}"
+def merged_base(
+    base_folder: Path, adapter: Path, job: ResolvedJob, scratch: Path, digests: Mapping[str, str] = NO_DIGESTS
+) -> Path:
+    """The base with an earlier adapter merged in, as files, made once."""
+    place = scratch / f"base-{_made_of(job, base_folder, adapter, digests)[:32]}"
+    by_rank_0(lambda: _merge_once(base_folder, adapter, job, place))
+    return place
+
+
+def _merge_once(base_folder: Path, adapter: Path, job: ResolvedJob, place: Path) -> None:
+    """Whole or absent: it is renamed into place when all of it is on disk."""
     if place.is_dir():
-        return place
-    scratch.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=scratch, prefix=".base-"))
+        return prune.used(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=".base-"))
     try:
         model = base.load(
             base_folder, job.model.source, torch.float32, allow_remote_code=base.remote_code(job), attention="eager"
@@ -185,13 +219,17 @@ def merged_base(base_folder: Path, adapter: Path, job: ResolvedJob, scratch: Pat
         for file in base_folder.iterdir():
             if file.is_file() and not (staging / file.name).exists() and ".safetensors" not in file.name:
                 shutil.copyfile(file, staging / file.name)
+        for file in staging.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        write_json(staging / prune.MANIFEST, {})  # its time is that of the last use
         os.replace(staging, place)
+        sync_folder(place.parent)
     except OSError:
-        if not place.is_dir():  # another rank was first
+        if not place.is_dir():  # another job was first
             raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return place
 
 
 def _shrink_frozen(model: PreTrainedModel) -> None:

@@ -31,10 +31,14 @@ def initial_file(scratch: Path, base_digest: str, lora: LoraSpec, seed: int) -> 
     return scratch / f"pissa-{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
 
 
-def start(model: PeftModel, file: Path, seed: int) -> None:
-    """Give every adapter its A0 and B0, and take them out of the base."""
+def find(model: PeftModel, file: Path, seed: int) -> None:
+    """Make A0 and B0 of every adapter, unless they are there."""
     if not file.is_file():
         _save(dict(_decompose(model, seed)), file)
+
+
+def start(model: PeftModel, file: Path) -> None:
+    """Give every adapter its A0 and B0, and take them out of the base."""
     parts = load_file(file)
     with torch.no_grad():
         for name, layer in _layers(model):
@@ -87,12 +91,14 @@ def _decompose(model: PeftModel, seed: int) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _save(parts: dict[str, torch.Tensor], file: Path) -> None:
-    """Whole or not at all. Two ranks at once write the same."""
+    """Whole or not at all. Two jobs at once write the same."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(dir=file.parent, prefix=".pissa-")
     os.close(handle)
     try:
         save_file(parts, staged)
+        with open(staged, "rb") as stream:
+            os.fsync(stream.fileno())
         os.replace(staged, file)
     finally:
         Path(staged).unlink(missing_ok=True)

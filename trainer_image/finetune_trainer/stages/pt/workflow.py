@@ -26,7 +26,8 @@ def run(run: Run) -> Outcome:
 
     # Model
     precision = base.precision(job.training)
-    model = build.build(job, prepared.model, prepared.adapter, tokens, precision, artifact.scratch(run))
+    scratch = artifact.scratch(run)
+    model = build.build(job, prepared.model, prepared.adapter, tokens, precision, scratch, prepared.digests)
     check_stop(run)
 
     # Train, evaluate, save and report
