@@ -19,6 +19,7 @@ from finetune_trainer.stages.sft import workflow
 
 from tests.trainer import tiny
 from tests.trainer.test_equivalence import stopped_at
+from tests.unit.trainer.test_manifest import other_version
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_a_run_goes_on_before_what_is_broken_and_writes_it_again(next_run: Run) 
     assert tiny.losses(next_run)[:4] == before
     assert len(tiny.losses(next_run)) == 6
     assert not checkpoint(next_run, 4).exists()
-    assert manifest.complete(next_run.folders.run_checkpoints / "checkpoint-4")
+    assert manifest.complete(next_run.folders.run_checkpoints / "checkpoint-4").step == 4
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,30 @@ def test_a_checkpoint_of_another_training_is_refused_by_name(
         other = other.model_copy(update={"digest": next_run.job.digest})
     with pytest.raises(WorkspaceOccupied, match=rf"1-run1/checkpoint-4 is of another training: its {named}"):
         choose.choose(replace(next_run, job=other))
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(next_run: Run) -> None:
+    other_version(checkpoint(next_run, 4), format=2)
+    with pytest.raises(WorkspaceOccupied, match=r"1-run1/checkpoint-4 was written by another version of the trainer"):
+        choose.choose(next_run)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(next_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> object:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hashlib.file_digest", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            choose.choose(next_run)
+    assert choose.choose(next_run).step == 4
+
+
+def test_it_is_said_when_no_checkpoint_is_whole(next_run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (2, 4):
+        flip(checkpoint(next_run, step) / "optimizer.pt")
+    assert choose.choose(next_run).path is None
+    assert "none of the 2 checkpoints of this job is whole: it starts over" in caplog.text
 
 
 def test_another_micro_batch_goes_on_from_it(next_run: Run) -> None:

@@ -1,13 +1,18 @@
 """A manifest vouches for every byte of a checkpoint, itself included."""
 
+import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finetune_trainer.checkpoints import manifest
-from finetune_trainer.checkpoints.manifest import Flawed, Manifest
+from finetune_trainer.checkpoints.manifest import Flawed, Manifest, OtherVersion
+from finetune_trainer.workspace import write_json
 
 FILES = {"model.safetensors": b"weights" * 99, "optimizer_0/__0_0.distcp": b"moments" * 50, "stage.json": b"{}"}
 
@@ -123,13 +128,48 @@ def test_ranks_together_read_each_file_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_server_that_is_away_is_no_flaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PASSING = [errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.ENOTCONN, errno.ESHUTDOWN, errno.EACCES, errno.EMFILE]
+
+
+@pytest.mark.parametrize("number", PASSING)
+@pytest.mark.parametrize("look", ["verify", "read", "complete"])
+def test_what_cannot_be_read_now_is_no_flaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, look: str
+) -> None:
     folder = save(tmp_path / "checkpoint-3", 3)
     known = manifest.read(folder)
 
-    def stale(*_: object) -> object:
-        raise OSError(116, os.strerror(116))
+    def fails(*_: object, **__: object) -> object:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("hashlib.file_digest", stale)
-    with pytest.raises(OSError, match="Stale"):
+    target = {"verify": "hashlib.file_digest", "read": "pathlib.Path.read_bytes", "complete": "pathlib.Path.stat"}[look]
+    looks: Any = {"verify": partial(manifest.verify, manifest=known)}.get(look) or getattr(manifest, look)
+    with monkeypatch.context() as patched:
+        patched.setattr(target, fails)
+        with pytest.raises(OSError, match=os.strerror(number)) as raised:
+            looks(folder)
+    assert str(folder) in str(raised.value.filename)
+
+
+def test_files_of_a_folder_that_is_gone_are_not_missing(tmp_path: Path) -> None:
+    folder = save(tmp_path / "checkpoint-3", 3)
+    known = manifest.read(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError):
         manifest.verify(folder, known)
+    with pytest.raises(FileNotFoundError):
+        manifest.read(folder)
+
+
+def other_version(folder: Path, **fields: object) -> Path:
+    """The checkpoint, as another version of the trainer vouches for it."""
+    content = json.loads((folder / manifest.FILE).read_bytes()) | fields
+    del content[manifest.DIGEST]
+    write_json(folder / manifest.FILE, {**content, manifest.DIGEST: manifest._digest(content)})
+    return folder
+
+
+@pytest.mark.parametrize("fields", [{"format": 2}, {"colour": "blue"}, {"samples": None}])
+def test_another_version_is_no_flaw(tmp_path: Path, fields: dict[str, object]) -> None:
+    with pytest.raises(OtherVersion):
+        manifest.read(other_version(save(tmp_path / "checkpoint-3", 3), **fields))

@@ -30,6 +30,8 @@ class Choice:
     manifest: Manifest | None = None
     broken: frozenset[Path] = frozenset()
     """Checkpoints that were skipped."""
+    earlier: frozenset[Path] = frozenset()
+    """Folders of earlier runs in which there are checkpoints."""
 
     @property
     def step(self) -> int:
@@ -37,9 +39,15 @@ class Choice:
 
 
 def choose(run: Run) -> Choice:
-    """The newest checkpoint that verifies, if there is one. Raises WorkspaceOccupied for one of another training."""
+    """The newest checkpoint that verifies, if there is one.
+
+    Raises WorkspaceOccupied for one of another training or another version of the trainer, and OSError where one can't
+    be read at the moment: it isn't given up for that.
+    """
     broken: set[Path] = set()
-    for path in agree.from_main(folders.newest_first(run.folders.checkpoints) if run.is_main else None):
+    found: list[Path] = agree.from_main(folders.newest_first(run.folders.checkpoints) if run.is_main else None)
+    earlier = frozenset(path.parent for path in found)
+    for path in found:
         known, flaws = agree.from_main(_read(path) if run.is_main else None)
         if known is not None:
             _same_training(run, path, known)
@@ -47,12 +55,14 @@ def choose(run: Run) -> Choice:
             shares = agree.gather(manifest.verify(path, known, run.rank, run.world_size))
             flaws = [flaw for share in shares for flaw in share]
         if not flaws:
-            return Choice(path, known, frozenset(broken))
+            return Choice(path, known, frozenset(broken), earlier)
         if run.is_main:
             more = f" and {len(flaws) - SHOWN} more" if len(flaws) > SHOWN else ""
             log.warning("checkpoint %s is skipped: %s%s", path, "; ".join(flaws[:SHOWN]), more)
         broken.add(path)
-    return Choice(broken=frozenset(broken))
+    if broken and run.is_main:
+        log.warning("none of the %d checkpoints of this job is whole: it starts over", len(broken))
+    return Choice(broken=frozenset(broken), earlier=earlier)
 
 
 def _read(path: Path) -> tuple[Manifest | None, list[str]]:
@@ -60,6 +70,11 @@ def _read(path: Path) -> tuple[Manifest | None, list[str]]:
         return manifest.read(path), []
     except manifest.Flawed as flaw:
         return None, [str(flaw)]
+    except manifest.OtherVersion as error:
+        raise WorkspaceOccupied(
+            f"The checkpoint {path} was written by another version of the trainer: go on with the image that wrote it"
+            " (resources.image), or move it out of the workspace, and the run goes on from the one before or starts over"
+        ) from error
 
 
 def _same_training(run: Run, path: Path, known: Manifest) -> None:

@@ -22,5 +22,7 @@ def staged(run_checkpoints: Path, step: int) -> Path:
 
 def newest_first(checkpoints: Path) -> list[Path]:
     """Every checkpoint folder of every run of the job, whole or not, by step."""
-    found = [path for path in checkpoints.glob(f"*/{PREFIX}*") if step_of(path) is not None and path.is_dir()]
+    # Not by glob: it leaves out what it may not read, and the run would start over.
+    runs = [run for run in checkpoints.iterdir() if run.is_dir()]
+    found = [path for run in runs for path in run.iterdir() if step_of(path) is not None and path.is_dir()]
     return sorted(found, key=lambda path: (step_of(path) or 0, path.stat().st_mtime), reverse=True)

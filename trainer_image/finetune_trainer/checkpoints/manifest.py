@@ -20,14 +20,18 @@ from finetune_trainer.workspace import write_json
 FILE = "manifest.json"
 DIGEST = "digest"
 FORMAT = 1
-PASSING = (errno.ESTALE, errno.ETIMEDOUT)
-"""The file server is away: no flaw of the checkpoint, and another attempt finds it again."""
+OTHER_KIND = (errno.EISDIR, errno.ENOTDIR)
+"""There is a folder where a file was, or the other way round."""
 OF_FILE_SERVERS = ".nfs"
 """Names that NFS gives to deleted files which somebody still has open."""
 
 
 class Flawed(Exception):
-    """What is wrong with a manifest."""
+    """What is wrong with a checkpoint: proven, not merely unreadable at the moment."""
+
+
+class OtherVersion(Exception):
+    """The manifest is as it was written, by a trainer that wrote others. Nothing is wrong with the checkpoint."""
 
 
 class FileFacts(ApiModel):
@@ -86,11 +90,11 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """Raises Flawed, which says what is wrong."""
+    """Raises Flawed, which says what is wrong; OtherVersion; and OSError where that can't be told now."""
     try:
         raw = (folder / FILE).read_bytes()
     except OSError as error:
-        raise Flawed(unreadable(FILE, error)) from error
+        raise Flawed(_proven(folder, FILE, error)) from error
     try:
         content = json.loads(raw)
         untouched = json.dumps(content, ensure_ascii=False, indent=1).encode() == raw
@@ -98,27 +102,32 @@ def read(folder: Path) -> Manifest:
             raise Flawed(f"{FILE} is not as it was written")
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        raise Flawed(f"{FILE} is of another version of the trainer") from error
+        raise OtherVersion from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Flawed(f"{FILE} is not as it was written") from error
+    if manifest.format != FORMAT:
+        raise OtherVersion
     if manifest.step != step_of(folder):
         raise Flawed(f"it is the checkpoint of step {manifest.step}")
     return manifest
 
 
-def complete(folder: Path) -> Manifest | None:
-    """The manifest, if everything in it is there in its size. A look, not a proof: see `verify`."""
-    try:
-        manifest = read(folder)
-        if all((folder / name).stat().st_size == facts.size for name, facts in manifest.files.items()):
-            return manifest
-    except (Flawed, OSError):
-        pass
-    return None
+def complete(folder: Path) -> Manifest:
+    """The manifest, if everything in it is there in its size. A look, not a proof: see `verify`. Raises as `read`."""
+    manifest = read(folder)
+    for name, facts in manifest.files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise Flawed(_proven(folder, name, error)) from error
+        if size != facts.size:
+            raise Flawed(_resized(name, size, facts))
+    return manifest
 
 
 def verify(folder: Path, manifest: Manifest, rank: int = 0, world: int = 1) -> list[str]:
-    """Read this rank's share of the files and say what is wrong with them; together, ranks read each file once."""
+    """Read this rank's share of the files and say what is wrong with them; together, ranks read each file once. Raises
+    OSError where a file can't be read for a reason that proves nothing."""
     flaws = []
     if rank == 0:
         flaws = [f"{name} doesn't belong to it" for name in below(folder) if name not in manifest.files]
@@ -140,13 +149,18 @@ def share(manifest: Manifest, rank: int, world: int) -> list[str]:
     return mine
 
 
-def unreadable(name: str, error: OSError) -> str:
-    """A flaw in words. Raises the error where it says nothing about the file."""
-    if error.errno in PASSING:
-        raise error
-    if isinstance(error, FileNotFoundError):
+def _proven(folder: Path, name: str, error: OSError) -> str:
+    """A flaw in words. Raises the error where it proves none: a file server that is away, a right that somebody took, a
+    process out of handles. The file may be whole, and another attempt finds it."""
+    if isinstance(error, FileNotFoundError) and folder.is_dir():
         return f"{name} is missing"
-    return f"{name} can't be read ({error.strerror or error})"
+    if error.errno in OTHER_KIND:
+        return f"{name} can't be read ({error.strerror})"
+    raise OSError(error.errno, error.strerror or str(error), str(folder / name)) from error
+
+
+def _resized(name: str, size: int, facts: FileFacts) -> str:
+    return f"{name} has {size} bytes instead of {facts.size}"
 
 
 def _flaw(folder: Path, name: str, facts: FileFacts) -> str | None:
@@ -154,11 +168,11 @@ def _flaw(folder: Path, name: str, facts: FileFacts) -> str | None:
         with (folder / name).open("rb") as content:
             size = os.fstat(content.fileno()).st_size
             if size != facts.size:
-                return f"{name} has {size} bytes instead of {facts.size}"
+                return _resized(name, size, facts)
             if hashlib.file_digest(content, "sha256").hexdigest() != facts.sha256:
                 return f"{name} is not as it was written"
     except OSError as error:
-        return unreadable(name, error)
+        return _proven(folder, name, error)
     return None
 
 

@@ -9,6 +9,7 @@ raised on every rank by `collect`. The background talks through a process group 
 of training's collectives.
 """
 
+import logging
 import math
 import os
 import re
@@ -29,6 +30,8 @@ from finetune_trainer.reporting import provenance
 from finetune_trainer.run import Run
 from finetune_trainer.stages import agree
 from finetune_trainer.workspace import sync_folder
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SHARD = re.compile(r"__(\d+)_\d+\.distcp$")
@@ -63,6 +66,8 @@ class Saver:
         self.run = run
         self.told: list[Callable[[Saved], None]] = []
         """Called by `collect` with each checkpoint, on every rank."""
+        self.earlier: frozenset[Path] = frozenset()
+        """Folders of earlier runs, whose checkpoints may be deleted once this run has its own."""
         self.broken: frozenset[Path] = frozenset()
         """Checkpoints of earlier runs that don't verify."""
         self._background = ThreadPoolExecutor(1, "checkpoint")
@@ -125,9 +130,16 @@ class Saver:
             raise error
         assert saved is not None
         if self.run.is_main:
-            own, keep = self.run.folders.run_checkpoints, self.run.job.checkpoints.keep
-            retention.prune(self.run.folders.checkpoints, own, keep, self.broken)
+            self._prune()
         return saved
+
+    def _prune(self) -> None:
+        """The save is a good one and the others know it by now: nothing here makes rank 0 fail alone."""
+        home, keep = self.run.folders, self.run.job.checkpoints.keep
+        try:
+            retention.prune(home.checkpoints, home.run_checkpoints, keep, self.earlier, self.broken)
+        except OSError as error:
+            log.warning("old checkpoints can't be deleted: %s", error)
 
     def _mine(self, folder: Path) -> list[str]:
         """The files that this rank wrote."""

@@ -60,7 +60,7 @@ class Steps(TrainerCallback):
 
     def goes_on_from(self, chosen: Choice) -> None:
         """The run starts at an earlier run's checkpoint, or at the start."""
-        self.saver.broken = chosen.broken
+        self.saver.earlier, self.saver.broken = chosen.earlier, chosen.broken
         if chosen.path is not None:
             self.newest = self._named(chosen.step, chosen.path)
 
@@ -137,6 +137,7 @@ class Steps(TrainerCallback):
     def _saved(self, saved: Saved) -> None:
         """A checkpoint is in its place."""
         self.save_seconds = saved.seconds
+        heartbeat.saved(saved.seconds)
         self.newest = self._named(saved.step, saved.path)
         if self.run.is_main:
             log.info("saved %s in %.1f s", self.newest, saved.seconds)
