@@ -161,3 +161,75 @@ def test_a_template_whose_stop_token_is_in_pieces_is_refused_and_others_are_name
 
     with pytest.raises(InvalidSpec, match=r"llama3 needs '<\|eot_id\|>'.*Templates that fit it: chatml, qwen2.5"):
         named.stop_ids("llama3", tiny.tokenizer(None))
+
+
+CALLED: list[Message] = [
+    {"role": "user", "content": "How is Rome?"},
+    {"role": "assistant", "content": "", "tool_calls": CALL},
+]
+
+
+def of_text(text: str, stop: str, **settings: Any) -> Template:
+    tokens = tokenizer(text)
+    return Template(tokens, frozenset({tokens.convert_tokens_to_ids(stop)}), TemplateSpec(**settings))
+
+
+def told(template: Template, messages: list[Message]) -> str:
+    """What is trained, as text, or why nothing is."""
+    made = tokenize_batch([Conversation(messages)], template, 0, template.tokenizer)[0]
+    if isinstance(made, BadRow):
+        return str(made)
+    return "".join(template.tokenizer.decode(row.input_ids[start:end]) for row in made for start, end in row.trained)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "glm4"])
+def test_a_call_is_trained(name: TemplateName) -> None:
+    assert "weather" in told(make(name), CALLED)
+
+
+def test_arguments_are_json_text_for_a_template_that_joins_them_with_text() -> None:
+    deepseek = (marks.trl_folder() / "deepseekv3.jinja").read_text(encoding="utf-8")
+    trained = told(of_text(deepseek, "<｜end▁of▁sentence｜>"), CALLED)
+    assert 'weather\n```json\n{"city": "Rome"}\n```' in trained
+
+
+@pytest.mark.parametrize("missing", ["message.content is none", "message.content is not defined"])
+def test_a_template_that_writes_calls_only_without_content_is_given_none(missing: str) -> None:
+    text = (
+        "{% for message in messages %}<|im_start|>{{ message.role + ':' }}"
+        "{% if message.role == 'assistant' and " + missing + " %}{{ message.tool_calls[0].function | tojson }}"
+        "{% else %}{{ message.content }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    )
+    trained = told(of_text(text, "<|im_end|>"), CALLED)
+    assert trained == '{"name": "weather", "arguments": {"city": "Rome"}}<|im_end|>'
+
+
+@pytest.mark.parametrize(("history", "why"), [("split", "leaves out the call"), ("asRendered", "no stop token")])
+def test_a_row_whose_call_the_template_cannot_train_is_refused(history: Any, why: str) -> None:
+    r1 = make("deepseek-r1", history=history)
+    # A call follows no prompt that opens a thought, which would be content; and a lone one has no stop token.
+    assert why in told(r1, CALLED)
+    # Beside content it is left out.
+    spoken: list[Message] = [CALLED[0], {"role": "assistant", "content": "Let me see.", "tool_calls": CALL}]
+    assert "leaves out the call of 'weather'" in told(r1, spoken)
+    # That no answer but the last is trained makes it no better.
+    answered: list[Message] = [
+        *spoken,
+        {"role": "tool", "content": "sunny"},
+        {"role": "assistant", "content": "Sunny."},
+    ]
+    assert "leaves out the call" in told(make("deepseek-r1", history=history, mask_history=True), answered)
+
+
+def test_one_call_of_several_that_is_left_out_is_named() -> None:
+    first_only = (
+        "{% for message in messages %}<|im_start|>{{ message.content }}"
+        "{% if message.tool_calls %}{{ message.tool_calls[0].function | tojson }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    two = [*CALL, {"type": "function", "function": {"name": "time", "arguments": {}}}]
+    messages: list[Message] = [CALLED[0], {"role": "assistant", "content": "", "tool_calls": two}]
+    assert "message 2: the chat template leaves out the call of 'time'" in told(
+        of_text(first_only, "<|im_end|>"), messages
+    )

@@ -21,7 +21,7 @@ from finetune_trainer.fetch.prune import used
 from finetune_trainer.prepared import MANIFEST
 from finetune_trainer.workspace import digest_folder, read_json, sync_folder, write_json
 
-FORMAT = 2
+FORMAT = 3
 """Of the entries and of how rows are made: raised when either changes."""
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
 """Their versions may change the rows."""

@@ -8,13 +8,14 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from finetune_api.data import TemplateSpec
 from jinja2 import TemplateError
 
 from finetune_trainer.data.samples import BadRow, Message
-from finetune_trainer.data.templates import marks
+from finetune_trainer.data.templates import calls, marks
 from finetune_trainer.data.templates import render as rendering
 from finetune_trainer.data.templates.render import Rendered
 from finetune_trainer.data.templates.turns import Answer, Misfit, alone, as_rendered
@@ -62,11 +63,17 @@ class Template:
         self.special = _any_of(t.content for t in added.values() if t.special and not (t.normalized or t.single_word))
         self.tails: dict[str, list[int]] = {}
         """Token ids of the ends of prompts, which are few: kept by `tokenize`."""
+        self._shapes = {
+            source: {pure: calls.find(partial(self._written, source), "" if pure else "Hi") for pure in (True, False)}
+            for source in (self.own, self.marked)
+        }
+        """How each wants a message with calls, without a content and with one."""
         self._thinks = self._opens_thought()
 
     def render(self, source: str, messages: list[Message], tools: list[dict[str, Any]], *, ask: bool) -> Rendered:
-        """Raises Misfit for what the template refuses."""
+        """Raises Misfit for what the template refuses or leaves out."""
         try:
+            messages = [self._shaped(source, message) for message in messages]
             return rendering.render(source, messages, tools, self.constants, ask=ask)
         except BROKEN as error:
             raise Misfit("template", f"the chat template refuses it: {error}") from None
@@ -159,6 +166,14 @@ class Template:
             messages = [{"role": "system", "content": self.spec.default_system}, *messages]
         return [self._reasoned(message) if message["role"] == "assistant" else message for message in messages]
 
+    def _shaped(self, source: str, message: Message) -> Message:
+        if not message.get("tool_calls"):
+            return message
+        shape = self._shapes[source][calls.is_pure(message)]
+        if shape is None:
+            raise Misfit("tools", calls.left_out(message["tool_calls"][0]["function"]["name"]))
+        return shape.apply(message)
+
     def _reasoned(self, message: Message) -> Message:
         plain: dict[str, Any] = dict(message)
         reasoning = plain.pop("reasoning_content", None)
@@ -175,6 +190,13 @@ class Template:
         if not self._thinks or "reasoning_content" in self.own or "</think>" in message["content"]:
             return message
         return cast(Message, {**message, "content": f"<think>\n</think>\n\n{message['content']}"})
+
+    def _written(self, source: str, messages: list[Message]) -> str | None:
+        """The text, or None for what the template refuses."""
+        try:
+            return rendering.render(source, messages, [], self.constants, ask=False).text
+        except BROKEN:
+            return None
 
     def _opens_thought(self) -> bool:
         """Whether prompts end inside a thought."""

@@ -6,9 +6,11 @@ tokens don't join across the seams is checked by ``data.tokenize``.
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.samples import Message
+from finetune_trainer.data.templates import calls
 
 if TYPE_CHECKING:
     from finetune_trainer.data.templates.template import Template
@@ -83,6 +85,7 @@ def _answer(
         raise Misfit(
             "stopInside", f"message {index + 1} contains {stop[0]!r}, at which generation stops, before {rest[:20]!r}"
         )
+    _check_calls(messages[index], index, text[skipped : stop.end()])
     spans = [(max(a, skipped), min(b, stop.end())) for a, b in marked if b > skipped and a < stop.end()]
     if template.method == "prefix" or source != template.marked:
         spans = [(skipped, stop.end())]
@@ -111,9 +114,16 @@ def as_rendered(
             raise Misfit("prompt", f"message {wrong + 1}: {template.difference(prompts[wrong], text)}")
         starts = {k: len(prompts[k]) for k in turns}
     answers = []
-    for k in turns:
-        stop = template.stops.search(text, starts[k])
+    for k, following in zip_longest(turns, turns[1:]):
+        stop = template.stops.search(text, starts[k], starts.get(following, len(text)))
         if stop is None:
             raise Misfit("stop", f"message {k + 1}: no stop token ({template.stop_names}) after the answer")
+        _check_calls(messages[k], k, text[starts[k] : stop.end()])
         answers.append(Answer(k, ((starts[k], stop.end()),), stop.start()))
     return text, answers
+
+
+def _check_calls(message: Message, index: int, written: str) -> None:
+    name = calls.missing(message, written)
+    if name is not None:
+        raise Misfit("tools", f"message {index + 1}: {calls.left_out(name)}")
