@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from botocore.exceptions import ConnectionError as NoConnection
@@ -54,14 +55,23 @@ def errors(uri: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        raise by_status(status, str(error.response.get("Error", {}).get("Code", "")), uri) from None
+        raise _answered(error, uri) from None
+    except S3UploadFailedError as error:  # what the server answered is wrapped in it
+        answer = error.__cause__ or error.__context__
+        if isinstance(answer, ClientError):
+            raise _answered(answer, uri) from None
+        raise Unsteady(f"{uri}: {host()} didn't take a file ({type(answer or error).__name__})") from None
     except (NoCredentialsError, PartialCredentialsError):
         raise AccessDenied(f"{uri}: there are no credentials: set {KEYS}, or use workload identity") from None
     except NoConnection as error:
         raise Unsteady(f"{uri}: {host()} can't be reached ({type(error).__name__})") from None
     except BotoCoreError as error:
         raise Unsteady(f"{uri}: {host()} can't be asked ({type(error).__name__})") from None
+
+
+def _answered(error: ClientError, uri: str) -> TrainerError:
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return by_status(status, str(error.response.get("Error", {}).get("Code", "")), uri)
 
 
 def by_status(status: int, code: str, uri: str) -> TrainerError:
