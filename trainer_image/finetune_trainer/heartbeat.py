@@ -1,14 +1,16 @@
 """Where each rank stands, for `watch`, which ends a run that stands still.
 
 Each rank overwrites one line in a file of the handover folder: phase, step, monotonic time (all processes of a machine
-share that clock). `worker` opens it; anything below may then `beat`, and does whenever it gets somewhere: that is what
-tells a long evaluation from a hung one. Without an open file (tests, other commands) a beat does nothing.
+share that clock), and what its last save took. `worker` opens it; anything below may then `beat`, and does whenever it
+gets somewhere: that is what tells a long evaluation from a hung one. Without an open file (tests, other commands) a
+beat does nothing.
 """
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Literal, get_args
 
 Phase = Literal["load", "train", "evaluate", "generate", "save", "finish"]
@@ -24,6 +26,8 @@ class Beat:
     phase: Phase
     step: int
     time: float
+    save_seconds: float = 0.0
+    """What the last save took as a whole, most of it in the background; 0 before the first."""
 
 
 class _Writer:
@@ -31,6 +35,7 @@ class _Writer:
 
     handle: int | None = None
     last = Beat("load", 0, 0.0)
+    lock = Lock()
 
 
 def open_file(folder: Path, rank: int) -> None:
@@ -41,9 +46,27 @@ def open_file(folder: Path, rank: int) -> None:
 
 def beat(phase: Phase, step: int = 0) -> None:
     """Say that this rank got somewhere. Costs microseconds: one write of one line, never synced to disk."""
-    _Writer.last = Beat(phase, step, time.monotonic())
+    with _Writer.lock:
+        _say(replace(_Writer.last, phase=phase, step=step))
+
+
+def alive() -> None:
+    """Say that this rank still gets on with what it said last. May be called by any thread: the phase is the main
+    one's to say."""
+    with _Writer.lock:
+        _say(_Writer.last)
+
+
+def saved(seconds: float) -> None:
+    """Say how long a save took, from the step that it is of until it was in its place."""
+    with _Writer.lock:
+        _say(replace(_Writer.last, save_seconds=seconds))
+
+
+def _say(beat: Beat) -> None:
+    _Writer.last = beat = replace(beat, time=time.monotonic())
     if _Writer.handle is not None:
-        line = f"{phase} {step} {_Writer.last.time:.6f}".ljust(_LINE - 1) + "\n"
+        line = f"{beat.phase} {beat.step} {beat.time:.6f} {beat.save_seconds:.1f}".ljust(_LINE - 1) + "\n"
         os.pwrite(_Writer.handle, line.encode(), 0)
 
 
@@ -55,8 +78,8 @@ def last() -> Beat:
 def read(folder: Path, rank: int) -> Beat | None:
     """What a rank said last; None before its first word."""
     try:
-        phase, step, at = _file(folder, rank).read_text(encoding="ascii").split()
-        return next(Beat(known, int(step), float(at)) for known in get_args(Phase) if known == phase)
+        phase, step, at, saved = _file(folder, rank).read_text(encoding="ascii").split()
+        return next(Beat(known, int(step), float(at), float(saved)) for known in get_args(Phase) if known == phase)
     except (OSError, ValueError, StopIteration):
         return None
 

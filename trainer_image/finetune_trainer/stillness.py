@@ -1,7 +1,8 @@
 """When a rank that runs but gets nowhere counts as hung.
 
 `watch` looks every second at what the ranks say by `heartbeat`. How long one may stand still depends on what it does:
-a step is measured by the steps before it, a save or an evaluation by the last one of its kind. It is the launcher that
+a step is measured by the steps before it, an evaluation by the last one, a save by what the last one took as a whole,
+since the next waits for what of it is still under way in the background. It is the launcher that
 judges: a rank that sits in a collective, or in a dead file server's system call, can't.
 """
 
@@ -41,6 +42,9 @@ class Rank:
     def __init__(self, now: float) -> None:
         self.beat = Beat("load", 0, now)
         self.entered = now
+        """The phase."""
+        self._moved = now
+        """To this step, or phase: the signs of life in between are not when a step began."""
         self._steps: deque[float] = deque(maxlen=STEPS)
         self._phases: dict[Phase, float] = {}
 
@@ -49,10 +53,12 @@ class Rank:
         before, self.beat = self.beat, beat
         steps = beat.step - before.step
         if beat.phase == before.phase == "train" and steps > 0:
-            self._steps.append((beat.time - before.time) / steps)
+            self._steps.append((beat.time - self._moved) / steps)
         if beat.phase != before.phase:
             self._phases[before.phase] = beat.time - self.entered
             self.entered = beat.time
+        if (beat.phase, beat.step) != (before.phase, before.step):
+            self._moved = beat.time
 
     def bound(self, bounds: Bounds) -> float:
         """How long it may say nothing now."""
@@ -62,13 +68,11 @@ class Rank:
         if phase == "finish":
             return bounds.finish
         past = (
-            bounds.steps * median(self._steps)
-            if phase == "train" and self._steps
-            else bounds.phase * self._phases[phase]
-            if phase != "train" and phase in self._phases
-            else None
+            bounds.steps * median(self._steps or [0.0])
+            if phase == "train"
+            else bounds.phase * (self.beat.save_seconds if phase == "save" else self._phases.get(phase, 0.0))
         )
-        return bounds.first if past is None else max(bounds.least, past)
+        return max(bounds.least, past) if past else bounds.first
 
 
 class Stillness:

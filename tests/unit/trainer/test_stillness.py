@@ -1,5 +1,6 @@
 """When a rank that says nothing counts as hung, by what it does and by its own pace."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ def steps(seconds: float, number: int = 5) -> list[Beat]:
         (paced(*steps(90), Beat("train", 6, 90_000)), 30),
         (paced(*steps(1), Beat("evaluate", 5, 6)), 30),
         (paced(*steps(1), Beat("evaluate", 5, 6), Beat("train", 5, 306), Beat("evaluate", 6, 310)), 25),
-        (paced(*steps(1), Beat("save", 5, 6), Beat("train", 5, 8), Beat("save", 6, 9)), 10),
+        (paced(*steps(1), Beat("save", 5, 6), Beat("train", 5, 8), Beat("save", 6, 9)), 30),
+        (paced(*steps(1), Beat("save", 5, 6, 100)), 10),
+        (paced(*steps(1), Beat("save", 5, 6, 1200)), 100),
         (paced(*steps(1), Beat("finish", 5, 6)), 60),
     ],
     ids=[
@@ -43,7 +46,9 @@ def steps(seconds: float, number: int = 5) -> list[Beat]:
         "one step was slower",
         "first evaluation",
         "second evaluation",
-        "second save",
+        "a save before any is in its place",
+        "a save after a fast one",
+        "a save after a slow one",
         "artifact",
     ],
 )
@@ -56,9 +61,15 @@ def test_an_evaluation_is_no_step() -> None:
     assert rank.bound(BOUNDS) == 10 * MINUTE
 
 
+def test_signs_of_life_within_a_step_are_no_steps() -> None:
+    rank = paced(Beat("train", 1, 0), Beat("train", 1, 89), Beat("train", 2, 90), Beat("train", 2, 150))
+    rank.hear(Beat("train", 3, 180))
+    assert rank.bound(BOUNDS) == 30 * MINUTE
+
+
 def test_who_stands_still_is_named_with_all_the_others(tmp_path: Path) -> None:
-    (tmp_path / "beat-2").write_text("train 7 1000.000000\n")
-    (tmp_path / "beat-3").write_text("evaluate 6 2500.000000\n")
+    (tmp_path / "beat-2").write_text("train 7 1000.000000 0.0\n")
+    (tmp_path / "beat-3").write_text("evaluate 6 2500.000000 0.0\n")
     found = Stillness(tmp_path, [2, 3], BOUNDS, now=900.0)
     assert found.look([2, 3], 1001) is None
     assert found.look([2, 3], 2799) is None
@@ -81,7 +92,21 @@ def test_what_a_rank_says_is_read_whole(tmp_path: Path) -> None:
     heartbeat.open_file(tmp_path, 0)
     heartbeat.beat("evaluate", 1234567)
     heartbeat.beat("save", 2)
+    heartbeat.saved(90.5)
     read, last = heartbeat.read(tmp_path, 0), heartbeat.last()
     assert read is not None
-    assert (read.phase, read.step) == (last.phase, last.step) == ("save", 2)
+    assert (read.phase, read.step, read.save_seconds) == (last.phase, last.step, last.save_seconds) == ("save", 2, 90.5)
     assert read.time == pytest.approx(last.time, abs=1e-5)
+
+
+def test_a_sign_of_life_leaves_the_phase_to_the_main_thread(tmp_path: Path) -> None:
+    heartbeat.open_file(tmp_path, 0)
+    heartbeat.beat("evaluate", 7)
+    before = heartbeat.last()
+    heartbeat.alive()
+    now = heartbeat.last()
+    assert now.time > before.time
+    assert now == replace(before, time=now.time)
+    read = heartbeat.read(tmp_path, 0)
+    assert read is not None
+    assert replace(read, time=now.time) == now
