@@ -11,11 +11,20 @@ import pytest
 import torch
 from finetune_api.status import Checkpoint
 from finetune_trainer.checkpoints import choose, kept, manifest
-from finetune_trainer.errors import Diverged, InvalidData, NoSpace, Preempted, WorkspaceOccupied, WorkspaceUnusable
+from finetune_trainer.errors import (
+    Diverged,
+    InvalidData,
+    NoSpace,
+    Preempted,
+    Superseded,
+    WorkspaceOccupied,
+    WorkspaceUnusable,
+)
 from finetune_trainer.model import base
 from finetune_trainer.reporting.counters import Counters
 from finetune_trainer.run import Run
 from finetune_trainer.stages.sft import workflow
+from finetune_trainer.workspace import Fence
 
 from tests.trainer import tiny
 from tests.trainer.test_equivalence import stopped_at
@@ -118,6 +127,16 @@ def test_it_is_said_when_no_checkpoint_is_whole(next_run: Run, caplog: pytest.Lo
         flip(checkpoint(next_run, step) / "optimizer.pt")
     assert choose.choose(next_run).path is None
     assert "none of the 2 checkpoints of this job is whole: it starts over" in caplog.text
+
+
+def test_a_run_that_was_superseded_leaves_its_successors_artifact_alone(next_run: Run) -> None:
+    next_run.folders.artifact.mkdir(parents=True)
+    (next_run.folders.artifact / "adapter_model.safetensors").write_text("the successor's")
+    Fence(next_run.attempt.uid, 3, "run3", next_run.job.digest).write(next_run.folders)
+    with pytest.raises(Superseded, match="attempt 3"):
+        workflow.run(next_run)
+    assert [file.read_text() for file in next_run.folders.artifact.iterdir()] == ["the successor's"]
+    assert not list(next_run.folders.job.glob(".artifact*"))
 
 
 def test_another_micro_batch_goes_on_from_it(next_run: Run) -> None:

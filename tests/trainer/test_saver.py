@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from finetune_api.contract import AttemptFacts
 from finetune_trainer import workspace
-from finetune_trainer.checkpoints import choose, manifest
+from finetune_trainer.checkpoints import choose, folders, manifest
 from finetune_trainer.checkpoints.saver import Facts, Saver
 from finetune_trainer.errors import NoSpace
 from finetune_trainer.run import Run
+from finetune_trainer.workspace import Fence
 from torch import distributed
 
 from tests.trainer import tiny
@@ -105,6 +106,40 @@ def test_a_rank_that_cannot_write_fails_on_all_ranks(run: Run, tmp_path: Path, f
     ends = on_two_ranks(tmp_path, save(run, [2, 4, 6], fails=(fails, 4)))
     assert ends == [["checkpoint-2", "no space in step 4", "checkpoint-6"]] * 2
     assert sorted(path.name for path in run.folders.run_checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-6"]
+
+
+def alone(run: Run, keep: int = 1) -> Run:
+    """The run with one rank."""
+    checkpoints = run.job.checkpoints.model_copy(update={"keep": keep})
+    return replace(run, world_size=1, job=run.job.model_copy(update={"checkpoints": checkpoints}))
+
+
+def placed(run: Run) -> list[str]:
+    return sorted(path.name for path in run.folders.run_checkpoints.iterdir())
+
+
+def test_an_error_in_deleting_old_ones_harms_no_save(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> object:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run = alone(run)
+    monkeypatch.setattr(folders, "newest_first", fails)
+    assert save(run, [2, 4])(0) == ["checkpoint-2", "checkpoint-4"]
+    assert placed(run) == ["checkpoint-2", "checkpoint-4"]
+    assert "old checkpoints are left" in caplog.text
+
+
+def test_a_run_that_was_superseded_deletes_nothing(run: Run) -> None:
+    run = alone(run)
+    mine = Fence(run.attempt.uid, 1, "run1", run.job.digest)
+    mine.write(run.folders)
+    assert save(run, [2, 4])(0) == ["checkpoint-2", "checkpoint-4"]
+    assert placed(run) == ["checkpoint-4"]
+    replace(mine, attempt=2, run_id="run2").write(run.folders)
+    save(run, [6])(0)
+    assert placed(run) == ["checkpoint-4", "checkpoint-6"]
 
 
 @pytest.mark.parametrize("shard", [0, 1])

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from finetune_api.status import Artifact
 from peft import PeftModel
 
+from finetune_trainer.checkpoints import fence
 from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.model import base as base_model
 from finetune_trainer.model import build, pissa, sharding
@@ -57,6 +58,7 @@ def write(
             (staging / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
             digest, size = digest_folder(staging)
             _flush(staging)
+            fence.check(run)  # what is in place may be a later run's
             _replace(staging, place, run.run_id)
         except BaseException:
             # A full workspace stays no fuller than it was.

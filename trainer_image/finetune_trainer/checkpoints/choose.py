@@ -73,7 +73,7 @@ def _read(path: Path) -> tuple[Manifest | None, list[str]]:
     except manifest.OtherVersion as error:
         raise WorkspaceOccupied(
             f"The checkpoint {path} was written by another version of the trainer: go on with the image that wrote it"
-            " (resources.image), or move it out of the workspace, and the run goes on from the one before or starts over"
+            " (resources.image), or move it out of the workspace to go on from the one before it or start over"
         ) from error
 
 

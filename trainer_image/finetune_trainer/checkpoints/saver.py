@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune_trainer.checkpoints import folders, manifest, retention
+from finetune_trainer.checkpoints import fence, folders, manifest, retention
 from finetune_trainer.checkpoints.manifest import FileFacts, Manifest
 from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.errors import TrainerError
@@ -134,12 +134,14 @@ class Saver:
         return saved
 
     def _prune(self) -> None:
-        """The save is a good one and the others know it by now: nothing here makes rank 0 fail alone."""
+        """The save is a good one and the others know it by now: nothing here makes rank 0 fail alone. Where a later run
+        has taken over, ``launch`` ends this one."""
         home, keep = self.run.folders, self.run.job.checkpoints.keep
         try:
+            fence.check(self.run)
             retention.prune(home.checkpoints, home.run_checkpoints, keep, self.earlier, self.broken)
-        except OSError as error:
-            log.warning("old checkpoints can't be deleted: %s", error)
+        except (OSError, TrainerError) as error:
+            log.warning("old checkpoints are left: %s", error)
 
     def _mine(self, folder: Path) -> list[str]:
         """The files that this rank wrote."""
