@@ -4,9 +4,13 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
+from unittest import mock
 
-from finetune_trainer import launch
+from finetune_trainer import hostmemory, launch
+from finetune_trainer.hostmemory import HostMemory
 from finetune_trainer.reporting.api import ApiServer
 from finetune_trainer.stillness import Bounds
 from finetune_trainer.stopping import Stop
@@ -16,6 +20,9 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     if settings["uid"] is not None:
         os.setuid(settings["uid"])
+    known: dict[str, Iterator[int | None]] = {"unknown": repeat(None), "steady": repeat(1), "growing": iter(range(100))}
+    counted = (HostMemory(1 << 30, 1 << 29, kills) for kills in known[settings["kills"]])
+    mock.patch.object(hostmemory, "read", side_effect=counted).start()
     script = str(Path(__file__).parent / "fake_rank.py")
     worker = [sys.executable, script, json.dumps(settings["ranks"]), json.dumps({"meet": settings["meet"]})]
     options = launch.Options(

@@ -74,11 +74,13 @@ class Nodes:
 
 def launch_node(etc: Path, root: Path, workspace: Path, install: Install, more: dict[str, Any]) -> int:
     """In a child of the forge: the launcher of one node."""
-    from finetune_trainer import launch
+    from finetune_trainer import hostmemory, launch
+    from finetune_trainer.hostmemory import HostMemory
     from finetune_trainer.stopping import Stop
 
     stop = Stop().listen(signal.SIGTERM, signal.SIGINT)
     mock.patch.object(subprocess, "Popen", partial(Rank, [install])).start()
+    mock.patch.object(hostmemory, "read", return_value=HostMemory(None, None, None)).start()  # not this machine's
     options = launch.Options(
         job_file=etc / "job.json",
         workspace=workspace,

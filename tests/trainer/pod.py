@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune_api.contract import AttemptFacts, resolve
 from finetune_api.job import FineTuneJob
@@ -59,6 +59,8 @@ class Pod:
     """Whether the ranks really meet, which takes seconds."""
     rendezvous: float = 60.0
     bounds: dict[str, float] = field(default_factory=dict)
+    kills: Literal["unknown", "steady", "growing"] = "unknown"
+    """How many processes the kernel ended for want of memory, as it counts them."""
 
     def __post_init__(self) -> None:
         self.workspace = self.workspace or self.folder / "workspace"
@@ -96,6 +98,7 @@ class Pod:
             "meet": self.meet,
             "rendezvous": self.rendezvous,
             "bounds": self.bounds,
+            "kills": self.kills,
         }
         self.log = self.etc / "log"
         with self.log.open("w") as log:

@@ -85,11 +85,19 @@ def test_a_rank_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     assert pod.run() == 71
 
 
-def test_a_killed_rank_is_told_as_the_hosts_memory(tmp_path: Path) -> None:
-    pod = Pod(tmp_path, [["crash", "connection closed by peer"], ["die", 9]])
+@pytest.mark.parametrize("kills", ["unknown", "growing"])
+def test_a_killed_rank_is_told_as_the_hosts_memory(tmp_path: Path, kills: Any) -> None:
+    pod = Pod(tmp_path, [["crash", "connection closed by peer"], ["die", 9]], kills=kills)
     assert pod.run() == 137
     assert pod.said.reason == "OutOfMemory"
     assert "resources.memory" in pod.said.message
+
+
+def test_a_killed_rank_is_not_told_as_memory_where_the_kernel_excludes_it(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, [["crash", "connection closed by peer"], ["die", 9]], kills="steady")
+    assert pod.run() == 137
+    assert pod.said.reason == "Killed"
+    assert "Rank 1 was killed from outside" in pod.said.message
 
 
 def test_a_huge_message_is_valid_json_and_whole_in_the_workspace(tmp_path: Path) -> None:

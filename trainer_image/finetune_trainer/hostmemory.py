@@ -1,7 +1,7 @@
 """What this container may use of the host's memory, and what it used, as the kernel counts it.
 
-Called by `watch` when a rank was killed, and by `reporting.status` while training. Reads cgroup v2, else v1; outside
-of a container, or where the kernel is too old to tell, there is nothing to say.
+Called by `launch` before ranks start, by `watch` when they have ended, and by `reporting.status` while training. Reads
+cgroup v2, else v1; outside of a container, or where the kernel is too old to tell, there is nothing to say.
 """
 
 from dataclasses import dataclass
@@ -41,6 +41,14 @@ def in_use(root: Path = CGROUP) -> int | None:
         return None
     cache = _entry("inactive_file", root / "memory.stat") or _entry("total_inactive_file", v1 / "memory.stat") or 0
     return max(0, used - cache)
+
+
+def was_short(before: HostMemory, after: HostMemory) -> bool | None:
+    """Whether the kernel ended a process of this container in between, for want of memory. None where that isn't known:
+    without a limit the count may be another group's than ours, as on a laptop."""
+    if after.limit is None or before.kills is None or after.kills is None:
+        return None
+    return after.kills > before.kills
 
 
 def describe(memory: HostMemory) -> str:

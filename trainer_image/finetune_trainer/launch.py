@@ -34,7 +34,7 @@ from finetune_api.contract import CONFIG_MAPS, TERMINATION_MESSAGE, VOLUMES, WOR
 from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Reason, Result
 
-from finetune_trainer import devices, fencing, jobfile, prepared, results, workspace
+from finetune_trainer import devices, fencing, hostmemory, jobfile, prepared, results, workspace
 from finetune_trainer.errors import Preempted, RendezvousFailed, Superseded, TrainerError
 from finetune_trainer.handover import RENDEZVOUS_SECONDS, Handover
 from finetune_trainer.outlet import Outlet
@@ -263,7 +263,7 @@ def _run_ranks(
     folder = Path(tempfile.mkdtemp(prefix="finetune-run-"))
     try:
         handover.write(folder)
-        watch = Watch(handover, folder, stop, lost_fence, options.bounds)
+        watch = Watch(handover, folder, stop, lost_fence, options.bounds, hostmemory.read())
         return watch.see_to_the_end(Ranks(options.worker, handover, folder, environment or {}))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

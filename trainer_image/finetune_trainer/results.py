@@ -76,11 +76,15 @@ def _named(code: ExitCode, message: str) -> End:
     return End(code, REASONS[code], message)
 
 
-def of_signal(signal_number: int, rank: int, memory: HostMemory) -> End:
-    """A rank that was killed by somebody else, or fell over. `memory` is the container's."""
+def of_signal(signal_number: int, rank: int, memory: HostMemory, short: bool | None) -> End:
+    """A rank that was killed by somebody else, or fell over. `memory` is the container's, `short` what `was_short` says
+    of the time in which the rank ran."""
     code = 128 + signal_number
+    if code == KILLED and short is False:
+        message = f"Rank {rank} was killed from outside; the kernel says that it was not for lack of memory"
+        return End(code, Reason.KILLED, f"{message}. See what ends processes on its node")
     if code == KILLED:
-        known = "most likely because the host's" if not memory.kills else "because the pod's"
+        known = "because the pod's" if short else "most likely because the host's"
         facts = describe(memory)
         message = f"Rank {rank} was killed, {known} memory was used up{f' ({facts})' if facts else ''}. {RAISE_MEMORY}"
         return End(code, Reason.OUT_OF_MEMORY, message)

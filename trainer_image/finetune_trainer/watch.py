@@ -45,6 +45,8 @@ class Watch:
     stop: Stop
     lost_fence: Event
     bounds: Bounds
+    before: HostMemory
+    """As of before the ranks started."""
 
     def see_to_the_end(self, ranks: Ranks) -> End:
         """How the ranks of this node ended, all told."""
@@ -124,7 +126,8 @@ class Watch:
         if by_us or (ranks.told and not stopped and code == ExitCode.DISRUPTED):
             return End(results.KILLED, Reason.KILLED, f"Rank {rank} was ended because another one failed", forced=True)
         if code < 0 or code > 128:
-            return results.of_signal(-code if code < 0 else code - 128, rank, memory)
+            short = hostmemory.was_short(self.before, memory)
+            return results.of_signal(-code if code < 0 else code - 128, rank, memory, short)
         said = results.read_end(end_file(self.folder, rank))
         if said is not None and said.code == code:
             return said

@@ -59,10 +59,31 @@ def test_where_the_kernel_says_nothing(tmp_path: Path) -> None:
     assert hostmemory.in_use(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    ("limit", "before", "after", "short"),
+    [
+        (8 * GIB, 1, 2, True),
+        (8 * GIB, 1, 1, False),
+        (8 * GIB, None, 1, None),
+        (8 * GIB, 1, None, None),
+        (None, 1, 1, None),
+    ],
+    ids=["grown", "unchanged", "unknown at first", "unknown at last", "no limit, so maybe another group's count"],
+)
+def test_whether_the_kernel_ended_somebody(
+    limit: int | None, before: int | None, after: int | None, short: bool | None
+) -> None:
+    assert hostmemory.was_short(HostMemory(limit, None, before), HostMemory(limit, None, after)) is short
+
+
 def test_a_killed_rank_is_told_with_limit_and_peak() -> None:
-    end = results.of_signal(9, 3, HostMemory(limit=8 * GIB, peak=8 * GIB, kills=1))
-    assert end.code == 137
+    memory = HostMemory(limit=8 * GIB, peak=8 * GIB, kills=1)
+    end = results.of_signal(9, 3, memory, short=True)
+    assert (end.code, end.reason) == (137, "OutOfMemory")
     assert end.message.startswith("Rank 3 was killed, because the pod's memory was used up")
     assert "(the container's limit is 8.0 GiB and the most that it held was 8.0 GiB)" in end.message
-    unknown = results.of_signal(9, 3, HostMemory(None, None, None))
+    unknown = results.of_signal(9, 3, HostMemory(None, None, None), short=None)
     assert unknown.message.startswith("Rank 3 was killed, most likely because the host's memory was used up. Raise")
+    excluded = results.of_signal(9, 3, memory, short=False)
+    assert (excluded.code, excluded.reason) == (137, "Killed")
+    assert "not for lack of memory" in excluded.message
