@@ -250,6 +250,37 @@ def test_no_save_is_begun_that_cannot_end_in_time(root: Path) -> None:
     assert [path.name for path in run.folders.run_checkpoints.iterdir()] == ["checkpoint-2"]
 
 
+@pytest.mark.parametrize("steps", [5, 6])  # within an epoch, and at the end of one
+@pytest.mark.parametrize("when", ["last step", "final evaluation"])
+def test_a_stop_near_the_end_leaves_the_evaluation_and_the_artifact_to_the_next_attempt(
+    root: Path, steps: int, when: str
+) -> None:
+    tiny.save_rows(root / "data" / "held.jsonl", rows=5)
+    job = tiny.job(
+        evaluation={"datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}]},
+        training={"maxSteps": steps},
+    )
+    straight = tiny.make_run(root, job, workspace="straight")
+    expected = workflow.run(straight)
+
+    stopped = stopped_at(tiny.make_run(root, job), steps if when == "final evaluation" else steps - 1)
+    goes_on = rf"goes on from step {steps} \(jobs/tiny/checkpoints/1-run1/checkpoint-{steps}\)"
+    for _ in range(2):  # the second one is stopped in the evaluation, too, and has nothing to save
+        with pytest.raises(Preempted, match=goes_on):
+            workflow.run(stopped)
+        assert not stopped.folders.artifact.exists()
+        stopped = stopped_at(tiny.make_run(root, job, attempt=2), steps)
+
+    third = tiny.make_run(root, job, attempt=3)
+    outcome = workflow.run(third)
+    assert not list(third.folders.run_checkpoints.iterdir())
+    assert tiny.losses(third) == tiny.losses(straight)
+    for name in ("steps", "tokens", "evalLoss", "bestEvalLoss", "finalLoss", "trainLoss"):
+        assert outcome.metrics[name] == expected.metrics[name]
+    weights = "adapter_model.safetensors"
+    assert (third.folders.artifact / weights).read_bytes() == (straight.folders.artifact / weights).read_bytes()
+
+
 def test_a_stop_before_training_ends_at_once(root: Path) -> None:
     run = replace(tiny.make_run(root, tiny.job()), stop_requested=lambda: True)
     with pytest.raises(Preempted, match="before training began"):

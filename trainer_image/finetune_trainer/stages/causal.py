@@ -130,7 +130,7 @@ def train(run: Run, made: Training) -> None:
         made.steps.newest or "the start",
     )
     made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
-    made.evaluation.measure(made.trainer)
+    made.steps.measure_at_end()
 
 
 def finish(run: Run, made: Training, tokens: Any, data: Data, stop_ids: list[int]) -> Outcome:

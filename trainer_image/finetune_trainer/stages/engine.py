@@ -104,7 +104,12 @@ class Engine(Trainer):
         return OrderedSampler(self, self.item_lengths, self.global_batch, self.args.seed, self.group_by_length)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The step's micro-batches, and the trained tokens of the whole global batch: what every loss is divided by."""
+        """The step's micro-batches, and the trained tokens of the whole global batch: what every loss is divided by.
+
+        None after the last step: the library would do one more where a run goes on from there within an epoch.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return [], torch.tensor(0, device=device)
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         trained = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
         tokens = sum(int(batch.pop("tokens")) for batch in batches)

@@ -51,10 +51,10 @@ class Evaluation:
         done = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
         return not done and state.global_step % spec.every_steps == 0
 
-    def measure(self, trainer: Any) -> None:
-        """Measure and log. On all ranks; when one is told to stop, all leave it unfinished and unlogged."""
+    def measure(self, trainer: Any) -> bool:
+        """Measure and log. On all ranks; when one is told to stop, all leave it unfinished and unlogged: False."""
         if not self.splits:
-            return
+            return True
         began, sums = time.monotonic(), {}
         # Not as DDP wraps it: that exchanges buffers in each forward, and a rank without room might not take part.
         model = trainer.model
@@ -65,7 +65,7 @@ class Evaluation:
                 if summed is None:
                     heartbeat.beat("train", trainer.state.global_step)
                     log.warning("told to stop: the evaluation after step %d is left out", trainer.state.global_step)
-                    return
+                    return False
                 sums[name] = summed
             metrics = summary(sums)
             trainer.log(dict(metrics))
@@ -77,6 +77,7 @@ class Evaluation:
             "eval_tokens": sum(tokens for _, tokens in sums.values()),
             "eval_runtime": round(time.monotonic() - began, 2),
         }
+        return True
 
     def _sums(
         self, trainer: Any, model: Any, items: Items, collate: Callable[..., dict[str, torch.Tensor]]

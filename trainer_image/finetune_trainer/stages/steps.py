@@ -55,6 +55,7 @@ class Steps(TrainerCallback):
         """What a save takes as a whole: measured, or estimated before the first one."""
         self.newest: str | None = None
         """The newest checkpoint, for messages."""
+        self.newest_step = 0
         self.stopping = False
         saver.told.append(self._saved)
 
@@ -62,13 +63,15 @@ class Steps(TrainerCallback):
         """The run starts at an earlier run's checkpoint, or at the start."""
         self.saver.earlier, self.saver.broken = chosen.earlier, chosen.broken
         if chosen.path is not None:
-            self.newest = self._named(chosen.step, chosen.path)
+            self.newest, self.newest_step = self._named(chosen.step, chosen.path), chosen.step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
         trained = sum(w.numel() * w.element_size() for w in self.trainer.model.parameters() if w.requires_grad)
         self.save_seconds = 3 * trained / ASSUMED_BANDWIDTH  # weights and the two moments of Adam
         self.last_save = time.monotonic()
+        if state.global_step >= state.max_steps:  # all that an earlier run left is what comes after training
+            control.should_training_stop = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.evaluation.due(state):  # it was cut short when the run that saved this was told to stop
@@ -94,13 +97,15 @@ class Steps(TrainerCallback):
             self._land(state)
             raise Diverged(self._diverged_message(state.global_step, loss))
         self.progress.step_done(state, facts.tokens)
-        if state.global_step >= state.max_steps:
+        last = state.global_step >= state.max_steps
+        if last:
             control.should_log = True
-            return  # what follows writes the artifact: that is the save
+            if not self.evaluation.splits and not self.run.job.output.merge:
+                return  # what follows writes the artifact: that is the save
         if any(stop_on):
             self._stop(state, control)
             return
-        control.should_evaluate = self.evaluation.due(state)
+        control.should_evaluate = not last and self.evaluation.due(state)
         if due_on[0]:
             control.should_save, self.last_save = True, time.monotonic()
 
@@ -119,10 +124,22 @@ class Steps(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._land(state)
 
+    def measure_at_end(self) -> None:
+        """The evaluation of what was trained. One that is cut short is left to the next attempt: without it the
+        artifact would be told of by an older one, or by none."""
+        assert self.trainer is not None
+        trainer = self.trainer
+        if not self.evaluation.measure(trainer):
+            self._stop(trainer.state, trainer.control)
+            trainer._save_checkpoint(trainer.model_wrapped, None)
+            self.on_save(trainer.args, trainer.state, trainer.control)
+
     def _stop(self, state: Any, control: Any) -> None:
         """On all ranks, once they know that one was told to stop: save, if that can end in time."""
         assert self.trainer is not None
         self._land(state)
+        if self.newest_step == state.global_step:
+            raise Preempted(f"told to stop: {self._newest_message()}")
         late = self.run.seconds_left() < SAVE_MARGIN * self.save_seconds
         if any(one for (one,) in share([late], self.trainer.args.device)):
             raise Preempted(f"told to stop, with too little time to save: {self._newest_message()}")
@@ -138,7 +155,7 @@ class Steps(TrainerCallback):
         """A checkpoint is in its place."""
         self.save_seconds = saved.seconds
         heartbeat.saved(saved.seconds)
-        self.newest = self._named(saved.step, saved.path)
+        self.newest, self.newest_step = self._named(saved.step, saved.path), saved.step
         if self.run.is_main:
             log.info("saved %s in %.1f s", self.newest, saved.seconds)
             self.run.report_checkpoint(
