@@ -182,7 +182,7 @@ class Attempt(ApiModel):
     micro_batch_size: int | None = None
     """Micro-batch of this attempt where it differs from the spec's."""
     checkpoint_step: int | None = None
-    """Newest checkpoint known when it ended."""
+    """Newest checkpoint known when it ended; while it runs, the one that it went on from."""
     failures: int = 0
     """Attempts up to this one that counted against backoffLimit."""
     stalled: int = 0
@@ -234,7 +234,7 @@ class Progress(ApiModel):
 
 
 class Checkpoint(ApiModel):
-    """The newest checkpoint. Written by the trainer."""
+    """The newest checkpoint that is whole. Written by the trainer: when it goes on from one, and with each save."""
 
     attempt: int
     """Attempt that saved it."""

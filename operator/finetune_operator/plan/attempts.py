@@ -35,9 +35,14 @@ def entries(status: FineTuneJobStatus, kind: Kind) -> list[Attempt]:
 
 
 def newest_checkpoint(status: FineTuneJobStatus) -> int | None:
-    """Step of the checkpoint that is known from attempts that have ended: where the next one goes on."""
-    steps = [entry.checkpoint_step for entry in entries(status, "train") if entry.checkpoint_step is not None]
-    return max(steps, default=None)
+    """Step of the checkpoint that the newest attempt which knows of one has left, or goes on from. It may be older than
+    what an attempt before knew: one that turns out not to be whole is passed over."""
+    return _last_step(entries(status, "train"))
+
+
+def _last_step(listed: Sequence[Attempt]) -> int | None:
+    steps = [entry.checkpoint_step for entry in listed if entry.checkpoint_step is not None]
+    return steps[-1] if steps else None
 
 
 def current(status: FineTuneJobStatus, kind: Kind) -> Attempt | None:
@@ -74,12 +79,21 @@ def begun(
     )
 
 
+def going_on(status: FineTuneJobStatus, attempt: Attempt) -> Attempt:
+    """The entry of an attempt that runs, with the checkpoint that it goes on from: what its trainer reports before it
+    has saved any of its own."""
+    known = status.checkpoint
+    if known is None or known.attempt == attempt.number:
+        return attempt
+    return attempt.model_copy(update={"checkpoint_step": known.step})
+
+
 def ended(status: FineTuneJobStatus, kind: Kind, attempt: Attempt, verdict: Verdict, now: datetime) -> Attempt:
     """The entry of an attempt that is over, with what it means for the counts."""
     checkpoint = status.checkpoint.step if status.checkpoint and kind == "train" else None
     earlier = [entry for entry in entries(status, kind) if entry.number < attempt.number]
-    before = max((entry.checkpoint_step or 0 for entry in earlier), default=0)
-    stalled = 0 if (checkpoint or 0) > before else attempt.stalled + 1
+    before = _last_step([*earlier, attempt])
+    stalled = 0 if (checkpoint or 0) > (before or 0) else attempt.stalled + 1
     return attempt.model_copy(
         update={
             "state": "Ended",

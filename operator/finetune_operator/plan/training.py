@@ -2,7 +2,7 @@
 
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase, Reason
 
-from finetune_operator.plan.attempts import current, newest_checkpoint
+from finetune_operator.plan.attempts import current, going_on, newest_checkpoint, with_attempt
 from finetune_operator.plan.case import Case
 from finetune_operator.plan.completion import succeeded
 from finetune_operator.plan.conditions import summarized
@@ -17,8 +17,10 @@ def _waiting(case: Case, status: FineTuneJobStatus, reason: Reason, message: str
 
 def _running(case: Case, status: FineTuneJobStatus) -> FineTuneJobStatus:
     attempt = current(status, "train")
-    later = attempt is not None and attempt.number > 1
-    message = f"Training: attempt {attempt.number}{_resumes(status)}." if attempt and later else "Training."
+    assert attempt is not None
+    status = with_attempt(status, "train", going_on(status, attempt))
+    later = attempt.number > 1
+    message = f"Training: attempt {attempt.number}{_resumes(status)}." if later else "Training."
     status = case.said(status, ConditionType.RUNNING, True, Reason.RUNNING, "All pods run.")
     return summarized(status, Phase.RUNNING, Reason.RUNNING, message)
 

@@ -199,6 +199,25 @@ def test_after_training_ran_out_of_memory_the_smaller_micro_batch_stays() -> Non
     assert [entry.get("microBatchSize") for entry in view.status["attempts"]] == [None, 2, 2]
 
 
+def test_an_attempt_that_falls_back_is_told_and_measured_from_where_it_goes_on() -> None:
+    """The checkpoint of step 200 turned out to be broken. What is saved at 150 is progress then."""
+    view, _ = fail(saved(begun(), 200), 75)
+    view = retried(view, Observed(), after=10)
+    under_way = Observed((batch(2),), (running(2),))
+    view = with_status(view, step(saved(view, 100), under_way, after=20))
+    assert view.status["message"] == "Training: attempt 2 goes on from checkpoint step 100."
+    view = with_status(view, step(saved(view, 150, attempt=2), under_way, after=30))
+    assert view.status["message"] == "Training: attempt 2 goes on from checkpoint step 100."
+    _, planned = fail(view, 75, after=40)
+    assert planned.status.attempts is not None
+    assert planned.status.attempts[-1].stalled == 0
+    assert "Attempt 3 goes on from checkpoint step 150" in (planned.status.message or "")
+
+    _, planned = fail(saved(view, 100), 75, after=40)
+    assert planned.status.attempts is not None
+    assert planned.status.attempts[-1].stalled == 1, "it saved nothing"
+
+
 def saved(view: JobView, at: int, **fields: Any) -> JobView:
     checkpoint = {"attempt": 1, "step": at, "path": "p", "time": "2026-01-31T12:00:00Z", **fields}
     return replace(view, status={**view.status, "checkpoint": checkpoint})
@@ -209,7 +228,7 @@ def test_where_the_next_attempt_goes_on_is_said_before_it_begins_and_while_it_ru
     message = planned.status.message or ""
     assert "Attempt 2 goes on from checkpoint step 40; it begins at 2026-01-31T12:00:10Z" in message
     view = retried(view, Observed(), after=10)
-    planned = step(saved(view, 60), Observed((batch(2),), (running(2),)), after=20)
+    planned = step(saved(view, 60, attempt=2), Observed((batch(2),), (running(2),)), after=20)
     assert planned.status.message == "Training: attempt 2 goes on from checkpoint step 40."
     assert step(begun(), Observed((batch(),), (running(),))).status.message == "Training."
     assert "Attempt 2 begins from the start" in (fail(begun(), 75)[1].status.message or "")
