@@ -81,7 +81,11 @@ def test_any_flipped_bit_is_found_and_named_and_the_checkpoint_before_is_used(
 def test_a_run_goes_on_before_what_is_broken_and_writes_it_again(next_run: Run) -> None:
     before = tiny.losses(next_run)
     flip(checkpoint(next_run, 4) / "optimizer.pt")
-    workflow.run(next_run)
+    told: list[Checkpoint] = []
+    workflow.run(replace(next_run, report_checkpoint=told.append))
+    whole = checkpoint(next_run, 2).relative_to(next_run.folders.workspace).as_posix()
+    assert (told[0].attempt, told[0].step, told[0].path) == (1, 2, whole)
+    assert [(each.attempt, each.step) for each in told[1:2]] == [(next_run.attempt.attempt, 4)]
     assert tiny.losses(next_run)[:4] == before
     assert len(tiny.losses(next_run)) == 6
     assert not checkpoint(next_run, 4).exists()

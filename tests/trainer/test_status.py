@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from finetune_api.contract import AttemptFacts
-from finetune_api.status import Progress
-from finetune_trainer.reporting.status import Reporter
+from finetune_api.status import Checkpoint, Progress
+from finetune_trainer.reporting.status import Reporter, read_status
 
 from tests.trainer.fake_api import FakeApi
 
@@ -31,3 +31,14 @@ def test_a_long_step_shows_signs_of_life(tmp_path: Path) -> None:
     assert first["lastUpdateTime"] == LONG_AGO
     assert all(progress["lastUpdateTime"] > LONG_AGO for progress in later)
     assert all({**progress, "lastUpdateTime": LONG_AGO} == first for progress in later)
+
+
+def test_how_long_a_save_takes_stays_known(tmp_path: Path) -> None:
+    """A run tells which checkpoint it goes on from, but not how long saving that one took."""
+    facts = AttemptFacts(namespace="team", name="tune", uid="u1", attempt=1, job_name="j")
+    for attempt, seconds in ((1, 40), (2, None)):
+        reporter = Reporter(None, facts, tmp_path, 0.05, lambda _why: None)
+        reporter.checkpoint(Checkpoint(attempt=attempt, step=7, path="p", time=LONG_AGO, seconds=seconds))
+        reporter.close()
+    told = read_status(tmp_path, "u1")["checkpoint"]
+    assert (told["attempt"], told["seconds"]) == (2, 40)

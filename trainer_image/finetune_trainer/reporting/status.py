@@ -77,8 +77,10 @@ class Reporter:
         self._put("progress", used.to_dict())
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Report the newest checkpoint."""
-        self._put("checkpoint", checkpoint.to_dict())
+        """Report the newest checkpoint. How long saving takes, which grace periods are made by, stays known where one
+        of an earlier run is told of."""
+        known = {name: said for name, said in self._status.get("checkpoint", {}).items() if name == "seconds"}
+        self._put("checkpoint", {**known, **checkpoint.to_dict()})
 
     def close(self) -> None:
         """Leave the newest values in the file, for `launch` to apply with the result. Waits for no API server."""

@@ -62,8 +62,10 @@ class Steps(TrainerCallback):
     def goes_on_from(self, chosen: Choice) -> None:
         """The run starts at an earlier run's checkpoint, or at the start."""
         self.saver.earlier, self.saver.broken = chosen.earlier, chosen.broken
-        if chosen.path is not None:
+        if chosen.path is not None and chosen.manifest is not None:
             self.newest, self.newest_step = self._named(chosen.step, chosen.path), chosen.step
+            if self.run.is_main:  # maybe not what status says: newer ones were broken, or never told of
+                self._report(chosen.manifest.attempt, chosen.step, chosen.path, chosen.manifest.time)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
@@ -158,15 +160,11 @@ class Steps(TrainerCallback):
         self.newest, self.newest_step = self._named(saved.step, saved.path), saved.step
         if self.run.is_main:
             log.info("saved %s in %.1f s", self.newest, saved.seconds)
-            self.run.report_checkpoint(
-                Checkpoint(
-                    attempt=self.run.attempt.attempt,
-                    step=saved.step,
-                    path=saved.path.relative_to(self.run.folders.workspace).as_posix(),
-                    time=saved.time,
-                    seconds=math.ceil(saved.seconds),
-                )
-            )
+            self._report(self.run.attempt.attempt, saved.step, saved.path, saved.time, math.ceil(saved.seconds))
+
+    def _report(self, attempt: int, step: int, path: Path, time: str, seconds: int | None = None) -> None:
+        below = path.relative_to(self.run.folders.workspace).as_posix()
+        self.run.report_checkpoint(Checkpoint(attempt=attempt, step=step, path=below, time=time, seconds=seconds))
 
     def _due(self, step: int) -> bool:
         """By steps, or so that a checkpoint is complete before everyMinutes have passed since what the last one has."""
