@@ -127,6 +127,10 @@ def run(
     new = bool(job.model.new_tokens or job.model.new_special_tokens)
     memory.check_rows(model.path, len(tools.tokenizer), new, longest, highest)
     packed = job.training.cutoff_length if job.training.packing in ("bfd", "wrapped") else longest
+    if job.training.packing == "bfd":
+        from finetune_trainer.prepare import apart  # torch
+
+        apart.check(job, model.path)
     needs = memory.needs(job, model.path, packed)
     check_stop()
 
