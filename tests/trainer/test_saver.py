@@ -3,21 +3,25 @@
 import errno
 import multiprocessing
 import os
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from finetune_api.contract import AttemptFacts
 from finetune_trainer import workspace
 from finetune_trainer.checkpoints import choose, folders, manifest
 from finetune_trainer.checkpoints.saver import Facts, Saver
-from finetune_trainer.errors import NoSpace
+from finetune_trainer.checkpoints.storage import guard
+from finetune_trainer.errors import NoSpace, WorkspaceUnusable
 from finetune_trainer.run import Run
 from finetune_trainer.workspace import Fence
 from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.trainer import tiny
 from tests.unit.trainer.test_manifest import flip
@@ -93,12 +97,62 @@ def save(run: Run, steps: list[int], fails: tuple[int, int] | None = None) -> Ca
     return work
 
 
+def placed(run: Run) -> list[str]:
+    return sorted(path.name for path in run.folders.run_checkpoints.iterdir())
+
+
 def test_the_manifest_vouches_for_the_files_of_all_ranks(run: Run, tmp_path: Path) -> None:
     assert on_two_ranks(tmp_path, save(run, [2])) == [["checkpoint-2"], ["checkpoint-2"]]
     known = manifest.read(run.folders.run_checkpoints / "checkpoint-2")
     assert sorted(known.files) == ["optimizer_0/.metadata", "optimizer_0/__0_0.distcp", "optimizer_0/__1_0.distcp"]
     assert (known.step, known.samples, known.world) == (2, 16, 2)
     assert manifest.verify(run.folders.run_checkpoints / "checkpoint-2", known) == []
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_what_fails_in_writing_shards_is_named_and_leaves_nothing(run: Run, tmp_path: Path, fails: int) -> None:
+    """Torch gathers what failed on any rank, and raises it on all."""
+
+    def work(number: int) -> str:
+        def write(folder: Path) -> None:
+            shards(number, 2)(folder)
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+            raise CheckpointException("write", {fails: (full, traceback.StackSummary())})
+
+        saver = Saver(replace(run, rank=number))
+        saver.save(Facts(2, 16, ["torch.float32"], {}), write)
+        with pytest.raises(NoSpace) as raised:
+            saver.collect()
+        return str(raised.value)
+
+    first, second = on_two_ranks(tmp_path, work)
+    assert first == second
+    assert os.strerror(errno.ENOSPC) in first
+    assert placed(run) == []
+
+
+def test_another_error_in_writing_shards_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such plan"), guard(tmp_path):
+        raise CheckpointException("plan", {1: (ValueError("no such plan"), traceback.StackSummary())})
+
+
+def test_no_rank_begins_to_write_alone(run: Run, tmp_path: Path) -> None:
+    def work(number: int) -> list[str]:
+        if number == 1:
+
+            def fails(folder: Path, **_: Any) -> None:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+            mock.patch.object(Path, "mkdir", fails).start()
+        written: list[str] = []
+        saver = Saver(replace(run, rank=number))
+        saver.save(Facts(2, 16, ["torch.float32"], {}), lambda folder: written.append(str(folder)))
+        with pytest.raises(WorkspaceUnusable):
+            saver.collect()
+        return written
+
+    assert on_two_ranks(tmp_path, work) == [[], []]
+    assert placed(run) == []
 
 
 @pytest.mark.parametrize("fails", [0, 1])
@@ -112,10 +166,6 @@ def alone(run: Run, keep: int = 1) -> Run:
     """The run with one rank."""
     checkpoints = run.job.checkpoints.model_copy(update={"keep": keep})
     return replace(run, world_size=1, job=run.job.model_copy(update={"checkpoints": checkpoints}))
-
-
-def placed(run: Run) -> list[str]:
-    return sorted(path.name for path in run.folders.run_checkpoints.iterdir())
 
 
 def test_an_error_in_deleting_old_ones_harms_no_save(

@@ -89,16 +89,17 @@ class Saver:
         self.collect()
         if self._group is None:
             self._group = agree.own_group()
-        began, error = time.monotonic(), None
+        began = time.monotonic()
         folder = folders.staged(self.run.folders.run_checkpoints, facts.step)
-        try:
-            with guard(self.run.folders.workspace):
-                # Not its parents: where the run's folder is gone, so is the workspace.
-                folder.parent.mkdir(exist_ok=True)
-                folder.mkdir(exist_ok=True)
-                write(folder.parent)
-        except (OSError, TrainerError) as failure:
-            error = failure
+        _, error = self._attempt(lambda: _make(folder))
+        # Writing shards is a matter of all ranks: one that didn't come would be waited for.
+        error = next((failure for failure in agree.gather(error, self._group) if failure is not None), None)
+        if error is None:
+            try:
+                with guard(self.run.folders.workspace):
+                    write(folder.parent)
+            except (OSError, TrainerError) as failure:
+                error = failure
         self._in_flight = self._background.submit(self._land, facts, folder, began, error)
 
     def collect(self) -> None:
@@ -188,6 +189,12 @@ class Saver:
             sync_folder(parent)
         shutil.rmtree(folder.parent, ignore_errors=True)
         return Saved(place, facts.step, now, time.monotonic() - began)
+
+
+def _make(folder: Path) -> None:
+    """Not its parents: where the run's folder is gone, so is the workspace."""
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
 
 
 def _writer(name: str) -> int:

@@ -26,11 +26,26 @@ def guard(folder: str | Path) -> Iterator[None]:
     with usable(Path(folder)):
         try:
             yield
-        except Exception as error:
-            cause = _cause(error, Path(folder))
+        except BaseException as error:
+            first = _of_shards(error)
+            cause = _cause(first, Path(folder)) if isinstance(first, Exception) else None
             if cause is not None and cause is not error:
                 raise cause from error
+            if first is not error:
+                raise first from error
             raise
+
+
+def _of_shards(error: BaseException) -> BaseException:
+    """What made torch's distributed checkpoint fail, on the first rank that did. Its own exception is no Exception, so
+    it would pass all who look for one."""
+    if isinstance(error, Exception) or type(error).__name__ != "CheckpointException":
+        return error
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    if not isinstance(error, CheckpointException) or not error.failures:
+        return error
+    return error.failures[min(error.failures)][0]
 
 
 def _cause(error: BaseException | None, folder: Path) -> OSError | None:
