@@ -43,7 +43,7 @@ def apply(model: PreTrainedModel, tuning: TuningSpec, seed: int) -> PreTrainedMo
 
 def add(model: PreTrainedModel, lora: LoraSpec, seed: int, whole: Collection[str] = ()) -> PeftModel:
     """A fresh adapter; the modules in ``whole`` are trained besides it, as new tokens ask for."""
-    _refuse_pairs(lora)
+    refuse_pairs(lora)
     targets = check_targets(model, lora)
     saved = sorted({*check_modules(model, lora.modules_to_save or ()), *whole})
     tied = bool(model.config.get_text_config().tie_word_embeddings)
@@ -64,7 +64,8 @@ def add(model: PreTrainedModel, lora: LoraSpec, seed: int, whole: Collection[str
     return get_peft_model(model, config)
 
 
-def _refuse_pairs(lora: LoraSpec) -> None:
+def refuse_pairs(lora: LoraSpec) -> None:
+    """Settings that exclude each other."""
     if lora.dora and lora.init == "pissa":
         raise InvalidSpec(
             "tuning.lora: dora and init pissa can't be combined, as the result is no adapter of the untouched base:"

@@ -129,19 +129,27 @@ def propose(
     return max(fitting, default=None)
 
 
-def without_weights(config: Any, tuning: TuningSpec, precision: Precision, vocab_extra: int = 0) -> Any:
-    """The job's model, its trained weights marked, on the meta device: shapes and no memory."""
+def plain(config: Any) -> PreTrainedModel:
+    """The base on the meta device."""
     with torch.device("meta"):
         make: Any = AutoModelForCausalLM.from_config
         # A config of a type that transformers doesn't know has been read by the model's own code, so that may run.
         own = type(config) not in AutoModelForCausalLM._model_mapping
         model: PreTrainedModel = make(config, dtype=torch.float32, trust_remote_code=own)
+    return model
+
+
+def without_weights(config: Any, tuning: TuningSpec, precision: Precision, vocab_extra: int = 0) -> Any:
+    """The job's model, its trained weights marked, on the meta device: shapes and no memory."""
+    model = plain(config)
+    with torch.device("meta"):
         if vocab_extra:
             rows: Any = model.get_input_embeddings()
             model.resize_token_embeddings(rows.weight.shape[0] + vocab_extra, mean_resizing=False)
         new = list(vocabulary.embeddings(model)) if vocab_extra else []
         if tuning.method in ("lora", "qlora"):
             lora = tuning.lora or LoraSpec()
+            adapters.refuse_pairs(lora)
             tuned: Any = adapters.add(model, lora.model_copy(update={"dora": False}), 0, new)
             if lora.dora:
                 _add_magnitudes(tuned)

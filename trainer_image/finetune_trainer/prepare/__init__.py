@@ -95,6 +95,7 @@ def run(
     model_folder.check(model.path, job.model.source)
     if code:
         model_folder.check_code(model.path, job.model.source)
+    memory.check_model(job, model.path, adapter.path if adapter else None)
     tools, template = _tools(job, model)
     contents = [got.digest for _, got in (*sets, *held)]
     key = cache.key(job, contents, tokenizer_digest(tools.tokenizer), template)
@@ -131,7 +132,7 @@ def run(
         from finetune_trainer.prepare import apart  # torch
 
         apart.check(job, model.path)
-    needs = memory.needs(job, model.path, packed)
+    needs = memory.needs(job, model.path, packed, adapter.path if adapter else None)
     check_stop()
 
     # Say so

@@ -1,6 +1,7 @@
-"""Whether rows fit the model, and whether the model fits the GPU.
+"""Whether model, adapter and tuning fit each other, rows the model, and the model the GPU.
 
-Called by ``prepare.run`` when the rows are known, also where they came from the cache, whose key leaves tuning out.
+Called by ``prepare.run``: `check_model` before rows are read, the others when they are known, also where they came from
+the cache, whose key leaves tuning out. No weights are loaded.
 """
 
 import json
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import ResolvedJob
+from finetune_api.tuning import LoraSpec, TuningSpec
 
-from finetune_trainer.errors import InvalidSpec
+from finetune_trainer.errors import InvalidSpec, TrainerError
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,56 @@ class Needs:
     micro_batch: int
     proposed: int | None
     """Largest micro-batch that should fit, where the GPU's memory is known."""
+
+
+def check_model(job: ResolvedJob, model: Path, adapter: Path | None) -> None:
+    """What training would find out when it loads the model, told before anything is tokenized or a GPU is held: files
+    that aren't whole, an adapter of another model, names of layers that this one doesn't have. Raises NotFound,
+    InvalidSpec."""
+    from finetune_trainer.model import base, build, memory, weights  # torch
+    from finetune_trainer.reporting.quiet import quiet
+
+    quiet()
+    shapes = weights.of_model(model, job.model.source)
+    config = base.check(model, job.model.source, allow_remote_code=base.remote_code(job))
+    weights.check_model(config, shapes, job.model.source)
+    if adapter is not None:
+        build.check_fits(model, adapter, job)
+    try:
+        if adapter is not None and job.tuning.adapter is not None:
+            source = job.tuning.adapter.source
+            weights.check_adapter(memory.plain(config), weights.of_adapter(adapter, source), source)
+        if job.tuning.adapter is None or job.tuning.adapter.mode == "merge":
+            memory.without_weights(config, job.tuning, "fp32", extra_tokens(job))
+    except TrainerError:
+        raise
+    except Exception as error:  # that it can't be built without weights doesn't mean that it can't be built
+        log.warning("The settings of tuning can't be checked before training: %s: %s", type(error).__name__, error)
+
+
+def tuning_of(job: ResolvedJob, adapter: Path | None) -> TuningSpec:
+    """The job's, where an adapter is continued with the settings that it brings."""
+    continued = job.tuning.adapter is not None and job.tuning.adapter.mode == "continue"
+    if adapter is None or job.tuning.adapter is None or not continued:
+        return job.tuning
+    from finetune_trainer.model import folder, weights
+
+    config = folder.check_adapter(adapter, job.tuning.adapter.source)
+    shapes = weights.of_adapter(adapter, job.tuning.adapter.source)
+    layers = weights.lora(shapes)
+    whole = [name.rpartition(".")[2] for name in config.get("modules_to_save") or []]
+    brought = {
+        "rank": min((rank for _, rank, _ in layers.values()), default=1),  # certain is what is there at least
+        "targets": sorted(layers),
+        "dora": bool(config.get("use_dora")),
+        "modules_to_save": [name for name in whole if any(f".{name}." in weight for weight in shapes)] or None,
+    }
+    return job.tuning.model_copy(update={"lora": LoraSpec().model_copy(update=brought)})
+
+
+def extra_tokens(job: ResolvedJob) -> int:
+    """How many the job adds to the vocabulary."""
+    return len(job.model.new_tokens or []) + len(job.model.new_special_tokens or [])
 
 
 def check_rows(model: Path, tokens: int, new_tokens: bool, longest: int, highest_id: int) -> None:
@@ -47,7 +99,7 @@ def check_rows(model: Path, tokens: int, new_tokens: bool, longest: int, highest
         )
 
 
-def needs(job: ResolvedJob, model: Path, longest: int) -> Needs | None:
+def needs(job: ResolvedJob, model: Path, longest: int, adapter: Path | None = None) -> Needs | None:
     """None where it can't be told. Raises InvalidSpec when what is certain to be needed is more than the GPU has."""
     from finetune_trainer.model import base, memory  # torch
     from finetune_trainer.reporting.quiet import quiet
@@ -55,18 +107,16 @@ def needs(job: ResolvedJob, model: Path, longest: int) -> Needs | None:
     quiet()
     training, gpu = job.training, job.runtime.gpu_memory_bytes
     precision: Any = training.precision if training.precision != "auto" else "bf16"
-    extra = len(job.model.new_tokens or []) + len(job.model.new_special_tokens or [])
     micro = training.micro_batch_size or 1
     ranks = job.runtime.nodes * max(1, job.runtime.gpus_per_node)
     limit = max(1, training.global_batch_size // ranks)
     config = base.check(model, job.model.source, allow_remote_code=base.remote_code(job))
     shares = ranks if training.parallelism == "fsdp" else 1
-    common: Any = {"vocab_extra": extra, "precision": precision, "length": longest, "shares": shares}
+    tuning = tuning_of(job, adapter)
+    common: Any = {"vocab_extra": extra_tokens(job), "precision": precision, "length": longest, "shares": shares}
     try:
-        made = memory.estimate(config, job.tuning, training, micro_batch=micro, **common)
-        proposed = memory.propose(config, job.tuning, training, gpu, limit=limit, **common) if gpu else None
-    except InvalidSpec:
-        raise
+        made = memory.estimate(config, tuning, training, micro_batch=micro, **common)
+        proposed = memory.propose(config, tuning, training, gpu, limit=limit, **common) if gpu else None
     except Exception as error:  # an estimate is worth no job
         log.warning("GPU memory can't be estimated: %s: %s", type(error).__name__, error)
         return None

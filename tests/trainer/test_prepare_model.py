@@ -1,0 +1,82 @@
+"""What training would stumble over when it loads the model is told by preparing, before a row is read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer.errors import InvalidSpec
+from finetune_trainer.model.base import check
+from finetune_trainer.model.memory import without_weights
+from finetune_trainer.prepare import memory
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.trainer import tiny
+
+ADAPTER = {"source": "pvc://models/adapter"}
+
+
+def model(folder: Path, **settings: Any) -> Path:
+    return tiny.save_model(folder / "model", **settings)
+
+
+def adapter(folder: Path, base: Path, **settings: Any) -> Path:
+    config = LoraConfig(task_type="CAUSAL_LM", **{"target_modules": ["q_proj", "down_proj"], **settings})
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder / "adapter"))
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        ({"lora": {"targets": ["q_prj"]}}, "lora.targets: q_prj"),
+        ({"lora": {"modulesToSave": ["head"]}}, "modulesToSave: this model has no head"),
+        ({"lora": {"dora": True, "init": "pissa"}}, "dora and init pissa"),
+        ({"method": "freeze", "freeze": {"modules": ["attention"]}}, "freeze.modules: this model has no attention"),
+    ],
+)
+def test_settings_that_fit_no_layer_are_refused(tmp_path: Path, tuning: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        memory.check_model(tiny.job(tuning=tuning), model(tmp_path), None)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_whole_model_is_taken_and_one_without_a_weight_is_not(tmp_path: Path, tied: bool) -> None:
+    folder = model(tmp_path, tie_word_embeddings=tied)
+    memory.check_model(tiny.job(), folder, None)
+    file = folder / "model.safetensors"
+    held = load_file(file)
+    del held["model.layers.1.mlp.up_proj.weight"]
+    save_file(held, file, metadata={"format": "pt"})
+    with pytest.raises(InvalidSpec, match=r"1 weights are missing .* model\.layers\.1\.mlp\.up_proj\.weight"):
+        memory.check_model(tiny.job(), folder, None)
+
+
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    folder = model(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 112}))
+    with pytest.raises(InvalidSpec, match=r"by config\.json it has"):
+        memory.check_model(tiny.job(), folder, None)
+
+
+@pytest.mark.parametrize("mode", ["continue", "merge"])
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path, mode: str) -> None:
+    base = model(tmp_path)
+    job = tiny.job(tuning={"adapter": {**ADAPTER, "mode": mode}})
+    memory.check_model(job, base, adapter(tmp_path, base))
+    for name, settings in (("wide", {"hidden_size": 64}), ("deep", {"num_hidden_layers": 3})):
+        other = model(tmp_path / name, **settings)
+        with pytest.raises(InvalidSpec, match="was made for another model"):
+            memory.check_model(job, base, adapter(tmp_path / name, other))
+
+
+def test_the_estimate_of_a_continued_adapter_is_that_of_its_own_rank(tmp_path: Path) -> None:
+    base = model(tmp_path)
+    made = adapter(tmp_path, base, r=32, modules_to_save=["lm_head"], use_dora=True)
+    tuning = memory.tuning_of(tiny.job(tuning={"adapter": ADAPTER}), made)
+    planned = without_weights(check(base, "m"), tuning, "fp32")
+    real = sum(weight.numel() for weight in load_file(made / "adapter_model.safetensors").values())
+    assert sum(weight.numel() for weight in planned.parameters() if weight.requires_grad) == real
