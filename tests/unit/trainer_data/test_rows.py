@@ -244,8 +244,8 @@ def test_an_archive_that_explodes_is_refused(tmp_path: Path, monkeypatch: pytest
     [
         (
             "x.json",
-            '{"a": 1}\n{"a": 2}',
-            "x.json:1: found '{', expected a list of objects: [{...}, ...]; a file with one",
+            '{\n"a": [1]}',
+            "x.json:1: found '{', expected a list of objects: [{...}, ...], or one object a line",
         ),
         ("x.json", " ", "x.json is empty, expected a list of objects"),
         ("x.json", '[\n{"a": 1}\n{"a": 2}]', "x.json:3: not JSON: expected ',' or ']' after a row at column 1"),
@@ -268,6 +268,18 @@ def test_a_file_that_can_not_be_read(tmp_path: Path, name: str, text: str | byte
     with pytest.raises(InvalidData) as error:
         read(write(tmp_path, name, text))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("piece", [1, 4096])
+@pytest.mark.parametrize("compression", [None, "gz"])
+def test_lines_in_a_file_named_json(
+    tmp_path: Path, piece: int, compression: Compression | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.data.decompress.PIECE", piece)
+    file = write(tmp_path, "x.json", ' \n{"a": 1}\n{"a": \n{"a": 3}', compression)
+    found = read(file)
+    assert [found[0], found[2]] == [(f"{file.name}:2", {"a": 1}), (f"{file.name}:4", {"a": 3})]
+    assert broken(found) == [(f"{file.name}:3", "not-json")]
 
 
 def test_a_row_of_json_that_is_not_utf8(tmp_path: Path) -> None:

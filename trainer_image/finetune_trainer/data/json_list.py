@@ -24,7 +24,7 @@ def elements(pieces: Iterator[bytes], name: str, largest: int) -> Iterator[tuple
     if (first := text.peek()) != "[":
         if not first:
             raise InvalidData(f"{name} is empty, expected a list of objects: [{{...}}, ...]")
-        hint = "; a file with one object a line must be named .jsonl" if first == "{" else ""
+        hint = ", or one object a line" if first == "{" else ""
         raise InvalidData(f"{name}:{text.line}: found {first!r}, expected a list of objects: [{{...}}, ...]{hint}")
     text.skip(1)
     if text.peek() != "]":

@@ -8,7 +8,7 @@ can't be read is a BadRow in its place; what makes the rest of a file unreadable
 import codecs
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_trainer.data import csv_rows, tables
@@ -44,6 +44,8 @@ def blocks(file: DataFile, rows: int = 512) -> Iterator[Block]:
     match file.kind:
         case "jsonl" | "txt":
             yield from _line_blocks(file, rows)
+        case "json" if _is_lines(file):
+            yield from _line_blocks(replace(file, kind="jsonl"), rows)
         case "json":
             values = enumerate(elements(_utf8(file), file.name, ROW_LIMIT))
             yield from _parsed(
@@ -69,6 +71,19 @@ def parse_block(block: Block) -> Iterator[tuple[str, Any | BadRow]]:
         for number, line in enumerate(block.payload.split(b"\n"), start=block.first):
             if line.strip():
                 yield f"{block.name}:{number}", parse(line)
+
+
+def _is_lines(file: DataFile) -> bool:
+    """Whether a file named .json has one object a line, as many data sets of hubs do: whether its first line is one."""
+    line = b""
+    for piece in _utf8(file):
+        line = (line + piece).lstrip()
+        if line and not line.startswith(b"{"):
+            return False
+        line, end, _ = line.partition(b"\n")
+        if end or len(line) > ROW_LIMIT:
+            break
+    return isinstance(_json_line(line), dict)
 
 
 def _line_blocks(file: DataFile, rows: int) -> Iterator[Block]:
