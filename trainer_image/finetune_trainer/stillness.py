@@ -15,6 +15,8 @@ from statistics import median
 from finetune_trainer import heartbeat
 from finetune_trainer.heartbeat import Beat, Phase
 
+SHARED: tuple[Phase, ...] = ("load", "save")
+"""Phases in which ranks share the files and wait for whoever has the largest: one that gets on stands for all."""
 STEPS = 64
 """Steps that the median is taken of."""
 
@@ -93,7 +95,11 @@ class Stillness:
             beat = heartbeat.read(self._folder, number)
             if beat is not None and beat != rank.beat:
                 rank.hear(beat)
-        still = {number for number, rank in running.items() if now - rank.beat.time > rank.bound(self._bounds)}
+        still = {
+            number
+            for number, rank in running.items()
+            if now - _moved(rank, running.values()) > rank.bound(self._bounds)
+        }
         if not still:
             return None
         told = [
@@ -102,3 +108,10 @@ class Stillness:
             for number, rank in running.items()
         ]
         return f"Nothing moves: {'; '.join(told)}. The stacks of all threads are in the pod's log"
+
+
+def _moved(rank: Rank, running: Iterable[Rank]) -> float:
+    """When it, or a rank of this node that it waits for, last got somewhere."""
+    phase = rank.beat.phase
+    together = [other.beat.time for other in running if other.beat.phase == phase and phase in SHARED]
+    return max([rank.beat.time, *together])

@@ -80,6 +80,15 @@ def test_who_stands_still_is_named_with_all_the_others(tmp_path: Path) -> None:
     assert found.look([3], 2900) is None, "rank 2 has ended"
 
 
+@pytest.mark.parametrize(("phase", "waits"), [("save", True), ("load", True), ("train", False)])
+def test_who_waits_for_files_of_another_rank_is_not_still(tmp_path: Path, phase: str, waits: bool) -> None:
+    (tmp_path / "beat-0").write_text(f"{phase} 4 5000.000000 0.0\n")
+    (tmp_path / "beat-1").write_text(f"{phase} 4 1000.000000 0.0\n")
+    found = Stillness(tmp_path, [0, 1], BOUNDS, now=900.0)
+    assert (found.look([0, 1], 5001) is None) is waits
+    assert f"rank 0 in phase {phase} after step 4, for 1801 s (bound" in (found.look([0, 1], 6801) or "")
+
+
 def test_a_rank_that_never_said_a_word_is_loading(tmp_path: Path) -> None:
     found = Stillness(tmp_path, [0], BOUNDS, now=0.0)
     assert found.look([0], 1799) is None

@@ -70,6 +70,7 @@ def open_data(run: Run) -> Data:
 
 def set_up(run: Run, model: Any, tokens: Any, data: Data, precision: Precision) -> Training:
     """The trainer with its callbacks."""
+    heartbeat.alive()  # the model is loaded, which may have taken most of what loading may
     from datasets import Dataset
 
     training, lora = run.job.training, run.job.tuning.lora
@@ -115,6 +116,7 @@ def train(run: Run, made: Training) -> None:
     """All steps, from the newest checkpoint of the job's earlier runs if there is one, and the last evaluation."""
     resumed = choose.choose(run)
     made.steps.goes_on_from(resumed)
+    heartbeat.alive()
     trained, of = adapters.count(made.trainer.model)
     log.info(
         "%d steps of %d %s (%d ranks x %d x %d), %s of %s weights trained, %s; from %s",
