@@ -84,6 +84,13 @@ def is_sharded(model: Any) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def reshard(model: nn.Module) -> None:
+    """Give up the weights that a forward pass without a backward one has left whole: root and head."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def gather(model: Any, *, trained_only: bool) -> dict[str, torch.Tensor]:
     """The weights, whole, on rank 0's CPU; other ranks take part and get nothing. One weight at a time is whole on a
     GPU, and what is tied stays so."""

@@ -21,6 +21,7 @@ import torch
 from finetune_trainer import gpumemory, heartbeat
 from finetune_trainer.data.items import Items
 from finetune_trainer.data.row import IGNORED
+from finetune_trainer.model import sharding
 from finetune_trainer.run import Run
 from finetune_trainer.stages.agree import share
 
@@ -71,6 +72,7 @@ class Evaluation:
             trainer.log(dict(metrics))
         finally:
             model.train()
+            sharding.reshard(model)
         heartbeat.beat("train", trainer.state.global_step)  # not after an error: it is told with its phase
         self.results = metrics | {
             "eval_samples": sum(len(items) for items in self.splits.values()),
