@@ -40,7 +40,7 @@ def plan(job: ResolvedJob, folder: Path, **more: Any) -> Plan:
         tools=pool.Tools(TOKENIZER, template, job.training.cutoff_length),
         processes=1,
         reports=folder / "reports",
-        report_name="the report",
+        invalid_rows="the list",
         report=lambda _read: None,
         check_stop=lambda: None,
     )
@@ -89,6 +89,7 @@ def test_seven_broken_rows_among_200000_are_named(tmp_path: Path) -> None:
     assert message.startswith("7 of 200000 rows can't be used: rows.jsonl:1000: ")
     assert all(f"rows.jsonl:{line}: " in message for line in BROKEN), message
     assert len(message) <= 1024
+    assert message.endswith("; all of them are in the list")
     listed = (tmp_path / "reports" / build.INVALID_ROWS).read_text().splitlines()
     assert [json.loads(line)["place"] for line in listed] == [f"rows.jsonl:{line}" for line in BROKEN]
 
@@ -251,6 +252,23 @@ def test_killed_at_any_moment_the_next_run_ends_with_the_same_data(
     assert entry(made, home, "last")[0] == whole
     assert entry(made, home, "again") == (whole, True)
     assert not list((home / "cache" / "data").glob(".staging-*"))
+
+
+def test_broken_rows_are_listed_for_every_job_that_leaves_them_out(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join([GOOD, "{", GOOD]))
+    job = tiny.job(datasets=[rows("rows.jsonl", maxInvalidRows=1)])
+    entry(plan(job, tmp_path), tmp_path, "one")
+    (made,) = (tmp_path / "cache" / "data").glob("[!.]*")
+    first, second = tmp_path / "reports", tmp_path / "second" / "reports"
+    assert entry(plan(job, tmp_path, reports=second), tmp_path, "two")[1]
+    build.list_invalid(made, second)
+    (listed,) = (second / build.INVALID_ROWS).read_text().splitlines()
+    assert json.loads(listed)["place"] == "rows.jsonl:2"
+    assert (first / build.INVALID_ROWS).read_text().splitlines() == [listed]
+    # What an earlier attempt left there says nothing of data that has no broken rows.
+    (made / build.INVALID_ROWS).unlink()
+    build.list_invalid(made, second)
+    assert (second / build.INVALID_ROWS).read_text() == ""
 
 
 def test_a_damaged_entry_is_made_again(tmp_path: Path) -> None:

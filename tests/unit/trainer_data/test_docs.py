@@ -23,8 +23,8 @@ def test_rows_shown_are_rows_of_their_format(name: str, row: str) -> None:
     assert formats.parse(json.loads(row), name)
 
 
-def test_every_format_and_tools_have_an_example() -> None:
-    assert {name for name, _, _ in ROWS} == {"openai", "sharegpt", "alpaca", "preference", "kto", "text"}
+def test_every_format_of_jobs_and_tools_have_an_example() -> None:
+    assert {name for name, _, _ in ROWS} == {"openai", "sharegpt", "alpaca", "text"}
     assert formats.parse(json.loads(TOOLS[0]), "openai")
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api.contract import ResolvedJob
@@ -19,6 +20,7 @@ from finetune_api.status import Prepared, Progress
 from finetune_trainer import prepared
 from finetune_trainer.data.store import open_split
 from finetune_trainer.data.templates.template import Template
+from finetune_trainer.errors import InvalidData
 from finetune_trainer.fetch import Fetched, Places, fetch
 from finetune_trainer.fetch.prune import prune
 from finetune_trainer.model import folder as model_folder
@@ -98,8 +100,8 @@ def run(
     memory.check_model(job, model.path, adapter.path if adapter else None)
     tools, template = _tools(job, model)
     contents = [got.digest for _, got in (*sets, *held)]
-    key = cache.key(job, contents, tokenizer_digest(tools.tokenizer), template)
-    report_name = f"jobs/{job.name}/reports/{report.NAME}.md"
+    key = cache.key(job, contents, tokenizer_digest(tools.tokenizer, model.digest), template)
+    reports = f"jobs/{job.name}/reports"
     plan = build.Plan(
         job=job,
         train=[build.Source(spec, got.path) for spec, got in sets],
@@ -107,15 +109,23 @@ def run(
         tools=tools,
         processes=_processes(job, [got.path for _, got in (*sets, *held)]),
         reports=folders.reports,
-        report_name=report_name,
+        invalid_rows=f"{reports}/{build.INVALID_ROWS}",
         report=lambda read: say(read.activity, read.size, read.total, read.rows),
         check_stop=check_stop,
     )
+
+    def make(folder: Path) -> dict[str, Any]:
+        facts = build.build(plan, folder)
+        for spec, got in (*sets, *held):
+            unchanged(spec, got, places, check_stop)
+        return facts
+
     try:
-        data, manifest, hit = cache.entry(places, key, lambda folder: build.build(plan, folder), check_stop)
+        data, manifest, hit = cache.entry(places, key, make, check_stop)
     except build.BrokenRows as error:
         report.write(folders.reports, {"job": job.name, "error": str(error)}, error.findings, None)
         raise
+    build.list_invalid(data, folders.reports)
     log.info("Prepared data: cache/data/%s%s", key, ", made before" if hit else "")
     findings = [Findings.from_dict(found) for found in manifest["datasets"]]
 
@@ -150,7 +160,7 @@ def run(
         trained_tokens=train["trained_tokens"],
         invalid_rows=sum(found.broken for found in findings),
         truncated_rows=sum(found.truncated for found in findings),
-        report=report_name,
+        report=f"{reports}/{report.NAME}.md",
         gpu_memory_bytes=needs.total if needs else None,
         micro_batch_size=needs.proposed if needs else None,
     )
@@ -180,6 +190,19 @@ def run(
     return ready
 
 
+def unchanged(spec: DatasetSpec, read: Fetched, places: Places, check_stop: Callable[[], None]) -> None:
+    """What is mounted can be written to while it is read, and then the rows are not those of its digest. Files that
+    have kept size and time are not read again. Raises InvalidData."""
+    if read.path.resolve().is_relative_to(places.cache.resolve()):
+        return
+    now = fetch(spec.source, "data", places, split=spec.split, subset=spec.subset, check_stop=check_stop)
+    if now.digest != read.digest:
+        raise InvalidData(
+            f"{spec.source} changed while it was read: {read.digest[:19]} before, {now.digest[:19]} now. Start the job"
+            " again when nobody writes to it any more"
+        )
+
+
 def describe(summary: Prepared) -> str:
     """One line for people."""
     left_out = f", {summary.invalid_rows} broken ones left out" if summary.invalid_rows else ""
@@ -191,10 +214,11 @@ def describe(summary: Prepared) -> str:
     )
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Of what it does, with the job's new tokens, rather than of the files it came in."""
+def tokenizer_digest(tokenizer: Any, model: str) -> str:
+    """Of what it does, with the job's new tokens, rather than of the files it came in. One that can't say all that it
+    does, as those without a fast backend, is known by its words and the digest of its model."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    said = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    said = backend.to_str() if backend is not None else f"{model}{sorted(tokenizer.get_vocab().items())!r}"
     special = repr(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items()))
     return hashlib.sha256(f"{said}{special}".encode()).hexdigest()
 

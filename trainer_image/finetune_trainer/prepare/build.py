@@ -33,6 +33,7 @@ from finetune_trainer.prepare.findings import Findings, too_many_broken
 
 PARTS = "parts"
 INVALID_ROWS = "invalid-rows.jsonl"
+"""In the reports of every job, and in the entry if it has any."""
 EVALUATION = 1000
 """Data sets to evaluate on are drawn from as if they came after so many others."""
 COPIED = 1024
@@ -91,8 +92,8 @@ class Plan:
     tools: pool.Tools
     processes: int
     reports: Path
-    report_name: str
-    """The report's place in the workspace, for messages."""
+    invalid_rows: str
+    """Where in the workspace all broken rows are listed, for messages."""
     report: Callable[[Read], None]
     check_stop: Callable[[], None]
 
@@ -138,6 +139,8 @@ def build(plan: Plan, folder: Path) -> dict[str, Any]:
     if plan.draws:
         splits |= _draw(plan, folder, parts)
     shutil.rmtree(folder / PARTS)
+    if any(found.broken for found in reading.findings):
+        shutil.copyfile(plan.reports / INVALID_ROWS, folder / INVALID_ROWS)
     for name, facts in splits.items():
         if not facts.rows:
             raise InvalidData(f"no row is left for {name}: raise maxSamples or evaluation.splitFraction")
@@ -146,6 +149,13 @@ def build(plan: Plan, folder: Path) -> dict[str, Any]:
         "splits": {name: asdict(splits[name]) for name in ("train", *plan.evaluation_splits)},
         "datasets": [found.to_dict() for found in reading.findings],
     }
+
+
+def list_invalid(folder: Path, reports: Path) -> None:
+    """The broken rows of an entry, which another job may have built, in this job's reports."""
+    reports.mkdir(parents=True, exist_ok=True)
+    kept = folder / INVALID_ROWS
+    (reports / INVALID_ROWS).write_bytes(kept.read_bytes() if kept.is_file() else b"")
 
 
 class _Writer:
@@ -260,7 +270,7 @@ def _pack(plan: Plan, folder: Path, name: str) -> None:
 def _check(plan: Plan, findings: list[Findings]) -> None:
     """Raises InvalidData. All data sets have been read: who has to repair one wants to know of the others, too."""
     bad = [
-        too_many_broken(found, source.spec.max_invalid_rows or 0, plan.report_name)
+        too_many_broken(found, source.spec.max_invalid_rows or 0, plan.invalid_rows)
         for source, found in zip([*plan.train, *plan.evaluate], findings, strict=True)
         if found.broken > (source.spec.max_invalid_rows or 0)
     ]

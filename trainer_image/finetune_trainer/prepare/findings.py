@@ -75,11 +75,11 @@ def _bucket(length: int) -> int:
     return min(max(0, (length - 1).bit_length() - 5), len(EDGES)) if length > 0 else 0
 
 
-def too_many_broken(found: Findings, allowed: int, report: str) -> str:
-    """For the condition: how many, the first of them one by one, and where the rest is."""
+def too_many_broken(found: Findings, allowed: int, invalid_rows: str) -> str:
+    """For the condition: how many, the first of them one by one, and the file that has the rest."""
     beyond = f", more than the {allowed} that maxInvalidRows allows" if allowed else ""
     head = f"{found.broken} of {found.rows} rows can't be used{beyond}: "
-    tail = f"; all of them are in {report}"
+    tail = f"; all of them are in {invalid_rows}"
     shown: list[str] = []
     # One of each kind first: seven mistakes of seven kinds are more news than seven of one.
     first_of_rule = {row.rule: row for row in reversed(found.examples)}
