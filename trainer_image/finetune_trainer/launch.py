@@ -151,7 +151,11 @@ def _run(options: Options, stop: Stop, outlet: Outlet) -> End:
         if node > 0:
             lost_fence = fencing.follow(folders, facts)
             _wait_until_prepared(training, lost_fence, stop)
-            return _run_ranks(options, training, lost_fence, stop, environment)
+            end = _run_ranks(options, training, lost_fence, stop, environment)
+            # The connection to node 0 breaks as soon as that gives way; the fence says why, at the next look at it.
+            if end.code == ExitCode.INTERNAL_ERROR and lost_fence.wait(2 * fencing.INTERVAL):
+                raise Superseded(f"A later run has taken over {folders.job}: node 0 gave way to it")
+            return end
 
         with workspace.usable(root):
             fence = workspace.claim(folders, job, facts, run_id)
