@@ -3,14 +3,17 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 from finetune_api.status import Checkpoint
 from finetune_trainer.checkpoints import choose, kept, manifest
+from finetune_trainer.checkpoints.saver import Saver
 from finetune_trainer.errors import (
     Diverged,
     InvalidData,
@@ -23,6 +26,8 @@ from finetune_trainer.errors import (
 from finetune_trainer.model import base
 from finetune_trainer.reporting.counters import Counters
 from finetune_trainer.run import Run
+from finetune_trainer.stages import steps
+from finetune_trainer.stages.engine import Engine
 from finetune_trainer.stages.sft import workflow
 from finetune_trainer.workspace import Fence
 
@@ -162,8 +167,6 @@ def test_checkpoints_come_every_so_many_steps_and_keep_is_kept(root: Path) -> No
 
 
 def test_checkpoints_come_by_the_clock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.stages import steps
-
     minutes = iter(range(1000))
 
     class Clock:
@@ -222,6 +225,67 @@ def test_a_save_that_fails_ends_the_run_and_leaves_the_last_good_checkpoint(
     assert choose.choose(run).step == 2
 
 
+@pytest.fixture
+def fails_while_saving(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Event], Run]]:
+    """A run whose third step fails with these words, while the checkpoint of step 2 waits for the event to land."""
+    given_up = Event()
+
+    def make(words: str, lands: Event) -> Run:
+        vouch, training_step = manifest.vouch, Engine.training_step
+
+        def waits(*args: Any) -> Any:
+            while not lands.wait(0.05) and not given_up.is_set():
+                pass
+            return vouch(*args)
+
+        def fails(self: Engine, *args: Any) -> Any:
+            if self.state.global_step == 2:
+                assert self.saver.busy
+                raise RuntimeError(words)
+            return training_step(self, *args)
+
+        monkeypatch.setattr(manifest, "vouch", waits)
+        monkeypatch.setattr(Engine, "training_step", fails)
+        return tiny.make_run(root, tiny.job(checkpoints={"everySteps": 2}))
+
+    yield make
+    given_up.set()
+
+
+def test_an_error_drops_no_checkpoint_that_is_being_saved(
+    fails_while_saving: Callable[[str, Event], Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lands, told = Event(), list[Checkpoint]()
+    run = replace(fails_while_saving("CUDA out of memory", lands), report_checkpoint=told.append)
+    settle = Saver.settle
+
+    def settling(self: Saver, patience: float) -> None:
+        lands.set()
+        settle(self, max(patience, 60.0))
+
+    monkeypatch.setattr(Saver, "settle", settling)
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        workflow.run(run)
+    assert [c.step for c in told] == [2]
+    assert choose.choose(run).step == 2
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory", "Connection closed by peer"])
+def test_an_error_does_not_wait_for_ever_for_a_save(
+    fails_while_saving: Callable[[str, Event], Run],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    words: str,
+) -> None:
+    monkeypatch.setattr(steps, "AT_MOST", 0.0)
+    run = fails_while_saving(words, Event())
+    with pytest.raises(RuntimeError, match=words):
+        workflow.run(run)
+    assert choose.choose(run).path is None
+    # A peer that is gone is not waited for at all.
+    assert ("the checkpoint being saved is lost" in caplog.text) == (words == "CUDA out of memory")
+
+
 def test_what_a_stage_keeps_is_read_again(tmp_path: Path) -> None:
     class Buffer:
         def __init__(self, *values: float) -> None:
@@ -254,26 +318,26 @@ def test_no_save_is_begun_that_cannot_end_in_time(root: Path) -> None:
     assert [path.name for path in run.folders.run_checkpoints.iterdir()] == ["checkpoint-2"]
 
 
-@pytest.mark.parametrize("steps", [5, 6])  # within an epoch, and at the end of one
+@pytest.mark.parametrize("total", [5, 6])  # within an epoch, and at the end of one
 @pytest.mark.parametrize("when", ["last step", "final evaluation"])
 def test_a_stop_near_the_end_leaves_the_evaluation_and_the_artifact_to_the_next_attempt(
-    root: Path, steps: int, when: str
+    root: Path, total: int, when: str
 ) -> None:
     tiny.save_rows(root / "data" / "held.jsonl", rows=5)
     job = tiny.job(
         evaluation={"datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}]},
-        training={"maxSteps": steps},
+        training={"maxSteps": total},
     )
     straight = tiny.make_run(root, job, workspace="straight")
     expected = workflow.run(straight)
 
-    stopped = stopped_at(tiny.make_run(root, job), steps if when == "final evaluation" else steps - 1)
-    goes_on = rf"goes on from step {steps} \(jobs/tiny/checkpoints/1-run1/checkpoint-{steps}\)"
+    stopped = stopped_at(tiny.make_run(root, job), total if when == "final evaluation" else total - 1)
+    goes_on = rf"goes on from step {total} \(jobs/tiny/checkpoints/1-run1/checkpoint-{total}\)"
     for _ in range(2):  # the second one is stopped in the evaluation, too, and has nothing to save
         with pytest.raises(Preempted, match=goes_on):
             workflow.run(stopped)
         assert not stopped.folders.artifact.exists()
-        stopped = stopped_at(tiny.make_run(root, job, attempt=2), steps)
+        stopped = stopped_at(tiny.make_run(root, job, attempt=2), total)
 
     third = tiny.make_run(root, job, attempt=3)
     outcome = workflow.run(third)

@@ -65,7 +65,7 @@ class Peers:
 
     def why_lost(self, error: BaseException) -> End | None:
         """What a broken connection to another rank came from; None if `error` is something else."""
-        if self._store is None or not _is_broken(error):
+        if self._store is None or not is_broken(error):
             return None
         first = str(error).strip().split("\n")[0]
         message = f"Rank {self._rank} lost its connection to the others ({first})"
@@ -156,7 +156,7 @@ def _echo(end: End) -> End:
     return replace(end, echo=True)
 
 
-def _is_broken(error: BaseException) -> bool:
+def is_broken(error: BaseException) -> bool:
     """Whether a collective failed because of another rank. By name and words, as torch has no class of its own for
     all of them."""
     by_torch = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")

@@ -107,7 +107,20 @@ class Saver:
         if self._in_flight is None:
             return
         in_flight, self._in_flight = self._in_flight, None
-        saved = in_flight.result()
+        self._tell(in_flight.result())
+
+    def settle(self, patience: float) -> None:
+        """Before this rank leaves with an error: the save in flight gets so many seconds to land. How it fails is told
+        in the log alone, as there is an error already."""
+        if self._in_flight is None:
+            return
+        in_flight, self._in_flight = self._in_flight, None
+        try:
+            self._tell(in_flight.result(max(0.0, patience)))
+        except Exception as error:
+            log.warning("the checkpoint being saved is lost: %r", error)
+
+    def _tell(self, saved: Saved) -> None:
         for tell in self.told:
             tell(saved)
 

@@ -131,7 +131,8 @@ def train(run: Run, made: Training) -> None:
         made.precision,
         made.steps.newest or "the start",
     )
-    made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
+    with made.steps.landing():
+        made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
     made.steps.measure_at_end()
 
 

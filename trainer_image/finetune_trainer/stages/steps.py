@@ -10,6 +10,8 @@ saves, stops or fails alone. After a step comes first its log line, then its eva
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from transformers import TrainerCallback
 from finetune_trainer import heartbeat
 from finetune_trainer.checkpoints.choose import Choice
 from finetune_trainer.checkpoints.saver import Saved, Saver
-from finetune_trainer.errors import Diverged, Preempted
+from finetune_trainer.errors import Diverged, Preempted, Superseded
+from finetune_trainer.peers import is_broken
 from finetune_trainer.reporting.progress import ProgressReport
 from finetune_trainer.run import Run
 from finetune_trainer.stages.agree import share
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 
 SAVE_MARGIN = 1.5
 """A save is started after SIGTERM only if this many times its measured duration is left."""
+AT_LEAST, AT_MOST = 5.0, 300.0
+"""Seconds that a save in flight gets after an error, whatever the last one took."""
 ASSUMED_BANDWIDTH = 50e6
 """Bytes per second of the workspace, before the first save was measured."""
 
@@ -125,6 +130,19 @@ class Steps(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._land(state)
+
+    @contextmanager
+    def landing(self) -> Iterator[None]:
+        """Around training. What is being saved when an error ends it is of a step before, and as good as any: it gets
+        the time that a save takes. Not where another rank is gone or a later run has taken over: it can't land then."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Superseded) and not is_broken(error):
+                heartbeat.alive()
+                patience = min(max(AT_LEAST, SAVE_MARGIN * self.save_seconds), AT_MOST)
+                self.saver.settle(min(patience, self.run.seconds_left()))
+            raise
 
     def measure_at_end(self) -> None:
         """The evaluation of what was trained. One that is cut short is left to the next attempt: without it the
