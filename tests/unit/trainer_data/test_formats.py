@@ -97,6 +97,21 @@ def test_openai_tools_and_thoughts() -> None:
     )
 
 
+@pytest.mark.parametrize("weight", [0, 1, 0.0])
+def test_the_weight_of_an_answer_is_kept(weight: float) -> None:
+    answer = {"role": A, "content": "r", "weight": weight}
+    assert chat({"messages": [*said((U, "q")), answer]}, "openai")[-1]["weight"] == weight
+    unset = {"role": A, "content": "r", "weight": None}
+    assert chat({"messages": [*said((U, "q")), unset]}, "openai") == said((U, "q"), (A, "r"))
+
+
+@pytest.mark.parametrize("weight", [2, 0.5, "1", [1]])
+def test_other_weights_are_refused(weight: Any) -> None:
+    bad = refusal({"messages": [*said((U, "q")), {"role": A, "content": "r", "weight": weight}]}, "openai")
+    assert bad.rule == "bad-weight"
+    assert "message 2: found weight" in str(bad)
+
+
 def test_sharegpt_with_tools() -> None:
     row = {
         "conversations": shared(

@@ -56,6 +56,23 @@ def test_the_user_chooses_what_is_trained() -> None:
     assert "be kind" in whole.tokenizer.decode(row.input_ids)
 
 
+@pytest.mark.parametrize("history", ["split", "asRendered"])
+def test_answers_of_weight_0_are_seen_and_not_trained(history: str) -> None:
+    chatml = template(history=history)
+    first: list[Message] = [*TWO[:2], {**TWO[2], "weight": 0}, *TWO[3:]]
+    (row,) = rows(Conversation(first), chatml)
+    assert trained([row], chatml) == [["beta beta<|im_end|>"]]
+    assert row.input_ids == rows(Conversation(TWO), chatml)[0].input_ids
+    last: list[Message] = [*TWO[:4], {**TWO[4], "weight": 0}]
+    assert trained(rows(Conversation(last), chatml), chatml) == [["alpha<|im_end|>"]]
+    assert trained(rows(Conversation([*first[:4], {**TWO[4], "weight": 1}]), chatml), chatml) == [
+        ["beta beta<|im_end|>"]
+    ]
+    none = make(Conversation([ONE[0], {**ONE[1], "weight": 0}]), chatml)
+    assert isinstance(none, BadRow)
+    assert none.rule == "noAnswer"
+
+
 def test_a_long_row_loses_its_end_and_says_how_much() -> None:
     chatml = template()
     (whole,) = rows(Conversation(ONE), chatml)

@@ -16,6 +16,8 @@ class Message(TypedDict, total=False):
     content: Required[str]
     reasoning_content: str
     """What the model thought before it answered, where the data keeps it apart."""
+    weight: Literal[0, 1]
+    """Role assistant: 0, where the data says so, is an answer to go on from and not to learn."""
     tool_calls: list[dict[str, Any]]
     """As OpenAI writes them; ``function.arguments`` is an object, not its JSON."""
     tool_call_id: str

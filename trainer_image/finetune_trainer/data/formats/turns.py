@@ -124,7 +124,8 @@ def _turn(value: Any, where: str, dialect: Dialect) -> Turn:
         raise BadRow("unknown-role", f"{where}: found role {shown(tag)}, expected {expected}")
     role = dialect.roles[tag]
     if tag == dialect.function:
-        return Turn(tag, {"role": role, "content": "", "tool_calls": spoken_calls(content, where)})
+        call: Message = {"role": role, "content": "", "tool_calls": spoken_calls(content, where)}
+        return Turn(tag, _weighed(call, value, where))
     called = value.get("tool_calls") if role == "assistant" and not dialect.function else None
     if content is None and called:
         content = ""
@@ -144,4 +145,15 @@ def _turn(value: Any, where: str, dialect: Dialect) -> Turn:
             message["tool_call_id"] = value["tool_call_id"]
         if isinstance(value.get("name"), str):
             message["name"] = value["name"]
-    return Turn(tag, message)
+    return Turn(tag, _weighed(message, value, where))
+
+
+def _weighed(message: Message, value: dict[str, Any], where: str) -> Message:
+    """With the weight that OpenAI's format for fine-tuning gives answers."""
+    weight = value.get("weight")
+    if message["role"] != "assistant" or weight is None:
+        return message
+    if weight not in (0, 1):
+        raise BadRow("bad-weight", f"{where}: found weight {shown(weight)}, expected 0 (not trained) or 1 (trained)")
+    message["weight"] = 1 if weight else 0
+    return message

@@ -85,14 +85,15 @@ class Template:
     def drafts(
         self, messages: list[Message], tools: list[dict[str, Any]], *, since: int = 0, split: bool = True
     ) -> list[Draft]:
-        """The rows of a conversation. Turns before message ``since`` aren't trained; without ``split`` it stays one
-        row, which where it must be split has the last answer only. Raises Misfit and BadRow."""
+        """The rows of a conversation. Turns before message ``since`` aren't trained, nor are those of weight 0; without
+        ``split`` it stays one row, which where it must be split has the last answer only. Raises Misfit and BadRow."""
         self._check_tools(messages, tools)
         complete = self._complete(messages)
-        since += len(complete) - len(messages)
-        turns = [i for i, message in enumerate(complete) if message["role"] == "assistant" and i >= since]
+        added = len(complete) - len(messages)
+        turns = [i + added for i, message in enumerate(messages) if i >= since and _is_trained(message)]
         if not turns:
-            raise BadRow("noAnswer", "the conversation has no answer of the assistant, so there is nothing to train")
+            found = "the conversation has no answer of the assistant, or none whose weight isn't 0: nothing is to train"
+            raise BadRow("noAnswer", found)
         if self.spec.mask_history:
             turns = turns[-1:]
         everything = self.spec.train_on_prompt and split
@@ -164,7 +165,7 @@ class Template:
         """With the default system prompt, and with reasoning where this template looks for it."""
         if self.spec.default_system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.spec.default_system}, *messages]
-        return [self._reasoned(message) if message["role"] == "assistant" else message for message in messages]
+        return [self._reasoned(_plain(message)) if message["role"] == "assistant" else message for message in messages]
 
     def _shaped(self, source: str, message: Message) -> Message:
         if not message.get("tool_calls"):
@@ -204,6 +205,15 @@ class Template:
             return self.render(self.own, PROBE[:1], [], ask=True).text.rstrip().endswith("<think>")
         except Misfit:
             return False
+
+
+def _is_trained(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def _plain(message: Message) -> Message:
+    """As inference has it."""
+    return cast(Message, {k: v for k, v in message.items() if k != "weight"}) if "weight" in message else message
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str]:

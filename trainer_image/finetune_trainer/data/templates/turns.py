@@ -6,7 +6,6 @@ tokens don't join across the seams is checked by ``data.tokenize``.
 """
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.samples import Message
@@ -114,8 +113,9 @@ def as_rendered(
             raise Misfit("prompt", f"message {wrong + 1}: {template.difference(prompts[wrong], text)}")
         starts = {k: len(prompts[k]) for k in turns}
     answers = []
-    for k, following in zip_longest(turns, turns[1:]):
-        stop = template.stops.search(text, starts[k], starts.get(following, len(text)))
+    for k in turns:
+        end = min((start for start in starts.values() if start > starts[k]), default=len(text))
+        stop = template.stops.search(text, starts[k], end)
         if stop is None:
             raise Misfit("stop", f"message {k + 1}: no stop token ({template.stop_names}) after the answer")
         _check_calls(messages[k], k, text[starts[k] : stop.end()])
