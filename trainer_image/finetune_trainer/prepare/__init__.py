@@ -102,6 +102,12 @@ def run(
     contents = [got.digest for _, got in (*sets, *held)]
     key = cache.key(job, contents, tokenizer_digest(tools.tokenizer, model.digest), template)
     reports = f"jobs/{job.name}/reports"
+    amount = cache.Input()
+
+    def heard(read: build.Read) -> None:
+        amount.size, amount.total = read.size, read.total
+        say(read.activity, read.size, read.total, read.rows)
+
     plan = build.Plan(
         job=job,
         train=[build.Source(spec, got.path) for spec, got in sets],
@@ -110,9 +116,10 @@ def run(
         processes=_processes(job, [got.path for _, got in (*sets, *held)]),
         reports=folders.reports,
         invalid_rows=f"{reports}/{build.INVALID_ROWS}",
-        report=lambda read: say(read.activity, read.size, read.total, read.rows),
+        report=heard,
         check_stop=check_stop,
     )
+    amount.copies = 2 if plan.draws else 1
 
     def make(folder: Path) -> dict[str, Any]:
         facts = build.build(plan, folder)
@@ -121,7 +128,7 @@ def run(
         return facts
 
     try:
-        data, manifest, hit = cache.entry(places, key, make, check_stop)
+        data, manifest, hit = cache.entry(places, key, make, check_stop, amount)
     except build.BrokenRows as error:
         report.write(folders.reports, {"job": job.name, "error": str(error)}, error.findings, None)
         raise
