@@ -33,7 +33,7 @@ def test_attention_keeps_documents_apart(tmp_path: Path, model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "values"), [("bloom", {}), ("mpt", {}), ("mamba2", {}), ("lfm2", MIXED), ("qwen3_next", {})]
+    ("kind", "values"), [("bloom", {}), ("mpt", {}), ("mamba2", {}), ("lfm2", MIXED), ("qwen3_next", {}), ("bamba", {})]
 )
 def test_what_sees_more_than_attention_does_is_refused(
     tmp_path: Path, model: Path, kind: str, values: dict[str, Any]

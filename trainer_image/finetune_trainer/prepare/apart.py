@@ -21,7 +21,7 @@ from finetune_trainer.reporting.quiet import quiet
 
 CLOSE = 1e-4
 """Of the largest logit: what fp32 leaves between two orders of adding is a hundredth of that."""
-LARGEST = 100_000_000
+LARGEST = 150_000_000
 """Weights that may be made for this. More of them would take longer than a mistake costs."""
 VOCABULARY, LAYERS, HEADS = 64, 8, 4
 SIZES = {
@@ -108,6 +108,8 @@ def _shrunk(config: Any, narrow: bool) -> Any:
         width = HEADS * (text.hidden_size // heads)
         _put(part, names, num_attention_heads=HEADS, hidden_size=width, intermediate_size=2 * width)
         grouped = getattr(text, "num_key_value_heads", None) or heads
+        inner = width * (getattr(text, "mamba_expand", None) or 1)
+        _put(part, names, mamba_n_heads=HEADS, mamba_d_head=inner // HEADS, mamba_n_groups=1)
         _put(part, names, num_key_value_heads=HEADS if grouped == heads else min(grouped, 2))
     state = getattr(text, "expand", None)
     if narrow and not heads and state:
