@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import distributed
 from transformers import PreTrainedModel
 
+from finetune_trainer import heartbeat
 from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.fetch import prune
 from finetune_trainer.model import adapters, base, pissa, vocabulary
@@ -122,6 +123,7 @@ def by_rank_0(make: Callable[[], None]) -> None:
     if line is not None:
         distributed.barrier(line)
         distributed.destroy_process_group(line)
+    heartbeat.alive()  # it may have taken most of what loading may
 
 
 def check_fits(base_folder: Path, adapter: Path, job: ResolvedJob) -> None:
