@@ -36,6 +36,22 @@ def test_whole_files_tell_their_shapes(tmp_path: Path) -> None:
     assert weights.of_model(sharded(tmp_path), SOURCE) == {"a": [2, 3], "b": [2, 3]}
 
 
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    return file
+
+
+def test_a_file_that_the_config_names_is_the_one_that_counts(tmp_path: Path, config: Path) -> None:
+    save(tmp_path / "tuned.safetensors", a=[2, 3])
+    config.write_text('{"transformers_weights": "tuned.safetensors"}')
+    assert weights.of_model(tmp_path, SOURCE) == {"a": [2, 3]}
+    (sharded(tmp_path) / weights.INDEX).rename(tmp_path / "tuned.safetensors.index.json")
+    config.write_text('{"transformers_weights": "tuned.safetensors.index.json"}')
+    assert set(weights.of_model(tmp_path, SOURCE)) == {"a", "b"}
+
+
 @pytest.mark.parametrize("cut", [4, 30, -1])
 def test_a_file_that_was_cut_off_is_named(tmp_path: Path, cut: int) -> None:
     file = save(tmp_path / weights.ONE, a=[50, 50])

@@ -45,23 +45,26 @@ def head(file: Path, what: str) -> Shapes:
 def of_model(folder: Path, source: str) -> Shapes:
     """Of all the files that are loaded. Raises NotFound for one that is missing, InvalidSpec."""
     what = f"model.source: {source}"
-    if (folder / ONE).is_file():
-        return head(folder / ONE, what)
-    if not (folder / INDEX).is_file():
+    # config.json may name another file.
+    named = json.loads((folder / "config.json").read_bytes()).get("transformers_weights")
+    one, index = (named or ONE, named if str(named).endswith(".index.json") else INDEX)
+    if one != index and (folder / one).is_file():
+        return head(folder / one, what)
+    if not (folder / index).is_file():
         there = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:SHOWN])
-        raise NotFound(f"{what} has neither {ONE} nor {INDEX}, which tells what is where in {there}")
+        raise NotFound(f"{what} has neither {one} nor {index}, which tells what is where in {there}")
     try:
-        placed = dict(json.loads((folder / INDEX).read_bytes())["weight_map"])
+        placed = dict(json.loads((folder / index).read_bytes())["weight_map"])
     except (ValueError, KeyError, TypeError):
-        raise InvalidSpec(f"{what}/{INDEX} has no weight_map: copy it again") from None
+        raise InvalidSpec(f"{what}/{index} has no weight_map: copy it again") from None
     shards = sorted(set(placed.values()))
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise NotFound(
-            f"{what}: {len(missing)} of the {len(shards)} files that {INDEX} names are missing: {_some(missing)}"
+            f"{what}: {len(missing)} of the {len(shards)} files that {index} names are missing: {_some(missing)}"
         )
     heads = {name: head(folder / name, what) for name in shards}
     if lost := [weight for weight, shard in placed.items() if weight not in heads[shard]]:
-        raise InvalidSpec(f"{what}: {placed[lost[0]]} doesn't hold {_some(lost)}, as {INDEX} says: copy both again")
+        raise InvalidSpec(f"{what}: {placed[lost[0]]} doesn't hold {_some(lost)}, as {index} says: copy both again")
     return {name: shape for shapes in heads.values() for name, shape in shapes.items()}
 
 
