@@ -125,7 +125,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(next_run: Run, mon
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patched:
-        patched.setattr("hashlib.file_digest", fails)
+        patched.setattr("finetune_trainer.checkpoints.manifest.digest_of", fails)
         with pytest.raises(OSError, match="Input/output"):
             choose.choose(next_run)
     assert choose.choose(next_run).step == 4

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from finetune_trainer import heartbeat
 from finetune_trainer.checkpoints import manifest
 from finetune_trainer.checkpoints.manifest import Flawed, Manifest, OtherVersion
 from finetune_trainer.workspace import write_json
@@ -142,7 +144,11 @@ def test_what_cannot_be_read_now_is_no_flaw(
     def fails(*_: object, **__: object) -> object:
         raise OSError(number, os.strerror(number))
 
-    target = {"verify": "hashlib.file_digest", "read": "pathlib.Path.read_bytes", "complete": "pathlib.Path.stat"}[look]
+    target = {
+        "verify": "finetune_trainer.checkpoints.manifest.digest_of",
+        "read": "pathlib.Path.read_bytes",
+        "complete": "pathlib.Path.stat",
+    }[look]
     looks: Any = {"verify": partial(manifest.verify, manifest=known)}.get(look) or getattr(manifest, look)
     with monkeypatch.context() as patched:
         patched.setattr(target, fails)
@@ -173,3 +179,14 @@ def other_version(folder: Path, **fields: object) -> Path:
 def test_another_version_is_no_flaw(tmp_path: Path, fields: dict[str, object]) -> None:
     with pytest.raises(OtherVersion):
         manifest.read(other_version(save(tmp_path / "checkpoint-3", 3), **fields))
+
+
+def test_a_large_file_is_digested_with_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive = Mock()
+    monkeypatch.setattr(manifest, "CHUNK", 100)
+    monkeypatch.setattr(heartbeat, "alive", alive)
+    folder = save(tmp_path / "checkpoint-3", 3)
+    chunks = sum(-(-len(content) // 100) for content in FILES.values())
+    assert alive.call_count == chunks + len(FILES), "each file is brought to disk, too"
+    assert flaws(folder) == []
+    assert alive.call_count == 2 * chunks + len(FILES)
