@@ -271,6 +271,18 @@ def test_broken_rows_are_listed_for_every_job_that_leaves_them_out(tmp_path: Pat
     assert (second / build.INVALID_ROWS).read_text() == ""
 
 
+def test_a_job_that_finds_the_data_prepared_lists_the_broken_rows_too(root: Path) -> None:
+    with (root / "data" / "rows.jsonl").open("a") as data:
+        data.write("{\n")
+    job = tiny.job(datasets=[rows("rows.jsonl", maxInvalidRows=1)])
+    first = tiny.make_run(root, job).folders
+    second = tiny.make_run(root, job.model_copy(update={"name": "other"})).folders
+    assert first.reports != second.reports
+    lists = [(folders.reports / build.INVALID_ROWS).read_text() for folders in (first, second)]
+    assert lists[0] == lists[1]
+    assert json.loads(lists[0])["place"] == "rows.jsonl:25"
+
+
 def test_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
     numbered(tmp_path / "rows.jsonl", 20)
     made = plan(tiny.job(datasets=[rows("rows.jsonl")]), tmp_path)
