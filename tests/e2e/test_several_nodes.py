@@ -20,7 +20,7 @@ from examples.demo.kubectl import DemoError, Pod
 from tests.e2e.conftest import POD_MINUTES, TRAINING, Scene
 from tests.kube import until
 
-STEPS = 240
+STEPS = 500
 pytestmark = pytest.mark.timeout(1800)  # four attempts of four processes, and as many in peace
 SHARED_MEMORY = "8Gi"
 """More than the pod's memory, so that filling it is what outgrows that."""
@@ -35,7 +35,7 @@ def pair(scene: Scene, name: str) -> dict[str, Any]:
         checkpoints={"everySteps": 20, "everyMinutes": 15, "keep": 2},
         backoffLimit=2,
     )
-    job["spec"]["resources"] |= {"nodes": 2, "gpusPerNode": 2, "memory": "4Gi", "sharedMemory": SHARED_MEMORY}
+    job["spec"]["resources"] |= {"nodes": 2, "gpusPerNode": 2, "memory": "3Gi", "sharedMemory": SHARED_MEMORY}
     return job
 
 
@@ -119,7 +119,7 @@ def test_each_end_is_named_and_the_next_attempt_says_from_which_checkpoint(struc
     assert struck.status["phase"] == "Succeeded", struck.status["message"]
     ends = struck.status["attempts"]
     assert [end["reason"] for end in ends[:-1]] == [reason for _, reason in FAULTS]
-    assert "4Gi" in ends[1]["message"], "the limit that was outgrown"
+    assert "3Gi" in ends[1]["message"], "the limit that was outgrown"
     assert struck.status["attempt"] == len(FAULTS) + 1
     steps = [end["checkpointStep"] for end in ends[:-1]]
     assert steps == sorted(steps)
