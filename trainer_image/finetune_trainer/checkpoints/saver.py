@@ -91,12 +91,12 @@ class Saver:
             self._group = agree.own_group()
         began = time.monotonic()
         folder = folders.staged(self.run.folders.run_checkpoints, facts.step)
-        _, error = self._attempt(lambda: _make(folder))
+        _, error = self._attempt(folder, lambda: _make(folder))
         # Writing shards is a matter of all ranks: one that didn't come would be waited for.
         error = next((failure for failure in agree.gather(error, self._group) if failure is not None), None)
         if error is None:
             try:
-                with guard(self.run.folders.workspace):
+                with guard(folder.parent, self.run.folders.workspace):
                     write(folder.parent)
             except (OSError, TrainerError) as failure:
                 error = failure
@@ -127,7 +127,7 @@ class Saver:
     def _land(self, facts: Facts, folder: Path, began: float, error: Exception | None) -> Saved:
         files: dict[str, FileFacts] = {}
         if error is None:
-            written, error = self._attempt(lambda: manifest.vouch(folder, self._mine(folder)))
+            written, error = self._attempt(folder, lambda: manifest.vouch(folder, self._mine(folder)))
             files = written or {}
         answers = agree.gather((files, error), self._group)
         error = next((failure for _, failure in answers if failure is not None), None)
@@ -135,7 +135,7 @@ class Saver:
         if self.run.is_main:
             if error is None:
                 everything = {name: known for theirs, _ in answers for name, known in theirs.items()}
-                saved, error = self._attempt(lambda: self._place(facts, folder, everything, began))
+                saved, error = self._attempt(folder, lambda: self._place(facts, folder, everything, began))
             if error is not None:
                 shutil.rmtree(folder.parent, ignore_errors=True)  # what is half written would keep a disk full
         outcome: tuple[Saved | None, Exception | None] = agree.from_main((saved, error), self._group)
@@ -161,10 +161,10 @@ class Saver:
         """The files that this rank wrote."""
         return [name for name in manifest.below(folder) if _writer(name) == self.run.rank]
 
-    def _attempt(self, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    def _attempt(self, folder: Path, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
         """What came out, or why nothing did: other ranks wait for this one's word either way."""
         try:
-            with guard(self.run.folders.workspace):
+            with guard(folder.parent, self.run.folders.workspace):
                 return work(), None
         except Exception as error:
             if isinstance(error, (OSError, TrainerError)):

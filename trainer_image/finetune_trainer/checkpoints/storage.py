@@ -21,9 +21,10 @@ OF_TORCH = ("writ", "Parent directory", "cannot be opened", "unexpected pos")
 
 
 @contextmanager
-def guard(folder: str | Path) -> Iterator[None]:
-    """Around everything that writes below ``folder``. Raises NoSpace or WorkspaceUnusable where that is the cause."""
-    with usable(Path(folder)):
+def guard(folder: str | Path, called: Path | None = None) -> Iterator[None]:
+    """Around everything that writes below ``folder``. Raises NoSpace or WorkspaceUnusable where that is the cause;
+    ``called`` is what they name instead."""
+    with usable(called or Path(folder)):
         try:
             yield
         except BaseException as error:
