@@ -9,6 +9,7 @@ raised on every rank by `collect`. The background talks through a process group 
 of training's collectives.
 """
 
+import errno
 import logging
 import math
 import os
@@ -73,6 +74,8 @@ class Saver:
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future[Saved] | None = None
         self._group: Any = None
+        self._home: int | None = None
+        """The run's folder as it was at the first save, held open."""
 
     @property
     def finished(self) -> bool:
@@ -91,7 +94,7 @@ class Saver:
             self._group = agree.own_group()
         began = time.monotonic()
         folder = folders.staged(self.run.folders.run_checkpoints, facts.step)
-        _, error = self._attempt(folder, lambda: _make(folder))
+        _, error = self._attempt(folder, lambda: self._make(folder))
         # Writing shards is a matter of all ranks: one that didn't come would be waited for.
         error = next((failure for failure in agree.gather(error, self._group) if failure is not None), None)
         if error is None:
@@ -157,6 +160,13 @@ class Saver:
         except (OSError, TrainerError) as error:
             log.warning("old checkpoints are left: %s", error)
 
+    def _make(self, folder: Path) -> None:
+        """Not its parents: where the run's folder is gone, so is the workspace."""
+        if self._home is None:
+            self._home = os.open(folder.parent.parent, os.O_RDONLY | os.O_DIRECTORY)
+        folder.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
+
     def _mine(self, folder: Path) -> list[str]:
         """The files that this rank wrote."""
         return [name for name in manifest.below(folder) if _writer(name) == self.run.rank]
@@ -197,17 +207,15 @@ class Saver:
             ),
         )
         place = run.folders.run_checkpoints / folder.name
+        assert self._home is not None
+        if not os.path.samestat(os.fstat(self._home), place.parent.stat()):
+            # Libraries make the folders that they write to: where a volume was, what they write is on no volume.
+            raise FileNotFoundError(errno.ENOENT, "no longer the folder that the run began in", str(place.parent))
         os.rename(folder, place)
         for parent in (place.parent, place.parent.parent):  # the run's folder may be as new as what is in it
             sync_folder(parent)
         shutil.rmtree(folder.parent, ignore_errors=True)
         return Saved(place, facts.step, now, time.monotonic() - began)
-
-
-def _make(folder: Path) -> None:
-    """Not its parents: where the run's folder is gone, so is the workspace."""
-    folder.parent.mkdir(exist_ok=True)
-    folder.mkdir(exist_ok=True)
 
 
 def _writer(name: str) -> int:
