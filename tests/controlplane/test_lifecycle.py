@@ -233,7 +233,7 @@ def test_a_job_deleted_in_mid_run_leaves_nothing(scene: Scene, propagation: str)
     )
     scene.kubelet.remove_all("job")
     kinds = ("Job", "Pod", "Service", FTJ)
-    until("all is gone", lambda: not any(scene.kube.list(kind, scene.namespace) for kind in kinds))
+    assert until("all is gone", lambda: not any(scene.kube.list(kind, scene.namespace) for kind in kinds))
 
 
 def test_a_job_made_anew_under_the_same_name_is_another(scene: Scene) -> None:

@@ -140,4 +140,4 @@ def test_deleted_it_leaves_nothing(scene: Scene) -> None:
         asked_to_end(scene, pod)
     scene.kubelet.remove_all("job")
     kinds = ("Job", "Pod", "Service")
-    until("all is gone", lambda: not any(scene.kube.list(kind, scene.namespace) for kind in kinds))
+    assert until("all is gone", lambda: not any(scene.kube.list(kind, scene.namespace) for kind in kinds))

@@ -142,5 +142,4 @@ def test_the_loss_goes_on_unbroken(scene: Scene, struck: Struck, trainer_image: 
             for name in ("struck", "alone")
         }
     assert [line["current_steps"] for line in curves["struck"]] == list(range(1, STEPS + 1))
-    # With more than two ranks the order in which DDP sums differs in the first step after a start: the last bits, too.
-    assert [line["loss"] for line in curves["struck"]] == pytest.approx([e["loss"] for e in curves["alone"]], rel=1e-5)
+    assert [line["loss"] for line in curves["struck"]] == [line["loss"] for line in curves["alone"]]

@@ -79,6 +79,7 @@ def sharded(rank: int) -> None:
         ("qlora", UNPACKED, 2, "ddp", stopped),
         ("full", UNPACKED, 2, "ddp", stopped),
         ("freeze", GROUPED, 2, "ddp", killed),
+        ("lora", UNPACKED, 4, "ddp", stopped),
         ("full", PACKED, 2, "fsdp", killed),
         ("lora", GROUPED, 2, "fsdp", stopped),
         ("full", UNPACKED, 1, "fsdp", stopped),

@@ -48,7 +48,7 @@ def trained(root: Path, uri: str) -> Path:
     folders.artifact.mkdir()
     (folders.artifact / "adapter_model.safetensors").write_bytes(WEIGHTS)
     digest, size = workspace.digest_folder(folders.artifact)
-    artifact = Artifact(uri="pvc://work/jobs/tune/artifact", kind="adapter", digest=digest, size_bytes=size)
+    artifact = Artifact(uri="pvc://claim/jobs/tune/artifact", kind="adapter", digest=digest, size_bytes=size)
     result = Result(kind="train", attempt=1, exit_code=0, reason="Completed", message="Trained", artifact=artifact)
     workspace.keep_result(folders, fence, result)
     return file

@@ -210,7 +210,8 @@ class Saver:
         assert self._home is not None
         if not os.path.samestat(os.fstat(self._home), place.parent.stat()):
             # Libraries make the folders that they write to: where a volume was, what they write is on no volume.
-            raise FileNotFoundError(errno.ENOENT, "no longer the folder that the run began in", str(place.parent))
+            why = f"{os.strerror(errno.ENOENT)} any more: another one is in its place"
+            raise FileNotFoundError(errno.ENOENT, why, str(place.parent))
         os.rename(folder, place)
         for parent in (place.parent, place.parent.parent):  # the run's folder may be as new as what is in it
             sync_folder(parent)
