@@ -15,9 +15,12 @@ from pydantic import Field
 from finetune_api.base import ApiModel, DnsLabel, DnsName, quantity
 from finetune_api.data import DatasetSpec, EvaluationSpec, Mixing, TemplateSpec
 from finetune_api.job import FineTuneJob
-from finetune_api.model import ModelSpec
-from finetune_api.output import OutputSpec
+from finetune_api.model import ModelSettings
+from finetune_api.output import OutputSpec, ReportingSpec
+from finetune_api.source import ModelSource
 from finetune_api.spec import FineTuneJobSpec, Stage
+from finetune_api.stages import DpoSpec, KtoSpec, PpoSpec, RmSpec
+from finetune_api.status import Reference
 from finetune_api.training import CheckpointsSpec, TrainingSpec
 from finetune_api.tuning import FreezeSpec, LoraSpec, QuantizationSpec, TuningSpec
 
@@ -54,6 +57,13 @@ class Runtime(ApiModel):
     """Whether the installation lets jobs run a model's own code."""
 
 
+class ResolvedModel(ModelSettings):
+    """spec.model, and of another job's artifact the model that it is or goes on."""
+
+    source: ModelSource
+    """As in the spec, or pvc://claim/jobs/<name>/artifact."""
+
+
 class ResolvedJob(ApiModel):
     """The spec with every default, reference and operator setting filled in, as the trainer reads it."""
 
@@ -65,8 +75,8 @@ class ResolvedJob(ApiModel):
     """sha256 of what decides the result; see `job_digest`."""
     stage: Stage
     """As in the spec."""
-    model: ModelSpec
-    """As in the spec."""
+    model: ResolvedModel
+    """As in the spec, fromJob followed."""
     datasets: list[DatasetSpec] = Field(min_length=1)
     """As in the spec."""
     mixing: Mixing = "concatenate"
@@ -79,7 +89,19 @@ class ResolvedJob(ApiModel):
     """As in the spec, defaults filled in."""
     training: TrainingSpec
     """As in the spec, defaults filled in."""
+    rm: RmSpec | None = None
+    """Of stage rm always there; so are the next three of theirs."""
+    dpo: DpoSpec | None = None
+    """As in the spec."""
+    kto: KtoSpec | None = None
+    """As in the spec."""
+    ppo: PpoSpec | None = None
+    """As in the spec, defaults filled in."""
+    references: list[Reference] = Field(default=[], max_length=3)
+    """Other jobs' artifacts: where fromJob is named, its entry says what is meant."""
     checkpoints: CheckpointsSpec
+    """As in the spec."""
+    reporting: ReportingSpec = ReportingSpec()
     """As in the spec."""
     output: OutputSpec = OutputSpec()
     """As in the spec."""

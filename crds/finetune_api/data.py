@@ -9,7 +9,7 @@ from finetune_api.base import ApiModel, cel, validated
 from finetune_api.source import DataSource
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-Format = Literal["alpaca", "sharegpt", "openai", "text"]
+Format = Literal["alpaca", "sharegpt", "openai", "text", "preference", "kto"]
 Mixing = Literal["concatenate", "interleaveUnder", "interleaveOver"]
 
 
@@ -32,6 +32,12 @@ class ColumnsSpec(ApiModel):
     """The conversation. Unset: messages for openai, conversations for sharegpt."""
     text: Column | None = None
     """text: the document. Unset: text."""
+    chosen: Column | None = None
+    """preference: the better answer. Unset: chosen."""
+    rejected: Column | None = None
+    """preference: the worse answer. Unset: rejected."""
+    label: Column | None = None
+    """kto: whether the answer is wanted. Unset: label, or kto_tag."""
 
 
 class TagsSpec(ApiModel):
@@ -61,7 +67,8 @@ class DatasetSpec(ApiModel):
     hf://org/name[@revision][/path], s3://bucket/prefix, pvc://claim/path or configmap://name/key."""
     format: Format
     """alpaca: instruction, input, output (system, history, tools). sharegpt: conversations of {from, value}. openai:
-    messages of {role, content}. text: documents, for stage pt."""
+    messages of {role, content}. text: documents, for stage pt. preference: a prompt with chosen and rejected. kto: a
+    prompt, a completion and its label. Which of them a stage trains on: docs/data.md."""
     columns: ColumnsSpec | None = None
     """Names of the columns, where they are not those of the format."""
     tags: TagsSpec | None = None
@@ -81,8 +88,28 @@ class DatasetSpec(ApiModel):
     """Broken rows that may be left out. One more, and the job fails before a GPU is held. Unset: 0."""
 
 
+class GenerateSpec(ApiModel):
+    """Stage sft: let the trained model answer held-out prompts, and compare. Greedy: the likeliest token each time."""
+
+    max_new_tokens: int = Field(default=256, ge=1, le=65_536)
+    """Longest answer."""
+    max_rows: int = Field(default=200, ge=1, le=1_000_000)
+    """Rows answered at most, from the start of the held-out data."""
+
+
+class EarlyStoppingSpec(ApiModel):
+    """Stop when the evaluation loss no longer falls."""
+
+    patience: int = Field(ge=1, le=1000)
+    """Evaluations in a row that may bring nothing better."""
+    min_delta: float = Field(default=0.0, ge=0, le=1000)
+    """Fall of the loss that counts as better."""
+
+
+STOPPING = "earlyStopping looks at evaluations during training: set everySteps"
 _EVALUATION_RULES: list[JsonDict] = [
-    cel("has(self.datasets) != has(self.splitFraction)", "set exactly one of datasets and splitFraction")
+    cel("has(self.datasets) != has(self.splitFraction)", "set exactly one of datasets and splitFraction"),
+    cel("!has(self.earlyStopping) || has(self.everySteps)", STOPPING),
 ]
 
 
@@ -97,11 +124,17 @@ class EvaluationSpec(ApiModel):
     """Share of the training rows, drawn by training.seed, that is kept out of training."""
     every_steps: int | None = Field(default=None, ge=1, le=100_000_000)
     """Evaluate every so many optimizer steps, besides once at the end."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """When to stop before epochs or maxSteps are done. Unset: never."""
+    generate: GenerateSpec | None = None
+    """Stage sft: BLEU, ROUGE and exact match of answers generated at the end. Unset: none."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _consistent(self) -> Self:
         if (self.datasets is None) == (self.split_fraction is None):
             raise ValueError("set exactly one of datasets and splitFraction")
+        if self.early_stopping is not None and self.every_steps is None:
+            raise ValueError(STOPPING)
         return self
 
 

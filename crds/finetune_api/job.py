@@ -1,10 +1,11 @@
 """FineTuneJob: the object itself, and the constants that name it."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, StringConstraints
+from pydantic import ConfigDict
 
 from finetune_api.base import ApiModel, cel
+from finetune_api.job_name import NAME, NAME_MAX, JobName
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -16,9 +17,6 @@ PLURAL = "finetunejobs"
 SINGULAR = "finetunejob"
 SHORT = "ftj"
 
-NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-NAME_MAX = 40
-"""A name becomes part of host names of at most 63 characters: <name>-<5 of uid>-<attempt>-<rank>."""
 NAME_RULE = cel(
     f"self.metadata.name.size() <= {NAME_MAX} && self.metadata.name.matches('{NAME}')",
     f"metadata.name must be at most {NAME_MAX} lower-case letters, digits and '-', start with a letter and have no"
@@ -31,7 +29,7 @@ class ObjectMeta(ApiModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Annotated[str, StringConstraints(pattern=NAME, max_length=NAME_MAX)]
+    name: JobName
     """Name of the job."""
     namespace: str | None = None
     """Its namespace."""

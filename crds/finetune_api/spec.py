@@ -8,14 +8,23 @@ from pydantic.config import JsonDict
 from finetune_api.base import ApiModel, cel, validated
 from finetune_api.data import DatasetSpec, EvaluationSpec, Mixing, TemplateSpec
 from finetune_api.model import ModelSpec
-from finetune_api.output import OutputSpec, SecretsSpec
+from finetune_api.output import OutputSpec, ReportingSpec, SecretsSpec
 from finetune_api.resources import PrepareSpec, ResourcesSpec, WorkspaceSpec
+from finetune_api.stages import DpoSpec, KtoSpec, PpoSpec, RmSpec
 from finetune_api.training import CheckpointsSpec, TrainingSpec
 from finetune_api.tuning import TuningSpec
 
-Stage = Literal["pt", "sft"]
+Stage = Literal["pt", "sft", "rm", "dpo", "ppo", "kto"]
 
-FORMATS: dict[Stage, tuple[str, ...]] = {"pt": ("text",), "sft": ("alpaca", "sharegpt", "openai")}
+CHATS = ("alpaca", "sharegpt", "openai")
+FORMATS: dict[Stage, tuple[str, ...]] = {
+    "pt": ("text",),
+    "sft": CHATS,
+    "rm": ("preference",),
+    "dpo": ("preference",),
+    "ppo": (*CHATS, "preference"),
+    "kto": ("kto",),
+}
 """Formats of data that a stage can train on."""
 
 WEIGHTS = "weight needs mixing interleaveUnder or interleaveOver"
@@ -48,7 +57,8 @@ class FineTuneJobSpec(ApiModel):
 
     stage: Stage
     """The kind of training. pt: continued pre-training on plain text. sft: supervised fine-tuning on prompts and
-    answers."""
+    answers. rm: a reward model from pairs of answers. dpo: preference optimization on such pairs. ppo: reinforcement
+    learning against a reward model. kto: preference optimization on answers that are wanted or not."""
     model: ModelSpec
     """The model to start from."""
     datasets: list[DatasetSpec] = Field(min_length=1, max_length=64)
@@ -64,8 +74,18 @@ class FineTuneJobSpec(ApiModel):
     """Which weights are trained."""
     training: TrainingSpec
     """Hyper-parameters."""
+    rm: RmSpec | None = None
+    """Settings of stage rm. Unset: their defaults."""
+    dpo: DpoSpec | None = None
+    """Settings of stage dpo. Unset: their defaults."""
+    kto: KtoSpec | None = None
+    """Settings of stage kto. Unset: their defaults."""
+    ppo: PpoSpec | None = None
+    """Settings of stage ppo, which needs them: it must know what scores answers."""
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     """When the run is saved."""
+    reporting: ReportingSpec = ReportingSpec()
+    """Where curves go while the job trains, besides the workspace."""
     output: OutputSpec = OutputSpec()
     """What the artifact is, and where it goes besides the workspace."""
     workspace: WorkspaceSpec

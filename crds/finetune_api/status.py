@@ -156,6 +156,29 @@ class Artifact(ApiModel):
     """Sum of the files' sizes."""
     published: Text | None = None
     """Where a copy of it is, as spec.output.uri, with the revision where there is one."""
+    base: Text | None = None
+    """Of an adapter: source of the model that it goes on."""
+    base_adapter: bool = False
+    """Of an adapter: whether an earlier adapter, kept with it, has to be merged into that model first."""
+    base_digest: ShortText | None = None
+    """sha256 of the model that the training started from."""
+    tokenizer_digest: ShortText | None = None
+    """sha256 of what the tokenizer does. Jobs that work together must agree in it."""
+
+
+class Reference(ApiModel):
+    """The artifact of another job that this one uses, as it was when this one was accepted."""
+
+    use: Literal["model", "reference", "rewardModel"]
+    """What for: model.fromJob, reference.fromJob of stage dpo, kto or ppo, or ppo.rewardModel.fromJob."""
+    job: ShortText
+    """Name of the other job."""
+    uid: ShortText
+    """Its identity."""
+    stage: ShortText
+    """Its stage."""
+    artifact: Artifact
+    """What it made."""
 
 
 class Attempt(ApiModel):
@@ -324,6 +347,12 @@ class FineTuneJobStatus(ApiModel):
     """The newest attempts at preparing, oldest first."""
     prepared: Prepared | None = None
     """What preparing found and made."""
+    references: list[Reference] | None = Field(
+        default=None,
+        max_length=3,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["use"]},
+    )
+    """Artifacts of other jobs that this one uses, fixed at acceptance for all attempts."""
     resolved: Resolved | None = None
     """What was fixed at acceptance."""
     artifact: Artifact | None = None

@@ -32,15 +32,48 @@ class TrainingSpec(ApiModel):
     max_steps: int | None = Field(default=None, ge=1, le=100_000_000)
     """Optimizer steps, whatever the size of the data."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Peak learning rate. Unset: 1e-4 for lora, 1e-5 for full."""
+    """Peak learning rate. Unset: 1e-4 for lora and qlora, 1e-5 for full and freeze; of stages dpo, kto and ppo a
+    twentieth of that."""
     scheduler: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "warmup_stable_decay",
     ] = "cosine"
     """How the learning rate moves after the warm-up; the names are those of transformers."""
+    min_learning_rate_ratio: float | None = Field(default=None, ge=0, lt=1)
+    """cosine_with_min_lr and warmup_stable_decay: share of the peak that is left at the end. Unset: 0.1 and 0."""
+    decay_ratio: float | None = Field(default=None, gt=0, lt=1)
+    """warmup_stable_decay: share of all steps over which the learning rate falls at the end. Unset: 0.1."""
+    optimizer: Literal[
+        "adamw_torch_fused",
+        "adamw_torch",
+        "adamw_8bit",
+        "paged_adamw_32bit",
+        "paged_adamw_8bit",
+        "adafactor",
+        "lion_32bit",
+        "lion_8bit",
+        "sgd",
+        "rmsprop",
+        "adagrad",
+    ] = "adamw_torch_fused"
+    """The names are those of transformers; those with bit are of bitsandbytes."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    adam_epsilon: float = Field(default=1e-8, gt=0, le=1)
+    """Keeps steps finite where the second moment is near zero."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, ge=0, le=1000)
     """Gradients are clipped to this norm; 0: no clipping."""
     global_batch_size: int = Field(default=16, ge=1, le=65_536)
