@@ -54,7 +54,7 @@ class ModelSpec(ModelSettings):
     def _one_pinned(self) -> Self:
         if (self.source is None) == (self.from_job is None):
             raise ValueError(ONE_MODEL)
-        if self.source and self.trust_remote_code and self.source.startswith("hf://"):
-            if not re.search(COMMIT, self.source):
-                raise ValueError(PINNED)
+        hub = self.source is not None and self.source.startswith("hf://")
+        if hub and self.trust_remote_code and not re.search(COMMIT, self.source or ""):
+            raise ValueError(PINNED)
         return self

@@ -19,7 +19,9 @@ NO_REFERENCE = "losses orpo and simpo compare with no reference model: leave ref
 class ReferenceSpec(ApiModel):
     """The model that a stage compares with. Set exactly one of source and fromJob."""
 
-    model_config = ConfigDict(json_schema_extra=validated([cel("has(self.source) != has(self.fromJob)", ONE_REFERENCE)]))
+    model_config = ConfigDict(
+        json_schema_extra=validated([cel("has(self.source) != has(self.fromJob)", ONE_REFERENCE)])
+    )
 
     source: ModelSource | None = None
     """A whole model in Hugging Face layout."""
