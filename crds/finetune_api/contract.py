@@ -8,12 +8,15 @@ annotations through the downward API. Out: status fields, termination message an
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from finetune_api.base import ApiModel, DnsLabel, DnsName, quantity
+from finetune_api.chaining import followed
 from finetune_api.data import DatasetSpec, EvaluationSpec, Mixing, TemplateSpec
+from finetune_api.defaults import fill_in
 from finetune_api.job import FineTuneJob
 from finetune_api.model import ModelSettings
 from finetune_api.output import OutputSpec, ReportingSpec
@@ -22,10 +25,10 @@ from finetune_api.spec import FineTuneJobSpec, Stage
 from finetune_api.stages import DpoSpec, KtoSpec, PpoSpec, RmSpec
 from finetune_api.status import Reference
 from finetune_api.training import CheckpointsSpec, TrainingSpec
-from finetune_api.tuning import FreezeSpec, LoraSpec, QuantizationSpec, TuningSpec
+from finetune_api.tuning import AdapterSpec, TuningSpec
 
-CONTRACT = 2
-CONTRACTS_ACCEPTED = (1, 2)
+CONTRACT = 3
+CONTRACTS_ACCEPTED = (2, 3)
 
 JOB_FILE = "/etc/finetune/job.json"
 ATTEMPT_FILE = "/etc/finetune/attempt.json"
@@ -36,6 +39,13 @@ TERMINATION_MESSAGE = "/dev/termination-log"
 TERMINATION_MESSAGE_BYTES = 4000
 """The kubelet cuts at 4096 bytes, which would leave invalid JSON."""
 RESOLVED_JOB_BYTES = 65_536
+
+NOT_DECISIVE: dict[str, Any] = {
+    "rollout_micro_batch_size": True,
+    "reference": {"from_job"},
+    "reward_model": {"from_job": True, "http": {"secret", "timeout_seconds"}},
+}
+"""What in a stage's section says who, or how much at once, and not what: the job's digest leaves it out."""
 
 
 class Runtime(ApiModel):
@@ -64,6 +74,20 @@ class ResolvedModel(ModelSettings):
     """As in the spec, or pvc://claim/jobs/<name>/artifact."""
 
 
+class ResolvedAdapter(AdapterSpec):
+    """spec.tuning.adapter, its place known."""
+
+    source: ModelSource
+    """As in the spec, or pvc://claim/jobs/<name>/artifact."""
+
+
+class ResolvedTuning(TuningSpec):
+    """spec.tuning, and the adapter that model.fromJob brought."""
+
+    adapter: ResolvedAdapter | None = None
+    """An earlier LoRA adapter to start from."""
+
+
 class ResolvedJob(ApiModel):
     """The spec with every default, reference and operator setting filled in, as the trainer reads it."""
 
@@ -85,7 +109,7 @@ class ResolvedJob(ApiModel):
     """As in the spec."""
     evaluation: EvaluationSpec | None = None
     """As in the spec."""
-    tuning: TuningSpec
+    tuning: ResolvedTuning
     """As in the spec, defaults filled in."""
     training: TrainingSpec
     """As in the spec, defaults filled in."""
@@ -132,69 +156,49 @@ class AttemptFacts(ApiModel):
     """terminationGracePeriodSeconds of the pod."""
 
 
-LEARNING_RATE: dict[str, float] = {"lora": 1e-4, "qlora": 1e-4, "freeze": 1e-5, "full": 1e-5}
-MICRO_BATCHES = (4, 2, 1)
-
-
-def fill_in(spec: FineTuneJobSpec) -> tuple[TuningSpec, TrainingSpec]:
-    """The defaults that hang on other fields, which a schema can't express. This is their only place.
-
-    Raises ValueError when globalBatchSize can't be shared out evenly over the ranks.
-    """
-    tuning, training = _tuning(spec.tuning), spec.training
-    if training.learning_rate is None:
-        training = training.model_copy(update={"learning_rate": LEARNING_RATE[tuning.method]})
-    if training.packing is None:
-        training = training.model_copy(update={"packing": "wrapped" if spec.stage == "pt" else "none"})
-    ranks = spec.resources.nodes * max(1, spec.resources.gpus_per_node)
-    share, rest = divmod(training.global_batch_size, ranks)
-    if rest:
-        raise ValueError(
-            f"training.globalBatchSize is {training.global_batch_size}, which {ranks} GPUs can't share evenly: use a"
-            f" multiple of {ranks}"
-        )
-    micro = training.micro_batch_size or next(size for size in MICRO_BATCHES if share % size == 0)
-    if share % micro:
-        raise ValueError(
-            f"training.microBatchSize is {micro}, but each of {ranks} GPUs gets {share} rows of a global batch of"
-            f" {training.global_batch_size}: use a divisor of {share}"
-        )
-    return tuning, training.model_copy(update={"micro_batch_size": micro})
-
-
-def _tuning(tuning: TuningSpec) -> TuningSpec:
-    """With the sections that the method reads."""
-    filled: dict[str, Any] = {}
-    continued = tuning.adapter is not None and tuning.adapter.mode == "continue"
-    if tuning.method in ("lora", "qlora") and not continued:
-        lora = tuning.lora or LoraSpec()
-        alpha = lora.alpha if lora.alpha is not None else 2 * lora.rank
-        filled["lora"] = lora.model_copy(update={"alpha": alpha})
-    if tuning.method == "qlora":
-        filled["quantization"] = tuning.quantization or QuantizationSpec()
-    if tuning.method == "freeze":
-        filled["freeze"] = tuning.freeze or FreezeSpec()
-    return tuning.model_copy(update=filled)
-
-
 def canonical(value: Any) -> str:
     """JSON with one spelling only."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def source_of(job: ResolvedJob, use: Literal["reference", "rewardModel"]) -> str | None:
+    """Where the model is that a stage compares with or is scored by. None: the job names none, or a service."""
+    for reference in job.references:
+        if reference.use == use:
+            return reference.artifact.uri
+    if use == "rewardModel":
+        return job.ppo.reward_model.source if job.ppo else None
+    section = job.dpo or job.kto or job.ppo
+    return section.reference.source if section and section.reference else None
+
+
 def job_digest(job: ResolvedJob) -> str:
-    """sha256 of what decides the result. Never of resources, micro-batch, where the artifact is copied to, image,
-    checkpoints, metadata or operational fields: those may differ between attempts that continue each other."""
+    """sha256 of what decides the result. Never of resources, micro-batches, where the artifact is copied to, image,
+    checkpoints, metadata or operational fields: those may differ between attempts that continue each other. Another
+    job's artifact is named by its own digest, wherever it lies."""
+    digests = {one.artifact.uri: one.artifact.digest for one in job.references}
+
+    def pinned(source: str) -> str:
+        return digests.get(source, source)
+
+    model = job.model.model_copy(update={"source": pinned(job.model.source)})
+    tuning, adapter = job.tuning, job.tuning.adapter
+    if adapter is not None:
+        pinned_adapter = adapter.model_copy(update={"source": pinned(adapter.source)})
+        tuning = tuning.model_copy(update={"adapter": pinned_adapter})
     training = job.training.model_copy(update={"micro_batch_size": None})
+    section = job.rm or job.dpo or job.kto or job.ppo
     decisive = [
         job.stage,
-        job.model.to_dict(),
+        model.to_dict(),
         job.template.to_dict(),
         [dataset.to_dict() for dataset in job.datasets],
         job.mixing,
         job.evaluation.to_dict() if job.evaluation else None,
-        job.tuning.to_dict(),
+        tuning.to_dict(),
         training.to_dict(),
+        section.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=NOT_DECISIVE) if section else None,
+        [[one.use, one.artifact.digest] for one in job.references],
         job.output.model_copy(update={"uri": None}).to_dict(),
     ]
     return "sha256:" + hashlib.sha256(canonical(decisive).encode()).hexdigest()
@@ -208,6 +212,7 @@ def claim_name(job_name: str, spec: FineTuneJobSpec) -> str:
 def resolve(
     job: FineTuneJob,
     *,
+    references: Sequence[Reference] = (),
     allow_cpu: bool = False,
     allow_remote_code: bool = False,
     gpu_memory_bytes: int | None = None,
@@ -215,29 +220,36 @@ def resolve(
 ) -> ResolvedJob:
     """Fill in everything. The operator does it at acceptance, a laptop run at its start, by the same function.
 
-    ``gpu_memory_bytes`` is what is known of the nodes; spec.resources.gpuMemory goes before it. Raises ValueError with
-    a message for the user when the numbers don't fit together.
+    ``references`` are the artifacts of the jobs that `from_jobs` names. ``gpu_memory_bytes`` is what is known of the
+    nodes; spec.resources.gpuMemory goes before it. Raises ValueError with a message for the user when the numbers don't
+    fit together, or a job that is named made nothing that this one can use.
     """
-    spec = job.spec
-    tuning, training = fill_in(spec)
-    if spec.model.trust_remote_code and not allow_remote_code:
+    if job.spec.model.trust_remote_code and not allow_remote_code:
         raise ValueError(
             "model.trustRemoteCode is true, but this installation does not let jobs run a model's own code"
             " (chart value trainer.allowRemoteCode)"
         )
+    spec, used = followed(job.spec, references)
+    filled = fill_in(spec)
     resolved = ResolvedJob(
         contract=CONTRACT,
         name=job.metadata.name,
         digest="",
         stage=spec.stage,
-        model=spec.model,
+        model=ResolvedModel.model_validate(spec.model.to_dict()),
         datasets=spec.datasets,
         mixing=spec.mixing,
         template=spec.template or TemplateSpec(),
         evaluation=spec.evaluation,
-        tuning=tuning,
-        training=training,
+        tuning=ResolvedTuning.model_validate(filled.tuning.to_dict()),
+        training=filled.training,
+        rm=filled.rm,
+        dpo=filled.dpo,
+        kto=filled.kto,
+        ppo=filled.ppo,
+        references=used,
         checkpoints=spec.checkpoints,
+        reporting=spec.reporting,
         output=spec.output,
         workspace_claim=claim_name(job.metadata.name, spec),
         runtime=Runtime(

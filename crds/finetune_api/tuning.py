@@ -84,8 +84,9 @@ class FreezeSpec(ApiModel):
 class AdapterSpec(ApiModel):
     """An earlier LoRA adapter to start from."""
 
-    source: ModelSource
-    """Folder of the adapter (adapter_config.json, adapter_model.safetensors); it must fit spec.model."""
+    source: ModelSource | None = None
+    """Folder of the adapter (adapter_config.json, adapter_model.safetensors); it must fit spec.model. Unset: the
+    adapter that the job of model.fromJob made."""
     mode: Literal["continue", "merge"] = "continue"
     """continue: train this adapter further. merge: merge it into the base first, then tune as the method says."""
 

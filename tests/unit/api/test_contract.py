@@ -63,15 +63,16 @@ def test_a_models_own_code_needs_the_installations_consent() -> None:
 
 
 def test_a_job_resolved_by_the_release_before_is_read() -> None:
-    """Contract 1 had none of the sections that contract 2 brought."""
+    """Contract 2 had none of the sections and settings that contract 3 brought."""
     old = resolve(job()).to_dict()
-    for section in ("mixing", "template", "output"):
+    for section in ("reporting", "references"):
         del old[section]
-    for setting in ("allowRemoteCode", "prepareProcesses"):
-        del old["runtime"][setting]
-    read = ResolvedJob.model_validate(old | {"contract": 1})
-    assert read.template.history == "split"
-    assert read.output.uri is None
+    for setting in ("adamBeta1", "adamBeta2", "adamEpsilon"):
+        del old["training"][setting]
+    read = ResolvedJob.model_validate(old | {"contract": 2})
+    assert read.references == []
+    assert read.training.adam_beta2 == 0.999
+    assert not read.reporting.tensorboard
 
 
 DECIDES = [
