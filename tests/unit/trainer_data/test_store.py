@@ -9,7 +9,7 @@ from finetune_trainer.data.pack import Packs, bfd, wrapped
 from finetune_trainer.data.row import Row
 from finetune_trainer.data.store import ShardWriter, SplitFacts, open_split, write_packs
 
-ROWS = [Row(list(range(i, 2 * i + 2)), [(0, 1), (i // 2 + 1, i + 2)]) for i in range(50)]
+ROWS = [Row(list(range(i, 2 * i + 2)), [(0, 1), (i // 2 + 1, i + 2)], desirable=i % 3 > 0) for i in range(50)]
 
 
 def write(folder: Path, rows: list[Row], portion: int, rows_per_shard: int = 20) -> SplitFacts:

@@ -14,6 +14,13 @@ class Row(NamedTuple):
     """Half-open spans of input_ids, in order and disjoint. Token 0 of a row never counts: nothing comes before it."""
     cut: int = 0
     """Tokens that were lost to training.cutoffLength."""
+    desirable: bool = True
+    """Stage kto: whether the answer is wanted."""
+
+    @property
+    def answer_start(self) -> int:
+        """Where the prompt ends: at the first trained token. Of a row without one, everything is prompt."""
+        return self.trained[0][0] if self.trained else len(self.input_ids)
 
     @property
     def trained_tokens(self) -> int:

@@ -24,7 +24,7 @@ TOKENS_PER_BATCH = 1 << 20
 ROWS_PER_BATCH = 8192
 PACKS_PER_BATCH = 65_536
 
-_ROWS = pa.schema([("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.int32()))])
+_ROWS = pa.schema([("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.int32())), ("desirable", pa.bool_())])
 """``trained`` holds start and end of each span, one after the other."""
 _PACKS = pa.schema([("row", pa.list_(pa.int64())), ("start", pa.list_(pa.int32())), ("end", pa.list_(pa.int32()))])
 
@@ -84,7 +84,8 @@ class ShardWriter:
         spans = _lists([[edge for span in row.trained for edge in span] for row in self._batch])
         if len(tokens.values):
             self._highest = max(self._highest, int(tokens.values.to_numpy().max()))
-        self._writer.write_batch(pa.record_batch([tokens, spans], schema=_ROWS))
+        desirable = pa.array([row.desirable for row in self._batch], pa.bool_())
+        self._writer.write_batch(pa.record_batch([tokens, spans, desirable], schema=_ROWS))
         self._batch, self._batch_tokens = [], 0
 
     def _end_shard(self) -> None:
@@ -104,7 +105,7 @@ class Split(Sequence[Row]):
         """Which rows share a row of the batch; None where each has its own."""
         sizes = [0, *(batch.num_rows for batch in batches)]
         self._starts = np.cumsum(sizes)
-        self._ids, self._trained = ([batch.column(name) for batch in batches] for name in _ROWS.names)
+        self._ids, self._trained, self._desirable = ([batch.column(name) for batch in batches] for name in _ROWS.names)
         self.lengths: npt.NDArray[np.int32] = np.concatenate(
             [np.empty(0, np.int32), *(np.diff(ids.offsets.to_numpy()) for ids in self._ids)]
         )
@@ -127,7 +128,8 @@ class Split(Sequence[Row]):
         inside = index - int(self._starts[batch])
         edges = _values(self._trained[batch], inside).tolist()
         ids: list[int] = _values(self._ids[batch], inside).tolist()
-        return Row(ids, list(zip(edges[::2], edges[1::2], strict=True)))
+        desirable: bool = self._desirable[batch][inside].as_py()
+        return Row(ids, list(zip(edges[::2], edges[1::2], strict=True)), desirable=desirable)
 
 
 def open_split(folder: Path, split: str) -> Split:

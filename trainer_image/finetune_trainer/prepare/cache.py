@@ -25,7 +25,7 @@ from finetune_trainer.fetch.prune import RECENT, prune, used
 from finetune_trainer.prepared import MANIFEST
 from finetune_trainer.workspace import NO_SPACE, digest_folder, read_json, sync_folder, write_json
 
-FORMAT = 3
+FORMAT = 4
 """Of the entries and of how rows are made: raised when either changes."""
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
 """Their versions may change the rows."""
