@@ -19,6 +19,7 @@ FILE = "PREPARED.json"
 MANIFEST = "manifest.json"
 """Last file of an entry of the cache: the entry is complete."""
 VOLUME = "volume:"
+FOLDERS = ("model", "adapter", "reference", "reference_base", "reward", "reward_base")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,21 @@ class PreparedJob:
     """Source on a hub -> commit."""
     template: dict[str, Any] = field(default_factory=dict)
     """How conversations became tokens, for provenance."""
+    reference: Path | None = None
+    """Model or adapter that stage dpo, kto or ppo compares with, where the job names one."""
+    reference_base: Path | None = None
+    """Model that the reference goes on, where it is an adapter."""
+    reward: Path | None = None
+    """Model or adapter that scores answers in stage ppo."""
+    reward_base: Path | None = None
+    """Model that the reward adapter goes on."""
+    tokenizer_digest: str = ""
+    """Of what the tokenizer does; see ``prepare.tokenizers``."""
+
+    @property
+    def folders(self) -> dict[str, Path | None]:
+        """All that may be among its folders besides the data, by name."""
+        return {name: getattr(self, name) for name in FOLDERS}
 
 
 def write(folders: "Folders", job: ResolvedJob, prepared: PreparedJob) -> None:
@@ -48,14 +64,14 @@ def write(folders: "Folders", job: ResolvedJob, prepared: PreparedJob) -> None:
     folders.job.mkdir(parents=True, exist_ok=True)
     content = {
         "digest": job.digest,
-        "model": _relative(folders, prepared.model),
-        "adapter": _relative(folders, prepared.adapter) if prepared.adapter else None,
+        **{name: _relative(folders, path) if path else None for name, path in prepared.folders.items()},
         "data": _relative(folders, prepared.data),
         "splits": prepared.splits,
         "summary": prepared.summary.to_dict(),
         "digests": prepared.digests,
         "revisions": prepared.revisions,
         "template": prepared.template,
+        "tokenizer": prepared.tokenizer_digest,
     }
     write_json(folders.job / FILE, content)
 
@@ -71,18 +87,18 @@ def read(folders: "Folders", job: ResolvedJob) -> PreparedJob | None:
         if content is None or content["digest"] != job.digest:
             return None
         prepared = PreparedJob(
-            model=_absolute(folders, content["model"]),
-            adapter=_absolute(folders, content["adapter"]) if content["adapter"] else None,
+            **{name: _absolute(folders, content[name]) if content[name] else None for name in FOLDERS},
             data=_absolute(folders, content["data"]),
             splits=list(content["splits"]),
             summary=Prepared.model_validate(content["summary"]),
             digests=dict(content["digests"]),
             revisions=dict(content["revisions"]),
             template=dict(content["template"]),
+            tokenizer_digest=str(content["tokenizer"]),
         )
     except (WorkspaceUnusable, KeyError, TypeError, ValueError, ValidationError):
         return None
-    there = prepared.model.is_dir() and (prepared.adapter is None or prepared.adapter.is_dir())
+    there = all(path.is_dir() for path in prepared.folders.values() if path is not None)
     return prepared if there and (prepared.data / MANIFEST).is_file() else None
 
 
