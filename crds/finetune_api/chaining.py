@@ -50,18 +50,18 @@ def followed(spec: FineTuneJobSpec, references: Iterable[Reference]) -> tuple[Fi
                 f"{field(spec, use)}: there is no artifact of {name} yet. In a cluster this job waits for it; elsewhere"
                 f" name it as source, pvc://<claim>/jobs/{name}/artifact"
             )
-        _check_stage(spec, found)
+        check_stage(spec, use, name, found.stage)
         used.append(found)
     model = next((one for one in used if one.use == "model"), None)
     return (_on_artifact(spec, model) if model else spec), used
 
 
-def _check_stage(spec: FineTuneJobSpec, found: Reference) -> None:
-    """A reward model says how good an answer is, and can't answer."""
-    wanted = found.use == "rewardModel" or (found.use == "model" and spec.stage == "rm" and found.stage == "rm")
-    if (found.stage == "rm") != wanted:
+def check_stage(spec: FineTuneJobSpec, use: Use, job: str, stage: str) -> None:
+    """A reward model says how good an answer is, and can't answer. The operator asks before it waits for the job."""
+    wanted = use == "rewardModel" or (use == "model" and spec.stage == "rm" and stage == "rm")
+    if (stage == "rm") != wanted:
         kind = "a reward model, which is made by stage rm" if wanted else "a model that answers, not a reward model"
-        raise ValueError(f"{field(spec, found.use)}: {found.job} is of stage {found.stage}: name the job of {kind}")
+        raise ValueError(f"{field(spec, use)}: {job} is of stage {stage}: name the job of {kind}")
 
 
 def _on_artifact(spec: FineTuneJobSpec, found: Reference) -> FineTuneJobSpec:
