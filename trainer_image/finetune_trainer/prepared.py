@@ -49,7 +49,7 @@ class PreparedJob:
     reward_base: Path | None = None
     """Model that the reward adapter goes on."""
     tokenizer_digest: str = ""
-    """Of what the tokenizer does; see ``prepare.tokenizers``."""
+    """Of what the tokenizer does; see `prepare.tokenizers`."""
 
     @property
     def folders(self) -> dict[str, Path | None]:

@@ -1,0 +1,99 @@
+"""The critic's values come with the log-probabilities, are saved in checkpoints, and are in no policy."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.tuning import TuningSpec
+from finetune_trainer.data.row import IGNORED
+from finetune_trainer.model import adapters, base, value_head
+from finetune_trainer.model.head import TrainedPositions
+
+LORA = TuningSpec.model_validate({"method": "lora", "lora": {"rank": 4}})
+FULL = TuningSpec.model_validate({"method": "full"})
+
+
+def policy(folder: Path, tuning: TuningSpec) -> Any:
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = base.load(folder, "pvc://models/model", torch.float32)
+    add_fused_lm_head(model)
+    return adapters.apply(model, tuning, 0)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    ids = torch.arange(5, 29).reshape(2, 12)
+    labels = ids.clone()
+    labels[:, :4] = IGNORED
+    labels[1, 10:] = IGNORED
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def set_weights(model: Any) -> torch.Tensor:
+    """Something to tell values from zeros by."""
+    weights = [weight for name, weight in model.named_parameters() if value_head.NAME in name and weight.requires_grad]
+    with torch.no_grad():
+        weights[0].copy_(torch.linspace(-1, 1, weights[0].numel()).reshape(1, -1))
+    return weights[0].detach()
+
+
+@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("first", ["reduced", "added"])
+def test_values_are_said_in_the_same_pass_where_the_head_scores(model: Path, tuning: TuningSpec, first: str) -> None:
+    tuned = policy(model, tuning)
+    inner = tuned.get_base_model() if tuning.method == "lora" else tuned
+    given = batch()
+    with torch.no_grad():
+        hidden = inner.base_model(given["input_ids"], use_cache=False).last_hidden_state
+    if first == "reduced":
+        positions = TrainedPositions(inner)
+        value_head.add(tuned)
+    else:
+        value_head.add(tuned)
+        positions = TrainedPositions(inner)
+    assert not any(weight.any() for name, weight in tuned.named_parameters() if value_head.NAME in name)
+    weight = set_weights(tuned)
+
+    whole = tuned(**given, use_cache=False, fused_lm_head=True)
+    reduced = tuned(**positions.inputs(given), use_cache=False, fused_lm_head=True)
+
+    expected = (hidden[:, :-1] @ weight.T).squeeze(-1)
+    assert torch.allclose(whole.state_values, expected, atol=1e-5)
+    assert whole.state_values.shape == whole.log_probs.shape
+    assert torch.allclose(reduced.state_values[0], expected[given["labels"][:, 1:] != IGNORED], atol=1e-5)
+    reduced.state_values.sum().backward()
+    learnt = [name for name, weight in tuned.named_parameters() if value_head.NAME in name and weight.grad is not None]
+    assert len(learnt) == 2
+
+
+@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+def test_it_is_saved_and_loaded_with_what_is_trained(model: Path, tmp_path: Path, tuning: TuningSpec) -> None:
+    tuned, again = policy(model, tuning), policy(model, tuning)
+    for one in (tuned, again):
+        value_head.add(one)
+    weight = set_weights(tuned)
+    tuned.save_pretrained(str(tmp_path))
+    if tuning.method == "lora":
+        again.load_adapter(str(tmp_path), again.active_adapter, is_trainable=True)
+    else:
+        from safetensors.torch import load_file
+
+        again.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    found = [w for name, w in again.named_parameters() if value_head.NAME in name and w.requires_grad]
+    assert torch.equal(found[0], weight)
+
+
+@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+def test_a_policy_is_saved_without_it(model: Path, tmp_path: Path, tuning: TuningSpec) -> None:
+    tuned = policy(model, tuning)
+    tuned.save_pretrained(str(tmp_path / "before"))
+    value_head.add(tuned)
+    kept = value_head.without(tuned.state_dict())
+    assert not any(value_head.NAME in name for name in kept)
+    value_head.remove(tuned)
+    tuned.save_pretrained(str(tmp_path / "after"))
+    before, after = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("before", "after")
+    )
+    assert before == after
