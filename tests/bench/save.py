@@ -17,9 +17,13 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from finetune_trainer.data.items import Items
 from finetune_trainer.model import base, build, tokenizer
-from finetune_trainer.stages import causal
+from finetune_trainer.stages import playbook
+from finetune_trainer.stages.arguments import SFT
+from finetune_trainer.stages.sft.trainer import SftTrainer
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from trl.trainer.sft_config import SFTConfig
 
 from tests.trainer import tiny
 
@@ -33,7 +37,8 @@ def ours(root: Path, resolved: Any) -> Any:
     tokens = tokenizer.load(run.prepared.model, resolved.model, run.job.template.name, allow_remote_code=False)
     precision = base.precision(resolved.training)
     model = build.build(resolved, run.prepared.model, None, tokens, precision, root)
-    made = causal.set_up(run, model, tokens, causal.open_data(run), precision)
+    data = playbook.open_data(run, lambda split: Items(split, "none"))
+    made = playbook.set_up(run, SftTrainer, model, tokens, data, precision, SFTConfig, SFT)
     made.trainer.train()
     return made.trainer
 

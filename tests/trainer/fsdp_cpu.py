@@ -84,7 +84,7 @@ def refused(root: Path, job: ResolvedJob) -> int:
 def _rank(root: Path, job: ResolvedJob, rank: int, world: int, workspace: str, settings: dict[str, Any]) -> int:
     """One rank, told to stop while it does the step after ``stop_after``."""
     from finetune_trainer.errors import Preempted
-    from finetune_trainer.stages import causal
+    from finetune_trainer.stages import playbook
     from finetune_trainer.stages.engine import Engine
     from finetune_trainer.stages.sft import workflow
     from torch.distributed.tensor import DTensor
@@ -92,14 +92,14 @@ def _rank(root: Path, job: ResolvedJob, rank: int, world: int, workspace: str, s
     install()
     stop_after, stop = settings.get("stop_after"), False
     steps: dict[int, list[tuple[int, ...]]] = {}
-    batches_of, train_all = Engine.get_batch_samples, causal.train
+    batches_of, train_all = Engine.get_batch_samples, playbook.train
 
     def get_batch_samples(self: Any, *args: Any) -> Any:
         batches, count = batches_of(self, *args)
         steps[self.state.global_step + 1] = [_row(batch, at) for batch in batches for at in range(len(batch["labels"]))]
         return batches, count
 
-    def train(run: Any, made: causal.Training) -> None:
+    def train(run: Any, made: playbook.Training) -> None:
         try:
             train_all(run, made)
         finally:
@@ -112,7 +112,7 @@ def _rank(root: Path, job: ResolvedJob, rank: int, world: int, workspace: str, s
         stop = stop_after is not None and report.step >= stop_after
 
     mock.patch.object(Engine, "get_batch_samples", get_batch_samples).start()
-    mock.patch.object(causal, "train", train).start()
+    mock.patch.object(playbook, "train", train).start()
     run = tiny.make_run(root, job, attempt=settings.get("attempt", 1), rank=rank, world_size=world, workspace=workspace)
     run = replace(run, stop_requested=lambda: stop, report_progress=progress)
     if "micro_batch" in settings:

@@ -5,12 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from finetune_trainer.data.store import open_split
 from finetune_trainer.errors import Preempted
 from finetune_trainer.run import Run
 from finetune_trainer.stages.evaluation import summary
 from finetune_trainer.stages.sft import workflow
+from finetune_trainer.stages.sft.trainer import of_tokens
 
 from tests.trainer import tiny
 from tests.trainer.test_equivalence import stopped_at
@@ -107,7 +109,11 @@ def test_several_data_sets_are_told_apart(root: Path) -> None:
 
 
 def test_the_loss_over_all_weighs_every_token_the_same() -> None:
-    found = summary({"eval-1": (10.0, 10), "eval-2": (90.0, 30)})
+    one = {"loss": np.array([4.0, 6.0]), "tokens": np.array([4.0, 6.0]), "correct": np.array([1.0, 1.0])}
+    other = {"loss": np.array([90.0]), "tokens": np.array([30.0]), "correct": np.array([6.0])}
+    found = summary(of_tokens, {"eval-1": one, "eval-2": other})
     assert found["eval_loss"] == 2.5
     assert (found["eval_1_loss"], found["eval_2_loss"]) == (1.0, 3.0)
-    assert summary({"eval": (1e6, 1)})["eval_perplexity"] == math.inf
+    assert (found["eval_accuracy"], found["eval_2_accuracy"]) == (0.2, 0.2)
+    far = {"loss": np.array([1e6]), "tokens": np.array([1.0]), "correct": np.array([0.0])}
+    assert summary(of_tokens, {"eval": far})["eval_perplexity"] == math.inf

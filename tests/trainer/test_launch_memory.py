@@ -23,14 +23,14 @@ def room_for(rows: int, rank: int) -> None:
     import torch
     from finetune_trainer.stages.sft.trainer import SftTrainer
 
-    measure = SftTrainer.negative_log_likelihood
+    measure = SftTrainer.scored
 
-    def negative_log_likelihood(self: Any, model: Any, batch: Any) -> torch.Tensor:
+    def scored(self: Any, model: Any, batch: Any) -> Any:
         if rank == 1 and not model.training and len(batch["input_ids"]) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return measure(self, model, batch)
 
-    mock.patch.object(SftTrainer, "negative_log_likelihood", negative_log_likelihood).start()
+    mock.patch.object(SftTrainer, "scored", scored).start()
 
 
 def room_for_one(rank: int) -> None:

@@ -8,7 +8,7 @@ earlier adapter that was merged before training is in base_adapter/, as without 
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,11 +38,13 @@ def write(
     weights: dict[str, Any] | None = None,
     stop_ids: Collection[int] = (),
     probes: Sequence[Sequence[int]] | None = None,
+    extra: Callable[[Path], None] | None = None,
 ) -> Artifact:
     """Model or adapter, tokenizer, model card and provenance, in place.
 
     ``weights`` are the model's, where it holds a share of them alone (`gather`). ``stop_ids`` are the tokens at which
-    an answer ends, ``probes`` rows of held-out token ids that a merge is measured on.
+    an answer ends, ``probes`` rows of held-out token ids that a merge is measured on. ``extra`` writes what else the
+    stage has for it into the folder it is given.
     """
     place = run.folders.artifact
     staging = place.with_name(f".{place.name}-{run.run_id}")
@@ -54,6 +56,8 @@ def write(
             provenance = {**provenance, **facts}
             tokenizer.save_pretrained(staging)
             _save_generation(staging, run.prepared.model, stop_ids, tokenizer)
+            if extra is not None:
+                extra(staging)
             (staging / "README.md").write_text(model_card.render(run.job, kind, provenance, metrics), encoding="utf-8")
             (staging / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
             digest, size = digest_folder(staging)

@@ -30,7 +30,7 @@ def padded(steps: list[list[int]], lengths: list[int], micro_batch: int) -> int:
     """Tokens that micro-batches are filled up with, dealt as the trainer deals them."""
     total = 0
     for step in steps:
-        rows = [lengths[row] for row in order.sorted_by_length(step, lengths, len(step))]
+        rows = [lengths[step[place]] for place in order.places_by_length(step, lengths, len(step))]
         for first in range(0, len(rows), micro_batch):
             batch = rows[first : first + micro_batch]
             total += len(batch) * max(batch) - sum(batch)
@@ -56,7 +56,8 @@ def test_grouped_by_length_the_longest_row_comes_in_the_first_step(lengths: list
 def test_the_order_within_a_step_is_free(lengths: list[int], global_batch: int, ranks: int) -> None:
     """What ranks and micro-batches are dealt from never moves a row to another step."""
     steps = grouped(lengths, global_batch * ranks)
-    dealt = order.sorted_by_length([row for step in steps for row in step], lengths, global_batch * ranks)
+    rows = [row for step in steps for row in step]
+    dealt = [rows[place] for place in order.places_by_length(rows, lengths, global_batch * ranks)]
     again = [dealt[first : first + len(steps[0])] for first in range(0, len(dealt), len(steps[0]))]
     assert [sorted(step) for step in again] == [sorted(step) for step in steps]
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from finetune_trainer.data.order import epoch_order, sorted_by_length, steps_per_epoch, total_steps
+from finetune_trainer.data.order import epoch_order, places_by_length, steps_per_epoch, total_steps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +41,7 @@ def test_it_never_changes_between_versions() -> None:
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=100), BATCH, SEED)
 def test_sorting_by_length_keeps_each_steps_rows(lengths: list[int], batch: int, seed: int) -> None:
     order = epoch_order(len(lengths), batch, seed, 0)
-    ordered = sorted_by_length(order, lengths, batch)
+    ordered = [order[place] for place in places_by_length(order, lengths, batch)]
     for start in range(0, len(order), batch):
         step = ordered[start : start + batch]
         assert Counter(step) == Counter(order[start : start + batch])

@@ -34,12 +34,13 @@ def epoch_order(rows: int, global_batch: int, seed: int, epoch: int) -> list[int
     return (order * math.ceil(length / rows))[:length]
 
 
-def sorted_by_length(order: Sequence[int], lengths: Sequence[int], global_batch: int) -> list[int]:
-    """The same steps with their rows sorted by length: micro-batches then hold little padding. The sum over a global
-    batch doesn't depend on the order within it."""
+def places_by_length(order: Sequence[int], lengths: Sequence[int], global_batch: int) -> list[int]:
+    """The places of an order, so that each step has its rows sorted by length: micro-batches then hold little padding.
+    The sum over a global batch doesn't depend on the order within it."""
     result: list[int] = []
     for start in range(0, len(order), global_batch):
-        result += sorted(order[start : start + global_batch], key=lambda row: (-lengths[row], row))
+        step = range(start, min(start + global_batch, len(order)))
+        result += sorted(step, key=lambda place: (-lengths[order[place]], order[place]))
     return result
 
 

@@ -1,7 +1,8 @@
 """``training.parallelism: fsdp``: every rank holds a share of weights, gradients and optimizer (accelerate's FSDP2).
 
-Called by `causal`. Gradients are averaged over ranks, as with DDP, so the loss and its count are the same in both. What
-is saved while training are shards, which any number of ranks can load; a whole model is put together once, at the end.
+Called by `playbook`. Gradients are averaged over ranks, as with DDP, so the loss and its count are the same in both.
+What is saved while training are shards, which any number of ranks can load; a whole model is put together once, at the
+end.
 """
 
 import os

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.data import TemplateName
-from finetune_api.model import ModelSpec
+from finetune_api.model import ModelSettings
 from transformers import AddedToken, AutoTokenizer, GenerationConfig
 
 from finetune_trainer.data.templates import named
@@ -17,7 +17,7 @@ from finetune_trainer.model.folder import code_hint
 
 def load(
     folder: Path,
-    model: ModelSpec | None = None,
+    model: ModelSettings | None = None,
     template_name: TemplateName | None = None,
     *,
     allow_remote_code: bool = False,
@@ -55,7 +55,7 @@ def stop_ids(tokenizer: Any, folder: Path, template_name: TemplateName | None = 
     return sorted(i for i in ids if i is not None)
 
 
-def _add(tokenizer: Any, model: ModelSpec) -> None:
+def _add(tokenizer: Any, model: ModelSettings) -> None:
     tokenizer.add_tokens(list(model.new_tokens or []))
     special = [AddedToken(token, special=True, normalized=False) for token in model.new_special_tokens or []]
     tokenizer.add_tokens(special, special_tokens=True)

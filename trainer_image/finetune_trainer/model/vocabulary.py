@@ -7,7 +7,7 @@ random: the same base always grows the same way.
 from typing import Any
 
 import torch
-from finetune_api.model import ModelSpec
+from finetune_api.model import ModelSettings
 from transformers import PreTrainedModel
 
 
@@ -36,6 +36,6 @@ def embeddings(model: PreTrainedModel) -> dict[str, Any]:
     return found
 
 
-def adds_tokens(model: ModelSpec) -> bool:
+def adds_tokens(model: ModelSettings) -> bool:
     """Whether the job adds words, whose embeddings are trained."""
     return bool(model.new_tokens or model.new_special_tokens)

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+from finetune_api.training import TrainingSpec
 
 from finetune_trainer.model.base import Precision
 from finetune_trainer.rendezvous import COLLECTIVE_TIMEOUT
@@ -27,11 +28,15 @@ def common(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
         "average_tokens_across_devices": True,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.scheduler,
+        "lr_scheduler_kwargs": scheduler_settings(training, total_steps),
         "warmup_steps": math.ceil(training.warmup_ratio * total_steps),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "neftune_noise_alpha": training.neftune_noise_alpha,
-        "optim": "adamw_torch_fused",
+        "optim": training.optimizer,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "adam_epsilon": training.adam_epsilon,
         "seed": training.seed,
         "data_seed": training.seed,
         "full_determinism": False,
@@ -75,18 +80,29 @@ def common(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
     }
 
 
-def sft(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
-    """Arguments of stages sft and pt: rows come ready, TRL prepares, packs and cuts nothing."""
-    return common(run, total_steps, precision) | {
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": None,
-        "packing": False,
-        "padding_free": False,
-        "shuffle_dataset": False,
-        "completion_only_loss": False,
-        "assistant_only_loss": False,
-        "loss_type": "nll",
-        "label_smoothing_factor": 0.0,
-        "activation_offloading": False,
-        "trust_remote_code": False,
-    }
+def scheduler_settings(training: TrainingSpec, total_steps: int) -> dict[str, Any]:
+    """What two of the schedulers want to know besides."""
+    floor = training.min_learning_rate_ratio
+    match training.scheduler:
+        case "cosine_with_min_lr":
+            return {"min_lr_rate": 0.1 if floor is None else floor}
+        case "warmup_stable_decay":
+            decay = math.ceil((training.decay_ratio or 0.1) * total_steps)
+            return {"num_decay_steps": decay, "min_lr_ratio": floor or 0.0}
+    return {}
+
+
+SFT: dict[str, Any] = {
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "max_length": None,
+    "packing": False,
+    "padding_free": False,
+    "shuffle_dataset": False,
+    "completion_only_loss": False,
+    "assistant_only_loss": False,
+    "loss_type": "nll",
+    "label_smoothing_factor": 0.0,
+    "activation_offloading": False,
+    "trust_remote_code": False,
+}
+"""What TRL's SFTConfig has besides: rows come ready, TRL prepares, packs and cuts nothing."""

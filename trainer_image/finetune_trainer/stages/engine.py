@@ -1,7 +1,8 @@
-"""What we change in TRL's trainers, in every stage: order, normalisation, randomness, number types, checkpoints.
+"""What we change in transformers' Trainer, in every stage: order, normalisation, randomness, number types, checkpoints.
 
-A stage's trainer is ``class X(Engine, <TRL trainer>)``. Every member of TRL or transformers that is overridden here or
-there is listed in `upstream` and pinned by a test on its signature.
+The trainer of stages pt and sft is ``class X(Engine, <TRL trainer>)``, those of the others are ``class X(Engine)``: a
+stage says how its loss is computed and what it is divided by, and what is measured. Every member of TRL or transformers
+that is overridden here or there is listed in `upstream` and pinned by a test on its signature.
 """
 
 import random
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -26,7 +28,12 @@ from finetune_trainer.heartbeat import beat
 from finetune_trainer.model import adapters, optimizer
 from finetune_trainer.model.base import Precision
 from finetune_trainer.reporting.counters import Counters
+from finetune_trainer.run import Run
 from finetune_trainer.stages.agree import share
+
+Batch = dict[str, torch.Tensor]
+Values = dict[str, npt.NDArray[np.float64]]
+"""What was measured on a split, by name: a value a row, or one a batch."""
 
 
 @dataclass
@@ -38,23 +45,40 @@ class Step:
     grad_norm: torch.Tensor | float = 0.0
     tokens: int = 0
     """Of all ranks, without padding."""
+    counts: list[float] = field(default_factory=list)
+    """What `Engine.counts` says of all ranks' micro-batches together: what the losses of the step are divided by."""
 
 
-class OrderedSampler(Sampler[int]):
+class Keys(Dataset[Any]):
+    """What Trainer takes for the data: what the sampler draws is handed to the collator, which reads what it stands
+    for."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, key: Any) -> Any:
+        return key
+
+
+class OrderedSampler(Sampler[Any]):
     """The order of `data.order`. The epoch is taken from the steps done: accelerate hides samplers from set_epoch when
     it skips batches after a resume."""
 
-    def __init__(self, trainer: Trainer, lengths: Sequence[int], global_batch: int, seed: int, grouped: bool) -> None:
-        self._trainer, self._lengths, self._global_batch, self._seed = trainer, lengths, global_batch, seed
-        self._grouped = grouped
-        self._steps = order.steps_per_epoch(len(lengths), global_batch)
+    def __init__(self, trainer: "Engine") -> None:
+        self._trainer, self._training = trainer, trainer.run.job.training
+        self._lengths, self._global_batch = trainer.data.lengths, self._training.global_batch_size
+        self._steps = order.steps_per_epoch(len(self._lengths), self._global_batch)
 
-    def __iter__(self) -> Iterator[int]:
-        epoch = self._trainer.state.global_step // self._steps
-        rows = order.epoch_order(len(self._lengths), self._global_batch, self._seed, epoch)
-        if self._grouped:
-            rows = order.grouped_by_length(rows, self._lengths, self._global_batch, self._seed, epoch)
-        return iter(order.sorted_by_length(rows, self._lengths, self._global_batch))
+    def __iter__(self) -> Iterator[Any]:
+        epoch, seed = self._trainer.state.global_step // self._steps, self._training.seed
+        rows = order.epoch_order(len(self._lengths), self._global_batch, seed, epoch)
+        if self._training.group_by_length:
+            rows = order.grouped_by_length(rows, self._lengths, self._global_batch, seed, epoch)
+        keys = self._trainer.keys(rows, self._global_batch)
+        return iter([keys[place] for place in order.places_by_length(rows, self._lengths, self._global_batch)])
 
     def __len__(self) -> int:
         return self._steps * self._global_batch
@@ -78,49 +102,103 @@ class Engine(Trainer):
     def __init__(
         self,
         *,
-        lengths: Sequence[int],
-        global_batch: int,
+        data: Any,
+        run: Run,
         precision: Precision,
         saver: Saver,
         counters: Counters,
         keeps: Stateful | None = None,
-        group_by_length: bool = False,
-        lora_plus_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.item_lengths = lengths
-        self.lora_plus_ratio = lora_plus_ratio
-        self.global_batch = global_batch
-        self.group_by_length = group_by_length
-        self.precision = precision
+        self.data, self.run, self.precision = data, run, precision
         self.saver, self.counters = saver, counters
         self.kept: Mapping[str, Stateful] = {"counters": counters, **({} if keeps is None else {"stage": keeps})}
         """What goes on after a resume besides weights and optimizer; ``keeps`` is the stage's own."""
         self.step_facts = Step()
-        super().__init__(**kwargs)
+        self._noted: dict[str, list[Any]] = {}
+        keys = Keys(self.items_per_epoch(data, run))
+        super().__init__(**{"train_dataset": keys, **kwargs})
+        self.train_dataset = keys
         adapters.cast_trainable(self.model, precision)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
-        return OrderedSampler(self, self.item_lengths, self.global_batch, self.args.seed, self.group_by_length)
+    # What a stage says
+
+    @classmethod
+    def items_per_epoch(cls, data: Any, run: Run) -> int:  # noqa: ARG003
+        """How many places of batches one pass over the data fills."""
+        return len(data)
+
+    def keys(self, rows: Sequence[int], global_batch: int) -> Sequence[Any]:  # noqa: ARG002
+        """What stands for each of an epoch's rows, before those of a step are sorted by length."""
+        return rows
+
+    def counts(self, batch: Batch) -> list[float]:
+        """What a micro-batch adds to what losses are divided by. The sum of the first over the global batch is handed
+        to `compute_loss`; all sums are in ``step_facts.counts``."""
+        return [float((batch["labels"][:, 1:] != IGNORED).sum())]
+
+    def begin_step(self, batches: list[Batch]) -> None:
+        """On all ranks, with this rank's micro-batches, before the first of them is trained."""
+
+    def measured(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """What `summary` needs of a batch, each in one dimension: a value a row, or one for all."""
+        raise NotImplementedError
+
+    def summary(self, values: Values) -> dict[str, float]:
+        """Metrics of a split, ``loss`` among them, from what was measured on all of it."""
+        raise NotImplementedError
+
+    def note(self, **values: tuple[torch.Tensor | float, torch.Tensor | float]) -> None:
+        """Metrics of a micro-batch, each as (sum, count): logged as sum of sums by sum of counts over micro-batches,
+        ranks and the steps since the last line of the log. ``__`` in a name stands for ``/``. Whatever is noted, is
+        noted on every rank."""
+        for name, (total, count) in values.items():
+            noted = self._noted.setdefault(name.replace("__", "/"), [0.0, 0.0])
+            noted[0] = noted[0] + (total.detach() if isinstance(total, torch.Tensor) else total)
+            noted[1] = noted[1] + count
+
+    @property
+    def ranks(self) -> int:
+        """Times which a loss is to be taken after it was divided by a count of the global batch: DDP and FSDP average
+        gradients over ranks."""
+        return int(self.accelerator.num_processes)
+
+    # What we change
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._noted:
+            names = sorted(self._noted)
+            mine = [float(value) for name in names for value in self._noted[name]]
+            sums = np.sum(share(mine, self.args.device), axis=0)
+            noted = zip(names, sums[::2], sums[1::2], strict=True)
+            logs |= {name: float(total / count) for name, total, count in noted if count}
+            self._noted = {}
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:  # noqa: ARG002
+        return OrderedSampler(self)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The step's micro-batches, and the trained tokens of the whole global batch: what every loss is divided by.
+        """The step's micro-batches, and what the whole global batch counts: see `counts`.
 
         None after the last step: the library would do one more where a run goes on from there within an epoch.
         """
         if self.state.global_step >= self.state.max_steps:
             return [], torch.tensor(0, device=device)
         batches = [next(epoch_iterator) for _ in range(num_batches)]
-        trained = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
         tokens = sum(int(batch.pop("tokens")) for batch in batches)
-        counts = share([trained, tokens], device)
-        self.step_facts = Step(tokens=int(sum(rank[1] for rank in counts)))
-        return batches, torch.tensor(sum(rank[0] for rank in counts), device=device)
+        mine = np.sum([self.counts(batch) for batch in batches], axis=0)
+        totals = np.sum(share([tokens, *mine], device), axis=0).tolist()
+        self.step_facts = Step(tokens=int(totals[0]), counts=totals[1:])
+        self.begin_step(batches)
+        return batches, torch.tensor(totals[1], device=device)
 
     def create_optimizer(self, model: Any = None) -> Any:  # noqa: ARG002
         if self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = optimizer.groups(self.model, self.args.learning_rate, self.args.weight_decay, self.lora_plus_ratio)
+            lora = self.run.job.tuning.lora
+            ratio = lora.lora_plus_ratio if lora else None
+            groups = optimizer.groups(self.model, self.args.learning_rate, self.args.weight_decay, ratio)
             self.optimizer = kind(groups, **settings)
         return self.optimizer
 

@@ -1,8 +1,8 @@
-"""What the model is measured on: loss and perplexity over the splits that are not trained on.
+"""What the model is measured on: the splits that are not trained on, by the stage's own measures.
 
-Called by `steps` between optimizer steps, and by workflows at the end. The loss is the stage's own: summed over all
-ranks, divided by the tokens that count, so it doesn't depend on ranks or micro-batch. Nothing that training goes on
-with is touched.
+Called by `steps` between optimizer steps, and by `playbook` at the end. A stage says what it measures of a batch and
+what follows from all of it (`Engine.measured`, `Engine.summary`), so metrics don't depend on ranks or micro-batch.
+Nothing that training goes on with is touched.
 
 Where the GPU has no room for a batch, all ranks measure it again with half as many rows, and go on so: the rows here
 may be longer than any that training has seen, so its micro-batch is left alone. Not with sharded weights: there the
@@ -10,7 +10,6 @@ other ranks already wait for the one that had no room.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +18,10 @@ import numpy as np
 import torch
 
 from finetune_trainer import gpumemory, heartbeat
-from finetune_trainer.data.items import Items
-from finetune_trainer.data.row import IGNORED
 from finetune_trainer.model import sharding
 from finetune_trainer.run import Run
-from finetune_trainer.stages.agree import share
+from finetune_trainer.stages.agree import gather, share
+from finetune_trainer.stages.engine import Engine, Values
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +30,10 @@ PREFIX = "eval"
 
 
 class Evaluation:
-    """The evaluation of one run. The trainer has ``negative_log_likelihood``; ``alive`` is called now and then."""
+    """The evaluation of one run; ``alive`` is called now and then."""
 
     def __init__(
-        self, run: Run, splits: dict[str, Items], pad_id: int, attention: str, alive: Callable[[], None]
+        self, run: Run, splits: dict[str, Any], pad_id: int, attention: str, alive: Callable[[], None]
     ) -> None:
         self.run, self.splits, self.alive = run, splits, alive
         self.collate = {name: items.collator(pad_id, attention) for name, items in splits.items()}
@@ -43,6 +41,8 @@ class Evaluation:
         """Measured at once by each rank."""
         self.results: dict[str, float] = {}
         """Of the last complete measurement."""
+        self.values: dict[str, Values] = {}
+        """What it was made from, of each split."""
 
     def due(self, state: Any) -> bool:
         """Whether to measure before the next step. A resumed run may have done it before it was saved."""
@@ -52,50 +52,51 @@ class Evaluation:
         done = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
         return not done and state.global_step % spec.every_steps == 0
 
-    def measure(self, trainer: Any) -> bool:
+    def measure(self, trainer: Engine) -> bool:
         """Measure and log. On all ranks; when one is told to stop, all leave it unfinished and unlogged: False."""
         if not self.splits:
             return True
-        began, sums = time.monotonic(), {}
+        began, found = time.monotonic(), {}
         # Not as DDP wraps it: that exchanges buffers in each forward, and a rank without room might not take part.
         model = trainer.model
         model.eval()
         try:
-            for name, items in self.splits.items():
-                summed = self._sums(trainer, model, items, self.collate[name])
-                if summed is None:
+            for name in self.splits:
+                values = self._values(trainer, model, name)
+                if values is None:
                     heartbeat.beat("train", trainer.state.global_step)
                     log.warning("told to stop: the evaluation after step %d is left out", trainer.state.global_step)
                     return False
-                sums[name] = summed
-            metrics = summary(sums)
+                found[name] = values
+            metrics = summary(trainer.summary, found)
             trainer.log(dict(metrics))
         finally:
             model.train()
             sharding.reshard(model)
         heartbeat.beat("train", trainer.state.global_step)  # not after an error: it is told with its phase
+        self.values = found
         self.results = metrics | {
             "eval_samples": sum(len(items) for items in self.splits.values()),
-            "eval_tokens": sum(tokens for _, tokens in sums.values()),
             "eval_runtime": round(time.monotonic() - began, 2),
         }
         return True
 
-    def _sums(
-        self, trainer: Any, model: Any, items: Items, collate: Callable[..., dict[str, torch.Tensor]]
-    ) -> tuple[float, int] | None:
-        """(summed loss, tokens) over all ranks, or None where they agreed to stop."""
+    def _values(self, trainer: Engine, model: Any, name: str) -> Values | None:
+        """What was measured by all ranks, and as ``item`` on which items; None where they agreed to stop."""
+        items = self.splits[name]
         # Longest first: little padding, and what doesn't fit into memory shows at once.
         order = np.argsort(-items.lengths.astype(np.int64), kind="stable").tolist()
+        keys = trainer.keys(range(len(items)), len(items))
         device = trainer.args.device
-        loss, tokens, first = torch.zeros((), dtype=torch.float64, device=device), 0, 0
+        measured: list[Values] = []
+        first = 0
         while first < len(order):
             self.alive()
             heartbeat.beat("evaluate", trainer.state.global_step)
             mine = order[first + self.run.rank * self.rows :][: self.rows]
             # A rank that has none left still takes part: sharded weights are gathered by all or by none.
-            summed, count = self._measured(trainer, model, collate(mine or order[-1:]))
-            verdicts = share([self.run.stop_requested(), summed is None], device)
+            values = self._measured(trainer, model, self.collate[name]([keys[item] for item in mine or order[-1:]]))
+            verdicts = share([self.run.stop_requested(), values is None], device)
             stop_on, no_room_on = zip(*verdicts, strict=True)
             if any(stop_on):
                 return None
@@ -104,36 +105,36 @@ class Evaluation:
                 if self.run.is_main:
                     log.warning("no room on the GPU: the evaluation goes on with %d rows at once", self.rows)
                 continue
-            if mine and summed is not None:
-                loss, tokens = loss + summed.double(), tokens + count
+            if mine and values is not None:
+                measured.append({"item": np.asarray(mine, dtype=np.float64), **values})
             first += len(verdicts) * self.rows
-        losses, counts = zip(*share([float(loss), tokens], trainer.args.device), strict=True)
-        return sum(losses), int(sum(counts))
+        everything = [values for rank in gather(measured) for values in rank]
+        return {value: np.concatenate([values[value] for values in everything]) for value in everything[0]}
 
-    def _measured(self, trainer: Any, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor | None, int]:
-        """(summed loss, tokens) of one batch of this rank; no loss where there was no room for it, but for less."""
+    def _measured(self, trainer: Engine, model: Any, batch: dict[str, Any]) -> Values | None:
+        """Of one batch of this rank; None where there was no room for it, but for less."""
         batch = trainer._prepare_inputs(batch)
-        del batch["tokens"]
-        count = int((batch["labels"][:, 1:] != IGNORED).sum())
+        batch.pop("tokens")
         try:
             with torch.no_grad(), trainer.compute_loss_context_manager():
-                return trainer.negative_log_likelihood(model, batch), count
+                measured = trainer.measured(model, batch)
+                return {name: value.double().cpu().numpy() for name, value in measured.items()}
         except RuntimeError as error:
             if not gpumemory.is_out_of_memory(error) or self.rows == 1 or self.run.job.training.parallelism == "fsdp":
                 setattr(error, gpumemory.ROWS, self.rows)
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return None, count
+        return None
 
 
-def summary(sums: dict[str, tuple[float, int]]) -> dict[str, float]:
-    """Loss and perplexity: over all splits, and of each where there are several."""
-    total = (sum(loss for loss, _ in sums.values()), sum(tokens for _, tokens in sums.values()))
-    each = {name.replace("-", "_"): one for name, one in sums.items()} if len(sums) > 1 else {}
-    result = {}
-    for name, (loss, tokens) in ({PREFIX: total} | each).items():
-        mean = loss / max(tokens, 1)
-        result[f"{name}_loss"] = mean
-        result[f"{name}_perplexity"] = math.exp(mean) if mean < 700 else math.inf
-    return result
+def summary(of: Callable[[Values], dict[str, float]], found: dict[str, Values]) -> dict[str, float]:
+    """Of all splits together, and of each where there are several."""
+    names = next(iter(found.values()))
+    total = {name: np.concatenate([values[name] for values in found.values()]) for name in names}
+    each = {name.replace("-", "_"): values for name, values in found.items()} if len(found) > 1 else {}
+    return {
+        f"{split}_{metric}": value
+        for split, values in ({PREFIX: total} | each).items()
+        for metric, value in of(values).items()
+    }

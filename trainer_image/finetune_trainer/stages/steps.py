@@ -81,6 +81,7 @@ class Steps(TrainerCallback):
             control.should_training_stop = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer is not None
         if self.evaluation.due(state):  # it was cut short when the run that saved this was told to stop
             self.evaluation.measure(self.trainer)
             if self.evaluation.due(state):
@@ -117,6 +118,7 @@ class Steps(TrainerCallback):
             control.should_save, self.last_save = True, time.monotonic()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer is not None
         self.evaluation.measure(self.trainer)
         if self.evaluation.due(state):  # still: ranks agreed to leave it to the run that goes on from here
             self._stop(state, control)

@@ -6,6 +6,7 @@ write the new signature here. A member that is overridden and not listed fails t
 
 OVERRIDDEN: dict[str, dict[str, str]] = {
     "transformers.trainer.Trainer": {
+        "log": "(self, logs, start_time=None)",
         "_get_train_sampler": "(self, train_dataset=None)",
         "create_optimizer": "(self, model=None)",
         "get_batch_samples": "(self, epoch_iterator, num_batches, device)",

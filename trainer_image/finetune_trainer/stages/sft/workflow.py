@@ -4,11 +4,18 @@ Called by the director on every rank, after everything was prepared. What it cal
 ``finetune_trainer.errors``; a run that returns has its artifact in place.
 """
 
+from functools import partial
+
+from trl.trainer.sft_config import SFTConfig
+
 from finetune_trainer import artifact
+from finetune_trainer.data.items import Items
 from finetune_trainer.model import base, build, tokenizer
 from finetune_trainer.reporting.quiet import quiet
 from finetune_trainer.run import Outcome, Run
-from finetune_trainer.stages import causal
+from finetune_trainer.stages import playbook
+from finetune_trainer.stages.arguments import SFT
+from finetune_trainer.stages.sft.trainer import SftTrainer
 from finetune_trainer.stages.steps import check_stop
 
 
@@ -23,7 +30,7 @@ def run(run: Run) -> Outcome:
     stop_ids = tokenizer.stop_ids(tokens, prepared.model, job.template.name)
 
     # Data
-    data = causal.open_data(run)
+    data = playbook.open_data(run, partial(Items, packing=job.training.packing or "none"))
 
     # Model
     precision = base.precision(job.training)
@@ -32,6 +39,6 @@ def run(run: Run) -> Outcome:
     check_stop(run)
 
     # Train, evaluate, save and report
-    training = causal.set_up(run, model, tokens, data, precision)
-    causal.train(run, training)
-    return causal.finish(run, training, tokens, data, stop_ids)
+    training = playbook.set_up(run, SftTrainer, model, tokens, data, precision, SFTConfig, SFT)
+    playbook.train(run, training)
+    return playbook.finish(run, training, tokens, data, stop_ids)

@@ -1,31 +1,31 @@
-"""The steps that stages sft and pt share: both train a causal language model to predict tokens of prepared rows.
+"""The steps that all stages share, from prepared rows to the artifact.
 
 Called by their workflows, in the order of this file, on every rank.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PrinterCallback
-from trl.trainer.sft_config import SFTConfig
+from transformers import PrinterCallback, TrainingArguments
 
 from finetune_trainer import artifact, heartbeat
 from finetune_trainer.checkpoints import choose
 from finetune_trainer.checkpoints.saver import Saver
 from finetune_trainer.data import order
-from finetune_trainer.data.items import Items
-from finetune_trainer.data.store import open_split
+from finetune_trainer.data.store import Split, open_split
 from finetune_trainer.model import adapters, sharding
 from finetune_trainer.model.base import Precision
 from finetune_trainer.reporting import metrics, plots, provenance
 from finetune_trainer.reporting.progress import ProgressReport
 from finetune_trainer.run import Outcome, Run
 from finetune_trainer.stages import agree, arguments
+from finetune_trainer.stages.engine import Engine
 from finetune_trainer.stages.evaluation import Evaluation
-from finetune_trainer.stages.sft.trainer import SftTrainer
 from finetune_trainer.stages.steps import Steps
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ PROBES, PROBE_LENGTH = 4, 512
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on, and what the model is measured on."""
+    """What is trained on, and what the model is measured on: the stage's items, as `data.items`."""
 
-    train: Items
-    evaluation: dict[str, Items]
+    train: Any
+    evaluation: dict[str, Any]
 
     @property
     def probes(self) -> list[list[int]] | None:
@@ -53,7 +53,7 @@ class Data:
 class Training:
     """A trainer, ready to start, and what watches it."""
 
-    trainer: SftTrainer
+    trainer: Engine
     steps: Steps
     progress: ProgressReport
     evaluation: Evaluation
@@ -61,49 +61,54 @@ class Training:
     precision: Precision
 
 
-def open_data(run: Run) -> Data:
-    """The prepared rows, mapped."""
-    packing = run.job.training.packing or "none"
-    splits = {name: Items(open_split(run.prepared.data, name), packing) for name in run.prepared.splits}
+def open_data(run: Run, items: Callable[[Split], Any]) -> Data:
+    """The prepared rows, mapped; ``items`` makes of a split what fills the places of the stage's batches."""
+    splits = {name: items(open_split(run.prepared.data, name)) for name in run.prepared.splits}
     return Data(splits.pop("train"), splits)
 
 
-def set_up(run: Run, model: Any, tokens: Any, data: Data, precision: Precision) -> Training:
-    """The trainer with its callbacks."""
+def set_up(
+    run: Run,
+    kind: type[Engine],
+    model: Any,
+    tokens: Any,
+    data: Data,
+    precision: Precision,
+    arguments_kind: type[TrainingArguments] = TrainingArguments,
+    arguments_more: dict[str, Any] | None = None,
+    **stage: Any,
+) -> Training:
+    """The stage's trainer with its callbacks; it is made with ``stage`` besides what all of them get."""
     heartbeat.alive()  # the model is loaded, which may have taken most of what loading may
-    from datasets import Dataset
-
-    training, lora = run.job.training, run.job.tuning.lora
-    total_steps = order.total_steps(len(data.train), training.global_batch_size, training.epochs, training.max_steps)
+    training = run.job.training
+    items = kind.items_per_epoch(data.train, run)
+    total_steps = order.total_steps(items, training.global_batch_size, training.epochs, training.max_steps)
     attention = str(model.config.get_text_config()._attn_implementation)
     progress = ProgressReport(run, total_steps)
     evaluation = Evaluation(run, data.evaluation, tokens.pad_token_id, attention, progress.alive)
     saver = Saver(run)
     steps = Steps(run, progress, evaluation, saver)
-    collate = data.train.collator(tokens.pad_token_id, attention)
     sharded = training.parallelism == "fsdp"
     if sharded:
         if run.world_size == 1:
             sharding.join_alone("nccl" if torch.cuda.is_available() else "gloo")
         sharding.gather_head(model.get_base_model() if isinstance(model, PeftModel) else model)
-    args = SFTConfig(**arguments.sft(run, total_steps, precision), **(sharding.arguments(model) if sharded else {}))
+    settings = arguments.common(run, total_steps, precision) | (arguments_more or {})
+    args = arguments_kind(**settings, **(sharding.arguments(model) if sharded else {}))
     if sharded:
         sharding.set_precision(args, precision)
-    trainer = SftTrainer(
-        lengths=data.train.lengths,
-        global_batch=training.global_batch_size,
+    trainer = kind(
+        data=data.train,
+        run=run,
         precision=precision,
         saver=saver,
         counters=progress.counters,
-        group_by_length=training.group_by_length,
-        lora_plus_ratio=lora.lora_plus_ratio if lora else None,
         model=model,
         args=args,
-        data_collator=lambda numbers: collate([number["item"] for number in numbers]),
-        # TRL wants a data set: it gets the items' numbers, and the collator reads what they stand for.
-        train_dataset=Dataset.from_dict({"item": range(len(data.train))}),
+        data_collator=data.train.collator(tokens.pad_token_id, attention),
         processing_class=tokens,
         callbacks=[steps, progress],
+        **stage,
     )
     if sharded:
         sharding.check(trainer)
@@ -122,7 +127,7 @@ def train(run: Run, made: Training) -> None:
         "%d steps of %d %s (%d ranks x %d x %d), %s of %s weights trained, %s; from %s",
         made.total_steps,
         run.job.training.global_batch_size,
-        "rows" if run.job.training.packing == "none" else "packs",
+        "rows" if run.job.training.packing in (None, "none") else "packs",
         run.world_size,
         run.micro_batch_size,
         run.accumulation,
@@ -136,8 +141,16 @@ def train(run: Run, made: Training) -> None:
     made.steps.measure_at_end()
 
 
-def finish(run: Run, made: Training, tokens: Any, data: Data, stop_ids: list[int]) -> Outcome:
-    """Reports and the artifact, by rank 0; the outcome is known to all."""
+def finish(
+    run: Run,
+    made: Training,
+    tokens: Any,
+    data: Data,
+    stop_ids: list[int],
+    extra: Callable[[Path], None] | None = None,
+) -> Outcome:
+    """Reports and the artifact, by rank 0; the outcome is known to all. ``extra`` adds files to the artifact, in the
+    folder that becomes it."""
     heartbeat.beat("finish", made.total_steps)
     outcome = None
     model = made.trainer.accelerator.unwrap_model(made.trainer.model)
@@ -162,6 +175,7 @@ def finish(run: Run, made: Training, tokens: Any, data: Data, stop_ids: list[int
             weights=weights,
             stop_ids=stop_ids,
             probes=data.probes,
+            extra=extra,
         )
         outcome = Outcome(artifact=made_artifact, metrics=metrics.for_status(final))
     return agree.from_main(outcome)  # type: ignore[no-any-return]
