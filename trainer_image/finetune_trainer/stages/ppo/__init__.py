@@ -1,0 +1,1 @@
+"""Stage ppo: the model answers, is scored, and learns from the scores."""

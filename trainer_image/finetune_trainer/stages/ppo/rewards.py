@@ -1,0 +1,68 @@
+"""From what a reward model says to what the policy learns from: scores of one scale, held within bounds.
+
+Used by the rollout. Running statistics are kept in checkpoints.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from finetune_api.stages import PpoSpec
+
+from finetune_trainer.stages.ppo.advantages import Floats, Mask
+
+Normalization = Literal["model", "running", "none"]
+
+
+@dataclass
+class Running:
+    """Mean and deviation of all scores so far (Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances", 1979)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared deviations from the mean."""
+
+    @property
+    def std(self) -> float:
+        """1 while there is nothing to tell scores apart by."""
+        return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
+
+    def add(self, scores: Floats) -> None:
+        count, mean = self.count + len(scores), float(scores.mean(dtype=np.float64))
+        squares = float(((scores.astype(np.float64) - mean) ** 2).sum())
+        apart = mean - self.mean
+        self.squares += squares + apart**2 * self.count * len(scores) / count
+        self.mean += apart * len(scores) / count
+        self.count = count
+
+
+class Normalizer:
+    """Of one job. ``mean`` and ``std`` are those that stage rm measured, where it did."""
+
+    def __init__(self, settings: PpoSpec, mean: float | None, std: float | None) -> None:
+        self.clip, self.penalty = settings.reward_clip, settings.missing_eos_penalty
+        self.measured = (mean or 0.0, std) if std else None
+        self.kind: Normalization = settings.reward_normalization
+        if self.kind == "model" and self.measured is None:
+            self.kind = "running"
+        self.running = Running()
+
+    def __call__(self, scores: Floats, ended: Mask) -> Floats:
+        """Normalized, clipped, and less by the penalty where an answer didn't come to its end."""
+        mean, std = 0.0, 1.0
+        if self.kind == "model" and self.measured is not None:
+            mean, std = self.measured
+        elif self.kind == "running":
+            self.running.add(scores)
+            mean, std = self.running.mean, self.running.std
+        normal = np.clip((scores.astype(np.float64) - mean) / std, -self.clip, self.clip)
+        return np.where(ended, normal, normal - self.penalty)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rewards": self.running.count, "reward_mean": self.running.mean, "reward_squares": self.running.squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.running = Running(state["rewards"], state["reward_mean"], state["reward_squares"])
