@@ -103,9 +103,9 @@ class ResolvedJob(ApiModel):
     """As in the spec, fromJob followed."""
     datasets: list[DatasetSpec] = Field(min_length=1)
     """As in the spec."""
-    mixing: Mixing = "concatenate"
+    mixing: Mixing
     """As in the spec."""
-    template: TemplateSpec = TemplateSpec()
+    template: TemplateSpec
     """As in the spec."""
     evaluation: EvaluationSpec | None = None
     """As in the spec."""
@@ -127,7 +127,7 @@ class ResolvedJob(ApiModel):
     """As in the spec."""
     reporting: ReportingSpec = ReportingSpec()
     """As in the spec."""
-    output: OutputSpec = OutputSpec()
+    output: OutputSpec
     """As in the spec."""
     workspace_claim: DnsLabel
     """Claim behind /workspace: artifacts are named by it."""

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic.config import JsonDict
 
+from finetune_api import consistency
 from finetune_api.base import ApiModel, cel, validated
 from finetune_api.data import DatasetSpec, EvaluationSpec, Mixing, TemplateSpec
 from finetune_api.model import ModelSpec
@@ -15,29 +16,6 @@ from finetune_api.training import CheckpointsSpec, TrainingSpec
 from finetune_api.tuning import TuningSpec
 
 Stage = Literal["pt", "sft", "rm", "dpo", "ppo", "kto"]
-
-CHATS = ("alpaca", "sharegpt", "openai")
-FORMATS: dict[Stage, tuple[str, ...]] = {
-    "pt": ("text",),
-    "sft": CHATS,
-    "rm": ("preference",),
-    "dpo": ("preference",),
-    "ppo": (*CHATS, "preference"),
-    "kto": ("kto",),
-}
-"""Formats of data that a stage can train on."""
-
-WEIGHTS = "weight needs mixing interleaveUnder or interleaveOver"
-WRAPPED = "packing wrapped lets documents see each other, which only stage pt is for: use bfd"
-NO_TEMPLATE = "stage pt trains on plain text: there is no template"
-MERGE = "output.merge needs an adapter to merge: tuning.method lora or qlora"
-
-SHAREABLE = "resources.nodes: more than one node needs workspace.claim.accessMode ReadWriteMany"
-UNSHARED = (
-    "training.parallelism fsdp shares out no quantised weights, which each GPU would hold whole: use ddp, or"
-    " tuning.method lora"
-)
-STREAM = "groupByLength: stage pt packs unless packing is none, and then there is nothing to group"
 
 MUTABLE = ("backoffLimit", "startDeadlineSeconds")
 """Fields that may be changed while the job lives, as on a batch/v1 Job; checkpoints.keep besides."""
@@ -104,65 +82,12 @@ class FineTuneJobSpec(ApiModel):
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> Self:
-        allowed = FORMATS[self.stage]
-        evaluated = self.evaluation.datasets if self.evaluation else None
-        for dataset in (*self.datasets, *(evaluated or ())):
-            if dataset.format not in allowed:
-                raise ValueError(f"format {dataset.format!r}: {formats_message(self.stage)}")
-            if dataset.weight is not None and self.mixing == "concatenate":
-                raise ValueError(WEIGHTS)
-        if self.stage != "pt" and self.training.packing == "wrapped":
-            raise ValueError(WRAPPED)
-        if self.stage == "pt" and self.template is not None:
-            raise ValueError(NO_TEMPLATE)
-        if self.output.merge and self.tuning.method not in ("lora", "qlora"):
-            raise ValueError(MERGE)
-        claim = self.workspace.claim
-        if self.resources.nodes > 1 and claim is not None and claim.access_mode != "ReadWriteMany":
-            raise ValueError(SHAREABLE)
-        if self.training.parallelism == "fsdp" and self.tuning.method == "qlora":
-            raise ValueError(UNSHARED)
-        if self.stage == "pt" and self.training.group_by_length and self.training.packing != "none":
-            raise ValueError(STREAM)
+        consistency.check(self)
         return self
 
-
-def formats_message(stage: Stage) -> str:
-    """What a stage can train on."""
-    return f"stage {stage} trains on data of format " + " or ".join(FORMATS[stage])
-
-
-def consistency_rules() -> list[JsonDict]:
-    """How sections must fit each other: the same as the model's validator, for the API server."""
-    rules = []
-    for stage, formats in FORMATS.items():
-        fits = f"all(d, d.format in {list(formats)})"
-        rules.append(
-            cel(
-                f"self.stage != '{stage}' || (self.datasets.{fits} && (!has(self.evaluation)"
-                f" || !has(self.evaluation.datasets) || self.evaluation.datasets.{fits}))",
-                formats_message(stage),
-            )
-        )
-    weights = "!self.datasets.exists(d, has(d.weight))"
-    rules += [
-        cel(f"self.mixing != 'concatenate' || {weights}", WEIGHTS),
-        cel("self.stage == 'pt' || !has(self.training.packing) || self.training.packing != 'wrapped'", WRAPPED),
-        cel("self.stage != 'pt' || !has(self.template)", NO_TEMPLATE),
-        cel("!self.output.merge || self.tuning.method in ['lora', 'qlora']", MERGE),
-        cel(
-            "self.resources.nodes == 1 || !has(self.workspace.claim)"
-            " || self.workspace.claim.accessMode == 'ReadWriteMany'",
-            SHAREABLE,
-        ),
-        cel("self.training.parallelism != 'fsdp' || self.tuning.method != 'qlora'", UNSHARED),
-        cel(
-            "self.stage != 'pt' || !self.training.groupByLength"
-            " || (has(self.training.packing) && self.training.packing == 'none')",
-            STREAM,
-        ),
-    ]
-    return rules
+    def all_datasets(self) -> list[DatasetSpec]:
+        """Those that are trained on, and those that the model is measured on."""
+        return [*self.datasets, *((self.evaluation.datasets if self.evaluation else None) or ())]
 
 
 def immutability_rules() -> list[JsonDict]:
@@ -177,4 +102,4 @@ def immutability_rules() -> list[JsonDict]:
     return rules
 
 
-FineTuneJobSpec.model_config["json_schema_extra"] = validated([*immutability_rules(), *consistency_rules()])
+FineTuneJobSpec.model_config["json_schema_extra"] = validated([*immutability_rules(), *consistency.as_cel()])

@@ -124,7 +124,7 @@ class Prepared(ApiModel):
     digest: ShortText
     """sha256 of the prepared data: equal for equal data, tokenizer, template and settings."""
     rows: int = Field(ge=0)
-    """Rows to train on."""
+    """Rows to train on: of stages rm and dpo pairs, of ppo prompts."""
     evaluation_rows: int = Field(default=0, ge=0)
     """Rows to evaluate on."""
     tokens: int = Field(ge=0)
@@ -135,6 +135,8 @@ class Prepared(ApiModel):
     """Broken rows that were left out, as the data sets' maxInvalidRows allow."""
     truncated_rows: int = Field(default=0, ge=0)
     """Rows cut at training.cutoffLength."""
+    warning: Text | None = None
+    """What looks wrong with the data, although it can be trained on."""
     report: Text | None = None
     """The whole report, as a path in the workspace."""
     gpu_memory_bytes: int | None = None

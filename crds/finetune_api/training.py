@@ -8,6 +8,9 @@ from pydantic.config import JsonDict
 from finetune_api.base import ApiModel, cel, validated
 
 GROUPED = "groupByLength has nothing to group where packing fills every row: leave one of them out"
+FLOORED = ("cosine_with_min_lr", "warmup_stable_decay")
+FLOOR = "minLearningRateRatio goes with scheduler cosine_with_min_lr or warmup_stable_decay"
+DECAY = "decayRatio goes with scheduler warmup_stable_decay"
 
 _RULES: list[JsonDict] = [
     cel("has(self.epochs) != has(self.maxSteps)", "say how long to train: set exactly one of epochs and maxSteps"),
@@ -19,6 +22,11 @@ _RULES: list[JsonDict] = [
         "!self.groupByLength || !has(self.packing) || self.packing == 'none'",
         GROUPED,
     ),
+    cel(
+        "!has(self.minLearningRateRatio) || self.scheduler in ['cosine_with_min_lr', 'warmup_stable_decay']",
+        FLOOR,
+    ),
+    cel("!has(self.decayRatio) || self.scheduler == 'warmup_stable_decay'", DECAY),
 ]
 
 
@@ -113,6 +121,10 @@ class TrainingSpec(ApiModel):
             )
         if self.group_by_length and self.packing not in (None, "none"):
             raise ValueError(GROUPED)
+        if self.min_learning_rate_ratio is not None and self.scheduler not in FLOORED:
+            raise ValueError(FLOOR)
+        if self.decay_ratio is not None and self.scheduler != "warmup_stable_decay":
+            raise ValueError(DECAY)
         return self
 
 

@@ -12,6 +12,8 @@ ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", max_
 
 ALL_LINEAR = "all-linear means every linear layer already: name either it or the modules"
 HEAD = "lm_head can't be a LoRA target: name it in lora.modulesToSave to train it whole"
+CONTINUED = "an adapter can be continued by method lora or qlora only: use adapter.mode merge"
+OWN_LORA = "an adapter that is continued brings its own lora settings: leave lora out, or use adapter.mode merge"
 _LORA_RULES: list[JsonDict] = [
     cel("self.targets.size() == 1 || !('all-linear' in self.targets)", ALL_LINEAR),
     cel("!('lm_head' in self.targets)", HEAD),
@@ -97,11 +99,11 @@ _RULES: list[JsonDict] = [
     cel("self.method == 'freeze' || !has(self.freeze)", "freeze settings need method freeze"),
     cel(
         "!has(self.adapter) || self.adapter.mode == 'merge' || self.method in ['lora', 'qlora']",
-        "an adapter can be continued by method lora or qlora only: use adapter.mode merge",
+        CONTINUED,
     ),
     cel(
         "!has(self.adapter) || self.adapter.mode == 'merge' || !has(self.lora)",
-        "an adapter that is continued brings its own lora settings: leave lora out, or use adapter.mode merge",
+        OWN_LORA,
     ),
     cel(
         "!has(self.lora) || !self.lora.dora || !has(self.quantization) || self.quantization.bits == 4",
@@ -139,8 +141,8 @@ class TuningSpec(ApiModel):
             (self.lora is not None and not with_adapter, "lora settings need method lora or qlora"),
             (self.quantization is not None and self.method != "qlora", "quantization needs method qlora"),
             (self.freeze is not None and self.method != "freeze", "freeze settings need method freeze"),
-            (continued and not with_adapter, "an adapter can be continued by method lora or qlora only"),
-            (continued and self.lora is not None, "an adapter that is continued brings its own lora settings"),
+            (continued and not with_adapter, CONTINUED),
+            (continued and self.lora is not None, OWN_LORA),
             (
                 self.lora is not None and self.lora.dora and (self.quantization or QuantizationSpec()).bits == 8,
                 "DoRA does not work on an 8 bit base: use quantization.bits 4",
