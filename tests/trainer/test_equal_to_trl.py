@@ -1,0 +1,120 @@
+"""Stages sft, rm, dpo and kto have the losses of TRL's own trainers, step by step, on the same raw rows.
+
+TRL also trains what a template puts after the stop token, and scores it; here the template puts nothing there. Losses
+that TRL doesn't have (orpo, simpo, conservative dpo) are held to their formulas instead, in the tests of the stage.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer.data.items import Items
+from finetune_trainer.data.store import open_split
+from finetune_trainer.model import build
+from finetune_trainer.run import Run
+
+from tests.trainer import equal_to_trl, stages, tiny
+
+CLOSE = 1e-5
+STEPS, BATCH, LEARNING_RATE = 6, 8, 0.01
+TEMPLATE = tiny.CHATML.replace("<|im_end|>\n", "<|im_end|>")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stages.save_volumes(tmp_path_factory.mktemp("root"), template=TEMPLATE)
+
+
+def received(run: Run) -> tuple[Any, Any]:
+    """Model and tokenizer as the stage gets them: TRL starts from the same weights."""
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(run.prepared.model)
+    scratch = run.folders.workspace / "scratch"
+    return build.build(run.job, run.prepared.model, run.prepared.adapter, tokens, "fp32", scratch), tokens
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "section", "theirs", "arguments"),
+    [
+        ("sft", "lora", {}, equal_to_trl.sft, {}),
+        ("sft", "full", {}, equal_to_trl.sft, {}),
+        ("rm", "lora", {}, equal_to_trl.rm, {}),
+        ("rm", "full", {"centerRewards": 0.01}, equal_to_trl.rm, {"center_rewards_coefficient": 0.01}),
+        ("dpo", "lora", {}, equal_to_trl.dpo, {}),
+        ("dpo", "full", {"beta": 0.3}, equal_to_trl.dpo, {"beta": 0.3}),
+        ("dpo", "lora", {"loss": "hinge"}, equal_to_trl.dpo, {"loss_type": ["hinge"]}),
+        ("dpo", "lora", {"loss": "ipo"}, equal_to_trl.dpo, {"loss_type": ["ipo"]}),
+        ("dpo", "lora", {"ldAlpha": 0.5}, equal_to_trl.dpo, {"ld_alpha": 0.5}),
+        (
+            "dpo",
+            "lora",
+            {"sftWeight": 0.7},
+            equal_to_trl.dpo,
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
+        ),
+        ("kto", "lora", {}, equal_to_trl.kto, {}),
+        (
+            "kto",
+            "full",
+            {"desirableWeight": 0.8, "undesirableWeight": 1.3},
+            equal_to_trl.kto,
+            {"desirable_weight": 0.8, "undesirable_weight": 1.3},
+        ),
+    ],
+    ids=lambda value: None if callable(value) else str(value) if value else "default",
+)
+def test_losses_are_those_of_trl(
+    root: Path,
+    tmp_path: Path,
+    stage: str,
+    method: str,
+    section: dict[str, Any],
+    theirs: Callable[..., list[float]],
+    arguments: dict[str, Any],
+) -> None:
+    training = {
+        "maxSteps": STEPS,
+        "globalBatchSize": BATCH,
+        "microBatchSize": BATCH,
+        "learningRate": LEARNING_RATE,
+    }
+    job = stages.job(stage, method, training=training, **({stage: section} if section else {}))
+    run = tiny.make_run(root, job, workspace=tmp_path.name)
+    stages.train(run)
+
+    raw = [stages.row(stage, index) for index in range(stages.ROWS)]
+    rows = equal_to_trl.in_our_order(raw, BATCH, job.training.seed)
+    model, tokens = received(run)
+    expected = theirs(model, tokens, rows, equal_to_trl.settings(tmp_path, STEPS, BATCH, LEARNING_RATE), **arguments)
+    assert len(expected) == STEPS
+    assert expected[-1] != pytest.approx(expected[0], abs=10 * CLOSE), "nothing was learnt, so nothing is compared"
+    assert tiny.losses(run) == pytest.approx(expected, abs=CLOSE)
+
+
+def test_losses_of_packs_are_those_of_trl(root: Path, tmp_path: Path) -> None:
+    """Both pack by themselves, into the same packs."""
+    cutoff, packs_a_step = 48, 2
+    training = {
+        "maxSteps": STEPS,
+        "globalBatchSize": packs_a_step,
+        "microBatchSize": packs_a_step,
+        "packing": "bfd",
+        "cutoffLength": cutoff,
+        "learningRate": LEARNING_RATE,
+    }
+    job = stages.job("sft", training=training)
+    run = tiny.make_run(root, job, workspace=tmp_path.name)
+    stages.train(run)
+
+    model, tokens = received(run)
+    packs = Items(open_split(run.prepared.data, "train"), "bfd")
+    documents = [{tokens.decode(row.input_ids) for row in packs.documents(pack)} for pack in range(len(packs))]
+    assert len(packs) > packs_a_step, "there is an order to be kept"
+    taken = equal_to_trl.in_our_order(documents, packs_a_step, job.training.seed)
+    raw = [stages.row("sft", index) for index in range(stages.ROWS)]
+    arguments = equal_to_trl.settings(tmp_path, STEPS, packs_a_step, LEARNING_RATE)
+    expected = equal_to_trl.packed_sft(model, tokens, raw, arguments, cutoff, taken)
+    assert len(expected) == STEPS
+    assert tiny.losses(run) == pytest.approx(expected, abs=CLOSE)
