@@ -12,18 +12,8 @@ Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Format = Literal["alpaca", "sharegpt", "openai", "text", "preference", "kto"]
 Mixing = Literal["concatenate", "interleaveUnder", "interleaveOver"]
 
-_PROMPT = ("prompt", "query", "history", "system", "tools")
-COLUMNS: dict[Format, tuple[str, ...]] = {
-    "alpaca": (*_PROMPT, "response"),
-    "sharegpt": ("messages", "system", "tools"),
-    "openai": ("messages", "system", "tools"),
-    "text": ("text",),
-    "preference": (*_PROMPT, "messages", "chosen", "rejected"),
-    "kto": (*_PROMPT, "messages", "response", "label"),
-}
-"""Columns that a format reads, as ColumnsSpec calls them."""
-UNTAGGED: tuple[Format, ...] = ("alpaca", "text")
-"""Formats whose rows have no messages."""
+UNITS = {"pt": "rows", "sft": "rows", "rm": "pairs", "dpo": "pairs", "ppo": "prompts", "kto": "answers"}
+"""What a stage's data consists of, for messages."""
 
 
 class ColumnsSpec(ApiModel):
@@ -100,17 +90,6 @@ class DatasetSpec(ApiModel):
     # No default in the schema, as nowhere in lists: kubectl and Argo CD would see a difference for ever.
     max_invalid_rows: int | None = Field(default=None, ge=0, le=1_000_000_000)
     """Broken rows that may be left out. One more, and the job fails before a GPU is held. Unset: 0."""
-
-    @model_validator(mode="after")
-    def _names_are_read(self) -> Self:
-        """A name that nothing reads is a mistake that would show only in what the model learns."""
-        read = COLUMNS[self.format]
-        given = self.columns.to_dict() if self.columns else {}
-        if unread := [name for name in given if name not in read]:
-            raise ValueError(f"columns.{unread[0]}: format {self.format} doesn't read it; it reads {', '.join(read)}")
-        if self.tags and self.tags.to_dict() and self.format in UNTAGGED:
-            raise ValueError(f"tags name the parts of messages, and rows of format {self.format} have none")
-        return self
 
 
 class GenerateSpec(ApiModel):

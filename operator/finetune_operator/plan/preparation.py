@@ -4,6 +4,7 @@ Condition Prepared says how far it is; once True it stays so, and training follo
 data is copied into the operator's own field, because the training attempt overwrites status.result.
 """
 
+from finetune_api.data import UNITS
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase, Prepared, Reason
 
 from finetune_operator.plan import startup
@@ -36,7 +37,7 @@ def _done(case: Case, status: FineTuneJobStatus, verdict: Verdict) -> FineTuneJo
     result = verdict.result
     prepared = result.prepared if result else None
     if prepared is not None:
-        message = told(prepared)
+        message = told(prepared, UNITS[case.job.spec.stage])
     elif result is not None and result.artifact is not None:
         message = "The workspace holds this job's artifact already."
     else:
@@ -46,18 +47,20 @@ def _done(case: Case, status: FineTuneJobStatus, verdict: Verdict) -> FineTuneJo
     return summarized(status, Phase.STARTING, Reason.STARTING, startup.BEGINNING)
 
 
-def told(prepared: Prepared) -> str:
-    """What was prepared, for people."""
-    parts = [f"{prepared.rows:,} rows with {prepared.tokens:,} tokens to train on ({prepared.trained_tokens:,} count)"]
+def told(prepared: Prepared, unit: str) -> str:
+    """What was prepared, for people, in the unit of the stage's data."""
+    counted = f" ({prepared.trained_tokens:,} count)" if prepared.trained_tokens else ""
+    parts = [f"{prepared.rows:,} {unit} with {prepared.tokens:,} tokens to train on{counted}"]
     if prepared.evaluation_rows:
-        parts.append(f"{prepared.evaluation_rows:,} rows to evaluate on")
+        parts.append(f"{prepared.evaluation_rows:,} {unit} to evaluate on")
     if prepared.invalid_rows:
         parts.append(f"{prepared.invalid_rows:,} broken rows were left out")
     if prepared.truncated_rows:
-        parts.append(f"{prepared.truncated_rows:,} rows were cut at training.cutoffLength")
+        parts.append(f"{prepared.truncated_rows:,} {unit} were cut at training.cutoffLength")
     if prepared.gpu_memory_bytes is not None:
         parts.append(f"each GPU needs about {prepared.gpu_memory_bytes / 2**30:.1f} GiB")
-    return "; ".join(parts) + "."
+    warning = f" Warning: {prepared.warning}." if prepared.warning else ""
+    return "; ".join(parts) + "." + warning
 
 
 PREPARATION = Course(

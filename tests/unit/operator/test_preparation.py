@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from finetune_api.status import Prepared
 from finetune_operator.observed import JobView, Observed
 from finetune_operator.plan import Create, Delete, Plan
+from finetune_operator.plan.preparation import told
 
 from tests.unit.operator.make import PREPARED, batch, ended, job, pod, result, running, step, with_status
 
@@ -162,3 +164,8 @@ def test_plans_are_stable() -> None:
         again = step(with_status(view, first), seen, after=60)
         assert again.status == first.status
         assert again.step is None
+
+
+def test_what_is_prepared_is_counted_in_the_stage_s_unit_and_comes_with_its_warning() -> None:
+    prepared = Prepared(digest="sha256:0", rows=20, tokens=400, trained_tokens=0, warning="all of them are alike")
+    assert told(prepared, "prompts") == "20 prompts with 400 tokens to train on. Warning: all of them are alike."
