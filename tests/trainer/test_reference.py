@@ -1,0 +1,119 @@
+"""What stages dpo, kto and ppo compare with: equal to the policy at first, and as it was then for ever."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_trainer.model import adapters, base, build, tokenizer
+from finetune_trainer.run import Run
+from finetune_trainer.stages import logprobs, reference
+from peft import PeftModel
+
+from tests.trainer import tiny
+
+IDS = torch.tensor([[5, 9, 30, 44, 51, 60, 2], [7, 8, 9, 2, 0, 0, 0]])
+MASK = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+LABELS = torch.tensor([[-100, -100, 30, 44, 51, 60, 2], [-100, -100, 9, 2, -100, -100, -100]])
+
+
+def scores(model: Any) -> torch.Tensor:
+    return logprobs.of_answers(model, IDS, MASK, LABELS)
+
+
+def built(root: Path, tuning: dict[str, Any]) -> tuple[Run, Any, Any]:
+    run = tiny.make_run(root, tiny.job(tuning=tuning))
+    tokens = tokenizer.load(run.prepared.model, run.job.model, run.job.template.name, allow_remote_code=False)
+    scratch = run.folders.workspace / "cache" / "merged"
+    model = build.build(run.job, run.prepared.model, run.prepared.adapter, tokens, "fp32", scratch)
+    return run, model, tokens
+
+
+def trained(model: Any) -> None:
+    """As after some steps."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+
+
+def save_adapter(root: Path, **lora: Any) -> dict[str, Any]:
+    """An adapter that does something; what tuning.adapter says of it."""
+    folder = root / "data" / "earlier"
+    model = base.load(root / "models" / "model", "model", torch.float32)
+    tuned = adapters.apply(model, tiny.job(tuning={"method": "lora", "lora": lora}).tuning, 3)
+    trained(tuned)
+    tuned.save_pretrained(str(folder))
+    return {"source": "pvc://data/earlier"}
+
+
+def test_log_probs_are_those_of_the_logits(root: Path) -> None:
+    _, model, _ = built(root, {"method": "lora"})
+    trained(model)
+    logits = model(input_ids=IDS, attention_mask=MASK).logits.log_softmax(-1)[:, :-1]
+    expected = logits.gather(-1, IDS[:, 1:, None]).squeeze(-1) * (LABELS[:, 1:] != -100)
+    logprobs.add(model)
+    torch.testing.assert_close(scores(model), expected)
+    assert logprobs.counted(LABELS).tolist() == [5, 2]
+
+
+FRESH = {"method": "lora", "lora": {"dropout": 0.3}}
+TIED = {"modulesToSave": ["embed_tokens"]}
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        FRESH,
+        {"method": "lora", "lora": {"init": "pissa"}},
+        {"method": "lora", "lora": {"dora": True, **TIED}},
+        {"method": "qlora"},
+        {"method": "full"},
+        {"method": "freeze", "freeze": {"layers": 1}},
+    ],
+    ids=["lora", "pissa", "dora", "qlora", "full", "freeze"],
+)
+def test_it_is_the_model_as_the_job_received_it(root: Path, tuning: dict[str, Any]) -> None:
+    run, model, tokens = built(root, tuning)
+    check(run, model, tokens)
+
+
+@pytest.mark.parametrize("mode", ["continue", "merge"])
+@pytest.mark.parametrize("lora", [{}, TIED, {"dora": True}], ids=["plain", "tied", "dora"])
+def test_it_has_the_earlier_adapter(root: Path, mode: str, lora: dict[str, Any]) -> None:
+    earlier = save_adapter(root, **lora)
+    run, model, tokens = built(root, {"method": "lora", "adapter": {**earlier, "mode": mode}})
+    logprobs.add(model)
+    plain = base.load(run.prepared.model, "model", torch.float32)
+    logprobs.add(plain)
+    assert not torch.allclose(scores(plain), scores(model.eval()), atol=0.01)
+    check(run, model, tokens)
+
+
+def check(run: Run, model: Any, tokens: Any) -> None:
+    wanted = [weight.requires_grad for weight in model.parameters()]
+    made = reference.make(run, model, tokens)
+    assert [w.requires_grad for name, w in model.named_parameters() if f".{reference.COPY}" not in name] == wanted
+    model.eval()
+    start = scores(model).detach()
+    model.train()
+    with made.in_place(model) as other:
+        torch.testing.assert_close(scores(other), start, rtol=0, atol=0)
+    trained(model)
+    assert model.training
+    assert not torch.allclose(scores(model.eval()), start, atol=0.01)
+    with made.in_place(model) as other:
+        torch.testing.assert_close(scores(other), start, rtol=0, atol=0)
+    assert not torch.allclose(scores(model), start, atol=0.01)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(run.folders.job / "saved"))
+        assert not [file for file in (run.folders.job / "saved").rglob("*") if reference.COPY in file.name]
+        assert set(model.peft_config) == {"default"}
+
+
+def test_what_is_not_trained_is_there_once(root: Path) -> None:
+    run, model, tokens = built(root, {"method": "freeze", "freeze": {"layers": 1}})
+    made = reference.make(run, model, tokens)
+    frozen = {id(weight) for weight in model.parameters() if not weight.requires_grad}
+    assert len(frozen & {id(weight) for weight in made.model.parameters()}) == len(frozen) > 0
+    assert not any(weight.requires_grad for weight in made.model.parameters())
