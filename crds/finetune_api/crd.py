@@ -17,6 +17,7 @@ COLUMNS: list[tuple[str, str, str, int]] = [
     ("Loss", "string", ".status.progress.loss", 0),
     ("ETA", "string", ".status.progress.eta", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("From", "string", ".spec.model.fromJob", 1),
     ("Attempt", "integer", ".status.attempt", 1),
     ("Reason", "string", ".status.reason", 1),
     ("Message", "string", ".status.message", 1),

@@ -12,24 +12,40 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_api.contract import AttemptFacts, resolve
-from finetune_api.crd import CRD_BYTES, crd, schema
-from finetune_api.job import NAME_MAX, FineTuneJob
-from finetune_api.model import PINNED
-from finetune_api.resources import GPUS_TWICE
-from finetune_api.spec import (
+from finetune_api.consistency import (
+    ADAPTER,
+    ANSWERS_ONLY,
+    BEST,
+    GENERATED,
     MERGE,
+    NEFTUNE,
+    NEW_TOKENS,
+    NO_PROMPT,
+    NO_REWARD,
     NO_TEMPLATE,
+    PACKED,
+    PAIRED,
+    PISSA,
+    ROLLOUT,
     SHAREABLE,
     STREAM,
+    UNGROUPED,
     UNSHARED,
     WEIGHTS,
     WRAPPED,
     formats_message,
+    section_message,
 )
+from finetune_api.contract import AttemptFacts, resolve
+from finetune_api.crd import CRD_BYTES, crd, schema
+from finetune_api.data import STOPPING
+from finetune_api.job import NAME_MAX, FineTuneJob
+from finetune_api.model import ONE_MODEL, PINNED
+from finetune_api.resources import GPUS_TWICE
+from finetune_api.stages import NO_REFERENCE, ONE_REFERENCE, ONE_REWARD, SMOOTHED
 from finetune_api.status import MAX_ATTEMPTS
-from finetune_api.training import GROUPED
-from finetune_api.tuning import ALL_LINEAR
+from finetune_api.training import DECAY, FLOOR, GROUPED
+from finetune_api.tuning import ALL_LINEAR, CONTINUED, OWN_LORA
 from finetune_api.tuning import HEAD as NO_HEAD
 from finetune_operator.manifests.attempt import children
 from finetune_operator.names import attempt_job
@@ -43,7 +59,7 @@ from tests.kube import ApiError, Kube, Object
 HEAD = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": FTJ}
 SPEC_SCHEMA: Object = schema()["properties"]["spec"]
 SPECS: list[Object] = list(yaml.safe_load_all((Path(__file__).parent / "full.yaml").read_text()))
-FULL, WITH_CLAIM, FROZEN = SPECS
+FULL, WITH_CLAIM, FROZEN, RM, DPO, DPO_AFTER, KTO, KTO_AFTER, PPO, PPO_AFTER, PPO_SERVED = SPECS
 MUTABLE = {"backoffLimit", "startDeadlineSeconds", "checkpoints.keep"}
 MOST_NODES = 9999
 
@@ -131,7 +147,7 @@ def test_full_is_full() -> None:
         assert json.loads(read.model_dump_json(by_alias=True, exclude_unset=True)) == spec
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["most", "claim", "freeze"])
+@pytest.mark.parametrize("spec", SPECS, ids=[f"{at}-{spec['stage']}" for at, spec in enumerate(SPECS)])
 def test_fields_changed_or_removed_are_refused_unless_mutable(kube: Kube, namespace: str, spec: Object) -> None:
     attempt, wrong, tried = updates(kube, namespace, spec), [], set()
     for steps, node, optional in places(spec, SPEC_SCHEMA):
@@ -229,6 +245,7 @@ def test_kubectl_applies_and_shows_a_job(control_plane: Cluster, namespace: str,
         "LOSS",
         "ETA",
         "AGE",
+        "FROM",
         "ATTEMPT",
         "REASON",
         "MESSAGE",
@@ -275,11 +292,13 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec.model.source", MODEL): (("model", "source"), "configmap://name/key"),
     ("spec.model.source", INSIDE): (("model", "source"), "pvc://models/../etc"),
     ("spec.model", PINNED): (("model", "source"), UNPINNED),
+    ("spec.model", ONE_MODEL): (("model", "fromJob"), "first"),
     ("spec.datasets.source", DATA): (("datasets", 0, "source"), "/data/rows.jsonl"),
     ("spec.datasets.source", INSIDE): (("datasets", 0, "source"), "pvc://models/./rows.jsonl"),
     ("spec.evaluation.datasets.source", DATA): (("evaluation", "datasets", 0, "source"), "ftp://host/rows.jsonl"),
     ("spec.evaluation.datasets.source", INSIDE): (("evaluation", "datasets", 0, "source"), "s3://bucket/../rows"),
     ("spec.evaluation", "set exactly one of datasets and splitFraction"): (("evaluation", "splitFraction"), 0.1),
+    ("spec.evaluation", STOPPING): (("evaluation", "everySteps"), None),
     ("spec.template", "trainOnPrompt trains everything: maskHistory contradicts it"): (
         ("template", "maskHistory"),
         True,
@@ -293,24 +312,53 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ),
     ("spec", formats_message("sft")): (("datasets", 0, "format"), "text"),
     ("spec", formats_message("pt")): (("stage",), "pt"),
+    ("spec", formats_message("rm")): (("stage",), "rm"),
+    ("spec", formats_message("dpo")): (("datasets", 0, "format"), "kto"),
+    ("spec", formats_message("kto")): (("datasets", 0, "format"), "openai"),
+    ("spec", formats_message("ppo")): (("datasets", 0, "format"), "kto"),
+    ("spec", section_message("rm")): (("rm",), {}),
+    ("spec", section_message("dpo")): (("dpo",), {}),
+    ("spec", section_message("kto")): (("kto",), {}),
+    ("spec", section_message("ppo")): (("ppo",), {"rewardModel": {"fromJob": "scores"}}),
+    ("spec", NO_REWARD): (("ppo",), None),
     ("spec", WEIGHTS): (("mixing",), "concatenate"),
-    ("spec", WRAPPED): (("training", "packing"), "wrapped"),
     ("spec", NO_TEMPLATE): (("stage",), "pt"),
+    ("spec", ANSWERS_ONLY): (("template", "maskHistory"), True),
+    ("spec", PACKED): (("training", "packing"), "bfd"),
+    ("spec", WRAPPED): (("training", "packing"), "wrapped"),
+    ("spec", STREAM): (("training", "groupByLength"), True),
+    ("spec", UNGROUPED): (("training", "groupByLength"), True),
+    ("spec", NEFTUNE): (("training", "neftuneNoiseAlpha"), 5),
+    ("spec", GENERATED): (("evaluation",), {"splitFraction": 0.1, "generate": {}}),
+    ("spec", BEST): (("output",), {"weights": "best"}),
+    ("spec", NEW_TOKENS): (("model", "newTokens"), ["one"]),
+    ("spec", PAIRED): (("training", "globalBatchSize"), 1),
+    ("spec", PISSA): (("tuning",), {"lora": {"init": "pissa"}}),
+    ("spec", ADAPTER): (("tuning", "adapter"), {"source": "pvc://models/adapter", "mode": "merge"}),
     ("spec", MERGE): (("tuning", "method"), "full"),
+    ("spec", ROLLOUT): (("ppo", "rolloutBatchSize"), 50),
+    ("spec", NO_PROMPT): (("ppo", "maxNewTokens"), 4096),
     ("spec", SHAREABLE): (("workspace",), {"claim": {"size": "1Gi"}}),
     ("spec", UNSHARED): (("tuning",), {"method": "qlora"}),
-    ("spec", STREAM): (("training", "groupByLength"), True),
+    ("spec.dpo", SMOOTHED): (("dpo", "labelSmoothing"), 0.1),
+    ("spec.dpo", NO_REFERENCE): (("dpo", "loss"), "orpo"),
+    ("spec.dpo.reference", ONE_REFERENCE): (("dpo", "reference", "fromJob"), "first"),
+    ("spec.dpo.reference.source", MODEL): (("dpo", "reference", "source"), "configmap://name/key"),
+    ("spec.dpo.reference.source", INSIDE): (("dpo", "reference", "source"), "pvc://models/../etc"),
+    ("spec.kto.reference", ONE_REFERENCE): (("kto", "reference", "fromJob"), "first"),
+    ("spec.kto.reference.source", MODEL): (("kto", "reference", "source"), "configmap://name/key"),
+    ("spec.kto.reference.source", INSIDE): (("kto", "reference", "source"), "pvc://models/../etc"),
+    ("spec.ppo.reference", ONE_REFERENCE): (("ppo", "reference"), {}),
+    ("spec.ppo.reference.source", MODEL): (("ppo", "reference", "source"), "configmap://name/key"),
+    ("spec.ppo.reference.source", INSIDE): (("ppo", "reference", "source"), "pvc://models/../etc"),
+    ("spec.ppo.rewardModel", ONE_REWARD): (("ppo", "rewardModel", "source"), "pvc://models/reward"),
+    ("spec.ppo.rewardModel.source", MODEL): (("ppo", "rewardModel"), {"source": "configmap://name/key"}),
+    ("spec.ppo.rewardModel.source", INSIDE): (("ppo", "rewardModel"), {"source": "pvc://models/../etc"}),
     ("spec.tuning", "lora settings need method lora or qlora"): (("tuning", "method"), "full"),
     ("spec.tuning", "quantization needs method qlora"): (("tuning", "quantization"), {"bits": 4}),
     ("spec.tuning", "freeze settings need method freeze"): (("tuning", "freeze"), {"layers": 1}),
-    (
-        "spec.tuning",
-        "an adapter can be continued by method lora or qlora only: use adapter.mode merge",
-    ): (("tuning",), {"method": "full", "adapter": {"source": "s3://bucket/adapter"}}),
-    (
-        "spec.tuning",
-        "an adapter that is continued brings its own lora settings: leave lora out, or use adapter.mode merge",
-    ): (("tuning", "adapter", "mode"), "continue"),
+    ("spec.tuning", CONTINUED): (("tuning",), {"method": "full", "adapter": {"source": "s3://bucket/adapter"}}),
+    ("spec.tuning", OWN_LORA): (("tuning", "adapter", "mode"), "continue"),
     ("spec.tuning", "DoRA does not work on an 8 bit base: use quantization.bits 4"): (
         ("tuning",),
         {"method": "qlora", "lora": {"dora": True}, "quantization": {"bits": 8}},
@@ -330,6 +378,8 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec.training", "say how long to train: set exactly one of epochs and maxSteps"): (("training", "epochs"), 2),
     ("spec.training", "microBatchSize must divide globalBatchSize"): (("training", "microBatchSize"), 5),
     ("spec.training", GROUPED): (("training", "groupByLength"), True),
+    ("spec.training", FLOOR): (("training", "scheduler"), "linear"),
+    ("spec.training", DECAY): (("training", "scheduler"), "cosine_with_min_lr"),
     ("spec.resources", GPUS_TWICE): (("resources", "devices"), {"example.com/gpu": 1}),
     ("spec.resources", "every volumeMount must name one of resources.volumes"): (
         ("resources", "volumeMounts", 0, "name"),
@@ -359,8 +409,31 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
         "/workspace/mine",
     ),
 }
-BROKEN_FROM = {("spec", STREAM): WITH_CLAIM}
-"""Where it takes another spec than the first to break a rule by one change."""
+BROKEN_FROM = {
+    formats_message("dpo"): DPO,
+    formats_message("kto"): KTO,
+    formats_message("ppo"): PPO,
+    NO_REWARD: PPO,
+    ANSWERS_ONLY: RM,
+    PACKED: DPO,
+    STREAM: WITH_CLAIM,
+    UNGROUPED: KTO,
+    NEFTUNE: DPO,
+    GENERATED: RM,
+    BEST: RM,
+    NEW_TOKENS: RM,
+    PAIRED: KTO,
+    PISSA: KTO,
+    ADAPTER: DPO,
+    ROLLOUT: PPO,
+    NO_PROMPT: PPO,
+    SMOOTHED: DPO,
+    NO_REFERENCE: DPO,
+    "spec.dpo": DPO,
+    "spec.kto": KTO,
+    "spec.ppo": PPO,
+}
+"""Where it takes another spec than the first to break a rule, or those of a section, by one change."""
 
 
 def test_every_rule_is_tried() -> None:
@@ -371,7 +444,8 @@ def test_every_rule_is_tried() -> None:
 @pytest.mark.parametrize("rule", VIOLATIONS, ids=lambda rule: f"{rule[0]}: {rule[1]}")
 def test_a_rule_is_kept_by_the_server_and_on_a_laptop(kube: Kube, rule: tuple[str, str]) -> None:
     where, message = rule
-    spec = changed(BROKEN_FROM.get(rule, FULL), *VIOLATIONS[rule])
+    section = ".".join(where.split(".")[:2])
+    spec = changed(BROKEN_FROM.get(message, BROKEN_FROM.get(section, FULL)), *VIOLATIONS[rule])
     broken = {**HEAD, "metadata": {"name": "job", "namespace": "default"}, "spec": spec}
     with pytest.raises(ApiError) as refused:
         kube.create(broken, dry_run=True)

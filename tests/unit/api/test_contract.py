@@ -43,6 +43,44 @@ def test_defaults_that_hang_on_other_fields() -> None:
     assert resolve(job(tuning={"adapter": adapter})).tuning.lora is None, "the adapter brings its own"
 
 
+PAIRS = [{"source": "pvc://models/pairs.jsonl", "format": "preference"}]
+REWARD = {"rewardModel": {"source": "pvc://models/reward"}}
+
+
+def test_a_stages_settings_are_there_and_no_others() -> None:
+    dpo = resolve(job(stage="dpo", datasets=PAIRS))
+    assert dpo.dpo is not None
+    assert dpo.dpo.beta == 0.1
+    assert (dpo.rm, dpo.kto, dpo.ppo) == (None, None, None)
+    assert resolve(job(stage="rm", datasets=PAIRS)).rm is not None
+    answers = [{"source": "pvc://models/answers.jsonl", "format": "kto"}]
+    assert resolve(job(stage="kto", datasets=answers)).kto is not None
+    assert resolve(job()).dpo is None
+
+
+def test_stages_that_hold_to_a_reference_learn_at_a_twentieth_of_the_rate() -> None:
+    def rate(stage: str, method: str, **sections: Any) -> float | None:
+        data = {"datasets": PAIRS} | sections
+        return resolve(job(stage=stage, tuning={"method": method}, **data)).training.learning_rate
+
+    assert rate("dpo", "lora") == 5e-6
+    assert rate("ppo", "full", ppo=REWARD) == 5e-7
+    assert rate("rm", "lora") == 1e-4
+
+
+def test_rollouts_are_a_batch_answered_in_larger_parts_than_it_is_trained_in() -> None:
+    def ppo(gpus: int = 1, **settings: Any) -> tuple[int | None, int | None]:
+        resources = {"gpusPerNode": gpus}
+        filled = resolve(job(stage="ppo", datasets=PAIRS, ppo={**REWARD, **settings}, resources=resources)).ppo
+        assert filled is not None
+        return filled.rollout_batch_size, filled.rollout_micro_batch_size
+
+    assert ppo() == (16, 16)
+    assert ppo(gpus=4) == (16, 4)
+    assert ppo(rolloutBatchSize=64) == (64, 16)
+    assert ppo(rolloutBatchSize=64, rolloutMicroBatchSize=5) == (64, 5)
+
+
 def test_what_is_known_of_the_gpus() -> None:
     assert resolve(job()).runtime.gpu_memory_bytes is None
     assert resolve(job(), gpu_memory_bytes=5).runtime.gpu_memory_bytes == 5
@@ -84,6 +122,9 @@ DECIDES = [
     {"template": {"name": "chatml"}},
     {"evaluation": {"splitFraction": 0.1}},
     {"output": {"merge": True}},
+    {"output": {"weights": "best"}, "evaluation": {"splitFraction": 0.1, "everySteps": 5}},
+    {"training": {"epochs": 1, "optimizer": "adafactor"}},
+    {"stage": "dpo", "datasets": PAIRS},
 ]
 DECIDES_NOT = [
     {"resources": {"cpu": 1, "memory": "1Gi", "gpusPerNode": 4}},
@@ -95,6 +136,7 @@ DECIDES_NOT = [
     {"prepare": {"memory": "1Gi"}},
     {"secrets": {"s3": "bucket"}},
     {"template": {"history": "split"}},
+    {"reporting": {"tensorboard": True}},
 ]
 
 
@@ -106,6 +148,17 @@ def test_the_digest_hangs_on_what_decides_the_result(change: dict[str, Any]) -> 
 @pytest.mark.parametrize("change", DECIDES_NOT)
 def test_and_on_nothing_else(change: dict[str, Any]) -> None:
     assert resolve(job(**change)).digest == resolve(job()).digest
+
+
+def test_of_a_stages_settings_too() -> None:
+    def digest(**settings: Any) -> str:
+        return resolve(job(stage="ppo", datasets=PAIRS, ppo={**REWARD, **settings})).digest
+
+    assert digest(epochs=2) != digest()
+    assert digest(rolloutMicroBatchSize=2) == digest()
+    service = {"url": "https://rewards"}
+    assert digest(rewardModel={"http": service}) != digest()
+    assert digest(rewardModel={"http": {**service, "secret": "a"}}) == digest(rewardModel={"http": service})
 
 
 def test_batches_that_do_not_fit_the_gpus_are_refused_with_what_would() -> None:
@@ -132,6 +185,10 @@ def test_batches_that_do_not_fit_the_gpus_are_refused_with_what_would() -> None:
         {"training": {}},
         {"training": {"epochs": 1, "maxSteps": 1}},
         {"resources": {"volumeMounts": [{"name": "x", "mountPath": "/x"}]}},
+        {"dpo": {}},
+        {"stage": "ppo"},
+        {"stage": "ppo", "ppo": {"rewardModel": {}}},
+        {"training": {"epochs": 1, "decayRatio": 0.1}},
     ],
 )
 def test_a_laptop_refuses_what_the_api_server_refuses(bad: dict[str, Any]) -> None:
