@@ -39,7 +39,8 @@ from finetune_api.consistency import (
 from finetune_api.contract import AttemptFacts, resolve
 from finetune_api.crd import CRD_BYTES, crd, schema
 from finetune_api.data import STOPPING
-from finetune_api.job import NAME_MAX, FineTuneJob
+from finetune_api.job import FineTuneJob
+from finetune_api.job_name import NAME_MAX
 from finetune_api.model import ONE_MODEL, PINNED
 from finetune_api.resources import GPUS_TWICE
 from finetune_api.stages import NO_REFERENCE, ONE_REFERENCE, ONE_REWARD, SMOOTHED

@@ -17,7 +17,13 @@ BASE, MADE = "hf://org/base", "pvc://first-workspace/jobs/first/artifact"
 
 def made(use: Any = "model", stage: str = "sft", job: str = "first", **facts: Any) -> Reference:
     """What a job made: an adapter, unless said otherwise."""
-    artifact = {"uri": MADE, "kind": "adapter", "digest": "sha256:1", "size_bytes": 1, "base": BASE} | facts
+    artifact: dict[str, Any] = {
+        "uri": MADE,
+        "kind": "adapter",
+        "digest": "sha256:1",
+        "size_bytes": 1,
+        "base": BASE,
+    } | facts
     return Reference(use=use, job=job, uid="1", stage=stage, artifact=Artifact(**artifact))
 
 
