@@ -31,11 +31,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import director
+
 IMPORTED = (
     "finetune_trainer.launch",
     "finetune_trainer.worker",
     "finetune_trainer.prepare",
-    "finetune_trainer.stages.sft.workflow",
+    *(f"finetune_trainer.stages.{stage}.workflow" for stage in director.available()),
     # Imported late, by libraries and for plots.
     "transformers.models.llama.modeling_llama",
     "peft.tuners.lora.bnb",

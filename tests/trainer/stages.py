@@ -75,6 +75,11 @@ def row(stage: str, index: int) -> dict[str, Any]:
     return {"messages": prompt + good}
 
 
+def dataset(stage: str) -> dict[str, str]:
+    """Its rows, as spec.datasets names them."""
+    return {"source": f"pvc://data/{stage}.jsonl", "format": FORMATS[stage]}
+
+
 def job(stage: str, method: str = "full", **sections: Any) -> ResolvedJob:
     """A job of the stage on `save_volumes`. Sections replace those here and those of `tiny.job`."""
     training = sections.pop("training", {})
@@ -83,11 +88,13 @@ def job(stage: str, method: str = "full", **sections: Any) -> ResolvedJob:
     own = SETTINGS.get(stage, {}) | sections.pop(stage, {})
     return tiny.job(
         stage=stage,
-        datasets=[{"source": f"pvc://data/{stage}.jsonl", "format": FORMATS[stage]}],
-        tuning={"method": method, **({"lora": {"rank": 4}} if "lora" in method else {})},
         training={"learningRate": 0.003, **training},
         **({stage: own} if own else {}),
-        **sections,
+        **{
+            "datasets": [dataset(stage)],
+            "tuning": {"method": method, **({"lora": {"rank": 4}} if "lora" in method else {})},
+            **sections,
+        },
     )
 
 

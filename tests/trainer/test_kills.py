@@ -1,5 +1,5 @@
-"""Sixty times kill -9 in one run, half of them while a checkpoint is being written: nothing saved is lost, and what
-comes out is what comes out without them."""
+"""Kill -9 again and again in one run, half of them while a checkpoint is being written: nothing saved is lost, and what
+comes out is what comes out without them. Sixty times in stage sft, eight times in each of the others."""
 
 import os
 import random
@@ -9,35 +9,42 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+import pytest
 from finetune_trainer.checkpoints import manifest
 
-from tests.trainer import tiny
+from tests.trainer import stages
 from tests.trainer.attempt import Mark, Series
 from tests.trainer.forge import Child, Forge
 
-KILLS = 60
-STEPS = 150
-"""More than they let it do: no attempt gets as far as its third save."""
-TRAINING = {"maxSteps": STEPS, "globalBatchSize": 4, "microBatchSize": 4}
+KILLS = {stage: 60 if stage == "sft" else 8 for stage in stages.STAGES}
+STEPS = {stage: 150 if stage == "sft" else 60 for stage in stages.STAGES}
+"""More than they let it do: no attempt gets as far as its third save, or without one through its sixth step."""
 TUNING = {"method": "lora", "lora": {"dropout": 0.1}}
 BY_KILL = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Of the launcher; of a rank, which the launcher tells."""
 
 
-def test_sixty_kills_lose_nothing(forge: Forge, root: Path, tmp_path: Path) -> None:
-    tiny.save_rows(root / "data" / "rows.jsonl", rows=21)
-    job = tiny.job(training=TRAINING, tuning=TUNING, checkpoints={"everySteps": 25})
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stages.save_volumes(tmp_path_factory.mktemp("root"))
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_kills_lose_nothing(forge: Forge, root: Path, tmp_path: Path, stage: str) -> None:
+    kills_wanted, steps_wanted = KILLS[stage], STEPS[stage]
+    training = {"maxSteps": steps_wanted, "globalBatchSize": 4, "microBatchSize": 4}
+    job = stages.job(stage, training=training, tuning=TUNING, checkpoints={"everySteps": 25})
     whole = Series(forge, root, tmp_path / "whole", job)
     assert forge.start(int, log=tmp_path / "first.log").wait() == 0  # the server's own start is no part of any run's
     began = time.monotonic()
     assert whole.run() == 0, whole.log
     times = Times(began, whole.told(Mark))
 
-    job = tiny.job(training=TRAINING, tuning=TUNING, checkpoints={"everySteps": 1})
+    job = stages.job(stage, training=training, tuning=TUNING, checkpoints={"everySteps": 1})
     killed = Series(forge, root, tmp_path / "killed", job)
     chance = random.Random(60)
     kills = in_a_save = newest = 0
-    while kills < KILLS or in_a_save < KILLS / 2:
+    while kills < kills_wanted or in_a_save < kills_wanted / 2:
         child = killed.start()
         kill(child, chance, times, while_saving=2 * in_a_save <= kills)
         assert child.wait() in BY_KILL, killed.log
@@ -54,7 +61,7 @@ def test_sixty_kills_lose_nothing(forge: Forge, root: Path, tmp_path: Path) -> N
 
     assert killed.run() == 0, killed.log
     assert killed.weights == whole.weights
-    assert killed.logged("current_steps") == list(range(1, STEPS + 1))
+    assert killed.logged("current_steps") == list(range(1, steps_wanted + 1))
     assert killed.logged("loss") == whole.logged("loss")
     assert killed.logged("total_tokens") == whole.logged("total_tokens")
     assert not list(killed.home.glob("checkpoints/*/.*")), "what killed attempts had begun is left"

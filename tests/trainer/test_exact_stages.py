@@ -1,0 +1,92 @@
+"""What `test_exact` shows of stage sft in all combinations holds in every stage: a run that was stopped or killed, and
+goes on, has the weights of one that never was; with other ranks and micro-batches, its losses."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.trainer import stages
+from tests.trainer.attempt import Series, killed, recorded, stopped
+from tests.trainer.forge import Forge
+from tests.trainer.test_exact import Sharded, sharded
+
+CLOSE = 1e-5
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
+    """The volumes, by the dropout of the model's attention."""
+    return {
+        dropout: stages.save_volumes(tmp_path_factory.mktemp("root"), attention_dropout=dropout)
+        for dropout in (0.0, 0.1)
+    }
+
+
+# Each stage with an adapter and with all weights, on one rank and on two; those with a second model also in shares.
+@pytest.mark.parametrize(
+    ("stage", "method", "world", "parallelism", "end"),
+    [
+        ("pt", "full", 2, "ddp", killed),
+        ("rm", "full", 1, "ddp", killed),
+        ("rm", "lora", 2, "ddp", stopped),
+        ("dpo", "lora", 1, "ddp", killed),
+        ("dpo", "full", 2, "fsdp", stopped),
+        ("kto", "full", 1, "ddp", stopped),
+        ("kto", "lora", 2, "ddp", killed),
+        ("ppo", "lora", 1, "ddp", killed),
+        ("ppo", "full", 2, "ddp", stopped),
+        ("ppo", "lora", 2, "fsdp", killed),
+    ],
+)
+def test_on_the_same_ranks_everything_is_bit_equal(
+    forge: Forge,
+    roots: dict[float, Path],
+    tmp_path: Path,
+    stage: str,
+    method: str,
+    world: int,
+    parallelism: str,
+    end: Callable[..., None],
+) -> None:
+    """The end comes in the middle of an epoch, and of ppo's second rollout."""
+    job = stages.job(
+        stage,
+        method,
+        training={"parallelism": parallelism, "maxSteps": STEPS, "microBatchSize": 2},
+        checkpoints={"everySteps": 2},
+        evaluation={"datasets": [stages.dataset(stage)], "everySteps": 3},
+    )
+    install = sharded if parallelism == "fsdp" else recorded
+    whole = Series(forge, roots[0.1], tmp_path / "whole", job, install)
+    assert whole.run(world=world) == 0, whole.log
+    cut = Series(forge, roots[0.1], tmp_path / "cut", job, install)
+    how, code = (partial(stopped, step=5), 75) if end is stopped else (partial(killed, step=6, victim=world - 1), 137)
+    assert cut.run(world=world, end=how) == code, cut.log
+    assert cut.run(world=world) == 0, cut.log
+    assert f"from step {cut.first_steps[-1] - 1} (" in cut.log
+
+    assert cut.weights == whole.weights
+    for name in ("current_steps", "loss", "lr", "epoch", "total_tokens", "eval_loss"):
+        assert cut.logged(name) == whole.logged(name), name
+    assert set(cut.told(Sharded)) == ({Sharded(True)} if parallelism == "fsdp" else set())
+
+
+@pytest.mark.parametrize("stage", [stage for stage in stages.STAGES if stage != "sft"])
+def test_other_ranks_and_micro_batches_train_on_what_remains(
+    forge: Forge, roots: dict[float, Path], tmp_path: Path, stage: str
+) -> None:
+    job = stages.job(stage, training={"maxSteps": STEPS, "microBatchSize": 8})
+    whole = Series(forge, roots[0.0], tmp_path / "whole", job)
+    assert whole.run(micro=8) == 0, whole.log
+    cut = Series(forge, roots[0.0], tmp_path / "cut", job)
+    assert cut.run(world=2, micro=4, end=partial(stopped, step=2)) == 75, cut.log
+    assert cut.run(world=1, micro=8, end=partial(stopped, step=5)) == 75, cut.log
+    assert cut.run(world=2, micro=1) == 0, cut.log
+
+    assert cut.first_steps == [1, 3, 6]
+    assert cut.logged("current_steps") == list(range(1, STEPS + 1))
+    assert cut.logged("loss") == pytest.approx(whole.logged("loss"), abs=CLOSE)
+    assert cut.logged("total_tokens") == whole.logged("total_tokens")
