@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import kopf
 
-from finetune_operator.cache import Cache, Parse, Shelf, V
+from finetune_operator.cache import Cache, Jobs, Parse, Shelf, V
 from finetune_operator.cluster import ApiError, Cluster
 from finetune_operator.handlers import kopf_settings, registry
 from finetune_operator.health import WatchLag, serve
@@ -31,10 +31,10 @@ class Operator:
     def __init__(self, settings: Settings, cluster: Cluster) -> None:
         self.settings = settings
         self.cluster = cluster
-        self.cache = Cache()
         self.lag = WatchLag()
         self.listed = False
         self.queue: WorkQueue[Key] = WorkQueue()
+        self.cache = Cache(Jobs(wake=self.queue.add))
         self.background: list[asyncio.Task[None]] = []
         self.reconciler = Reconciler(self.cache, cluster, settings, self.lag, lambda: datetime.now(UTC))
 

@@ -6,7 +6,7 @@ is older than them changes nothing. That, and not waiting, is what keeps plans f
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -88,15 +88,52 @@ class Shelf(Generic[V]):
 
 
 @dataclass
+class Jobs(Shelf[JobView]):
+    """FineTuneJobs, and which of them wait for which. A change that they would speak of wakes them, however it became
+    known: by the watch, by a listing or by a write of our own."""
+
+    wake: Callable[[Key], object] = lambda _key: None
+    waiting: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    """Who waits for a job; also for one that isn't there."""
+
+    def put(self, view: JobView) -> bool:
+        known = self.one(view.key)
+        kept = super().put(view)
+        if kept:
+            self._changed(view.key, known, view)
+        return kept
+
+    def drop(self, view: JobView) -> None:
+        known = self.one(view.key)
+        super().drop(view)
+        if known is not None and known.uid == view.uid:
+            self._changed(view.key, known, None)
+
+    def one(self, key: Key) -> JobView | None:
+        return next(iter(self.of(key)), None)
+
+    def _changed(self, key: Key, before: JobView | None, after: JobView | None) -> None:
+        for other in {(key[0], name) for name in before.waits_for} if before else ():
+            self.waiting[other].discard(key)
+            if not self.waiting[other]:
+                del self.waiting[other]
+        for other in {(key[0], name) for name in after.waits_for} if after else ():
+            self.waiting[other].add(key)
+        if before is None or after is None or before.standing != after.standing:
+            for waiting in self.waiting.get(key, ()):
+                self.wake(waiting)
+
+
+@dataclass
 class Cache:
     """Every FineTuneJob, and every Job and pod that carries our label."""
 
-    jobs: Shelf[JobView] = field(default_factory=Shelf)
+    jobs: Jobs = field(default_factory=Jobs)
     batches: Shelf[BatchView] = field(default_factory=Shelf)
     pods: Shelf[PodView] = field(default_factory=Shelf)
 
     def job(self, key: Key) -> JobView | None:
-        return next(iter(self.jobs.of(key)), None)
+        return self.jobs.one(key)
 
     def known(self) -> set[Key]:
         """Every FineTuneJob that is known."""

@@ -17,6 +17,7 @@ from finetune_operator.observed import JobView, Raw, format_time
 log = logging.getLogger(__name__)
 
 _CALM = {
+    Reason.WAITING_FOR_JOB,
     Reason.STARTING,
     Reason.FETCHING,
     Reason.VALIDATING,

@@ -19,6 +19,7 @@ from finetune_operator.observed import (
     JobView,
     Key,
     Observed,
+    Others,
     PodView,
     Raw,
     batch_view,
@@ -31,6 +32,7 @@ from finetune_operator.observed import (
 )
 from finetune_operator.plan.attempts import current, kind_due
 from finetune_operator.plan.conditions import is_terminal
+from finetune_operator.plan.references import ring
 from finetune_operator.plan.startup import needs_events
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,8 @@ class Observer:
             return view, Observed(batches)
         if attempt is None or attempt.state == "Ended":
             lives = any(not batch.finished for batch in batches)
-            return view, Observed(batches, workspace_modes=None if lives else await self._workspace_modes(view))
+            modes = None if lives else await self._workspace_modes(view)
+            return view, Observed(batches, workspace_modes=modes, others=await self._others(view))
         batch = Observed(batches).of(kind).batch(attempt.number)
         refused = ""
         if batch is None or batch.finished:
@@ -79,6 +82,22 @@ class Observer:
         if batch and not batch.finished and needs_events(pods, nodes, parse_time(attempt.start_time), now):
             events = await self._events(batch, pods)
         return view, Observed(batches, pods, events, refused)
+
+    async def _others(self, view: JobView) -> Others:
+        """From the cache alone: whatever the watch had shown before it showed this job is in it."""
+
+        def job(name: str) -> JobView | None:
+            return self.cache.job((view.namespace, name))
+
+        def waits_for(name: str) -> set[str]:
+            other = job(name)
+            return other.waits_for if other and not other.deleting else set()
+
+        jobs = {name: other for name in view.waits_for if (other := job(name))}
+        claims = {other.claim for other in jobs.values()} - {view.claim}
+        raws = {claim: await self.cluster.get_claim(view.namespace, claim) for claim in claims}
+        modes = {claim: claim_modes(raw) for claim, raw in raws.items() if raw}
+        return Others(jobs, modes, ring(view.name, waits_for))
 
     async def _live_job(self, view: JobView) -> JobView | None:
         """The FineTuneJob as it is now: a Job is about to be made for it, or an attempt to be judged by what its

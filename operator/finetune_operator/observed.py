@@ -5,7 +5,7 @@ watches, lists and single reads all give them.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +30,18 @@ def format_time(moment: datetime) -> str:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """All that jobs which wait for a job say of it: nothing else that happens to it is news to them."""
+
+    uid: str
+    deleting: bool
+    phase: str
+    reason: str
+    tenths: int
+    """Of its training, done: each percent would be a write for each job that waits."""
+
+
+@dataclass(frozen=True)
 class JobView:
     """A FineTuneJob as it stands on the server."""
 
@@ -45,6 +57,28 @@ class JobView:
     @property
     def key(self) -> Key:
         return self.namespace, self.name
+
+    @property
+    def claim(self) -> str:
+        """The claim behind its workspace, as `finetune_api.contract.claim_name` of a spec that isn't parsed."""
+        return str((self.spec.get("workspace") or {}).get("claimName") or f"{self.name}-workspace")
+
+    @property
+    def waits_for(self) -> set[str]:
+        """Names of the jobs whose artifacts it uses, until these are fixed: `finetune_api.chaining.from_jobs` of a spec
+        that isn't parsed. Of a job that has Failed, too: it can't be run while they stand as they do."""
+        if self.status.get("references"):
+            return set()
+        section = self.spec.get(self.spec.get("stage", "")) or {}
+        places = (self.spec.get("model"), section.get("reference"), section.get("rewardModel"))
+        return {place["fromJob"] for place in places if place and "fromJob" in place}
+
+    @property
+    def standing(self) -> Standing:
+        """How it stands."""
+        phase, progress = self.status.get("phase", ""), self.status.get("progress") or {}
+        tenths = int(progress.get("percent", 0)) // 10 if phase == "Running" else 0
+        return Standing(self.uid, self.deleting, phase, self.status.get("reason", ""), tenths)
 
     def same_for_us(self, other: "JobView | None") -> bool:
         """Whether only fields of the trainer differ, and of these nothing that a condition repeats."""
@@ -145,6 +179,18 @@ class EventView:
 
 
 @dataclass(frozen=True)
+class Others:
+    """The jobs that a job waits for."""
+
+    jobs: Mapping[str, JobView] = field(default_factory=dict)
+    """Those that are there, by name."""
+    claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Access modes of the claims that keep their artifacts, where these are there and are not the job's own."""
+    ring: tuple[str, ...] = ()
+    """Names of jobs that wait for each other, from the job back to it."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything a plan may look at, besides the FineTuneJob itself."""
 
@@ -161,6 +207,8 @@ class Observed:
     not looked up."""
     gpu_memory_bytes: int | None = None
     """What the nodes' labels say of a GPU's memory, looked up before an attempt at preparing is made."""
+    others: Others = Others()
+    """Looked up until their artifacts are fixed."""
 
     def of(self, kind: Kind) -> "Observed":
         """What concerns attempts of one kind."""

@@ -1,4 +1,5 @@
-"""The environment of the trainer's container: who it is, where hubs and buckets are, and the keys to them.
+"""The environment of the trainer's container: who it is, where hubs and buckets are, and the keys to them and to what
+it calls while it trains.
 
 Keys come from Secrets by reference: the operator never reads one. A variable that the user sets in spec.resources.env
 goes before one of ours.
@@ -22,6 +23,8 @@ _S3_KEYS = {
     "AWS_REGION": False,
 }
 """Keys of the Secret, and whether it must have them."""
+_MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""Name and password, or a token."""
 
 
 def environment(facts: AttemptFacts, spec: FineTuneJobSpec, image: str, settings: Settings) -> list[Variable]:
@@ -36,6 +39,7 @@ def environment(facts: AttemptFacts, spec: FineTuneJobSpec, image: str, settings
         _plain("HF_HOME", "/tmp/hf"),
         *_hub(facts, spec, settings),
         *_buckets(spec, settings),
+        *(_services(spec) if facts.kind == "train" else ()),
     ]
     return [*(variable for variable in ours if variable["name"] not in taken), *users]
 
@@ -57,6 +61,18 @@ def _buckets(spec: FineTuneJobSpec, settings: Settings) -> list[Variable]:
     if spec.secrets.s3:
         # Of two variables of one name the later counts, if its key is there: a Secret may know its own endpoint.
         out += [_key(name, spec.secrets.s3, required=required) for name, required in _S3_KEYS.items()]
+    return out
+
+
+def _services(spec: FineTuneJobSpec) -> list[Variable]:
+    """Keys to what is called while the job trains: the service that scores answers, and trackers."""
+    scorer = spec.ppo.reward_model.http if spec.ppo else None
+    wandb, mlflow = spec.reporting.wandb, spec.reporting.mlflow
+    out = [_key("REWARD_TOKEN", scorer.secret, required=True)] if scorer and scorer.secret else []
+    if wandb:
+        out.append(_key("WANDB_API_KEY", wandb.secret, required=True))
+    if mlflow and mlflow.secret:
+        out += [_key(name, mlflow.secret, required=False) for name in _MLFLOW_KEYS]
     return out
 
 

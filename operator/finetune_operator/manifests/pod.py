@@ -41,8 +41,8 @@ def pod_template(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "tolerations": [*_node_gone(), *(t.to_dict() for t in wanted.tolerations or [])],
-        "containers": [_container(facts, spec, image, settings)],
-        "volumes": volumes(facts.name, spec),
+        "containers": [_container(facts, spec, resolved, image, settings)],
+        "volumes": volumes(resolved, wanted),
     }
     if facts.kind == "train" and resolved.runtime.nodes > 1:
         # The Job controller makes a pod's host name of Job and index: <job>-0.<job> is where the ranks meet.
@@ -73,7 +73,9 @@ def pod_template(
     }
 
 
-def _container(facts: AttemptFacts, spec: FineTuneJobSpec, image: str, settings: Settings) -> dict[str, Any]:
+def _container(
+    facts: AttemptFacts, spec: FineTuneJobSpec, resolved: ResolvedJob, image: str, settings: Settings
+) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": image,
@@ -87,7 +89,7 @@ def _container(facts: AttemptFacts, spec: FineTuneJobSpec, image: str, settings:
             "readOnlyRootFilesystem": True,
         },
         "terminationMessagePolicy": "File",
-        "volumeMounts": mounts(facts.name, spec),
+        "volumeMounts": mounts(resolved, spec.resources),
     }
 
 

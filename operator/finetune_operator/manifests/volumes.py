@@ -6,9 +6,9 @@ Sources on a hub or in a bucket mount nothing: the prepare pod fetches them.
 from typing import Any
 
 from finetune_api import source
-from finetune_api.contract import ATTEMPT_FILE, CONFIG_MAPS, JOB_FILE, VOLUMES, WORKSPACE, claim_name
+from finetune_api.contract import ATTEMPT_FILE, CONFIG_MAPS, JOB_FILE, VOLUMES, WORKSPACE, ResolvedJob, source_of
 from finetune_api.job import GROUP
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.resources import ResourcesSpec
 
 JOB_ANNOTATION = f"{GROUP}/resolved-job"
 ATTEMPT_ANNOTATION = f"{GROUP}/attempt-facts"
@@ -17,9 +17,9 @@ _WORKSPACE_VOLUME = "finetune-workspace"
 Volume = dict[str, Any]
 
 
-def volumes(name: str, spec: FineTuneJobSpec) -> list[Volume]:
-    """The pod's volumes; `name` is the FineTuneJob's."""
-    workspace = claim_name(name, spec)
+def volumes(job: ResolvedJob, wanted: ResourcesSpec) -> list[Volume]:
+    """The pod's volumes."""
+    workspace = job.workspace_claim
     return [
         {
             "name": "finetune-job",
@@ -31,11 +31,11 @@ def volumes(name: str, spec: FineTuneJobSpec) -> list[Volume]:
             },
         },
         {"name": "finetune-tmp", "emptyDir": {}},
-        {"name": "finetune-shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.resources.shared_memory}},
+        {"name": "finetune-shm", "emptyDir": {"medium": "Memory", "sizeLimit": wanted.shared_memory}},
         {"name": _WORKSPACE_VOLUME, "persistentVolumeClaim": {"claimName": workspace}},
         *(
             {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-            for claim, volume in _claims(spec, workspace).items()
+            for claim, volume in _claims(job).items()
             if volume != _WORKSPACE_VOLUME
         ),
         *(
@@ -43,13 +43,13 @@ def volumes(name: str, spec: FineTuneJobSpec) -> list[Volume]:
                 "name": f"finetune-config-{position}",
                 "configMap": {"name": config_map, "items": [{"key": key, "path": key} for key in keys]},
             }
-            for position, (config_map, keys) in enumerate(_config_maps(spec).items())
+            for position, (config_map, keys) in enumerate(_config_maps(job).items())
         ),
-        *(volume.to_dict() for volume in spec.resources.volumes or []),
+        *(volume.to_dict() for volume in wanted.volumes or []),
     ]
 
 
-def mounts(name: str, spec: FineTuneJobSpec) -> list[Volume]:
+def mounts(job: ResolvedJob, wanted: ResourcesSpec) -> list[Volume]:
     """Where the container sees them."""
     return [
         {"name": "finetune-job", "mountPath": "/etc/finetune", "readOnly": True},
@@ -58,37 +58,40 @@ def mounts(name: str, spec: FineTuneJobSpec) -> list[Volume]:
         {"name": _WORKSPACE_VOLUME, "mountPath": WORKSPACE},
         *(
             {"name": volume, "mountPath": f"{VOLUMES}/{claim}", "readOnly": True}
-            for claim, volume in _claims(spec, claim_name(name, spec)).items()
+            for claim, volume in _claims(job).items()
         ),
         *(
             {"name": f"finetune-config-{position}", "mountPath": f"{CONFIG_MAPS}/{config_map}", "readOnly": True}
-            for position, config_map in enumerate(_config_maps(spec))
+            for position, config_map in enumerate(_config_maps(job))
         ),
-        *(mount.to_dict() for mount in spec.resources.volume_mounts or []),
+        *(mount.to_dict() for mount in wanted.volume_mounts or []),
     ]
 
 
-def _sources(spec: FineTuneJobSpec) -> list[str]:
-    """Every URI that the job reads."""
-    evaluated = spec.evaluation.datasets if spec.evaluation else None
-    adapter = [spec.tuning.adapter.source] if spec.tuning.adapter else []
-    return [spec.model.source, *adapter, *(dataset.source for dataset in (*spec.datasets, *(evaluated or ())))]
+def _sources(job: ResolvedJob) -> list[str]:
+    """Every URI that the job reads: another job's adapter is of use only with the model that it goes on."""
+    adapter = job.tuning.adapter.source if job.tuning.adapter else None
+    others = (source_of(job, "reference"), source_of(job, "rewardModel"))
+    bases = (reference.artifact.base for reference in job.references)
+    evaluated = job.evaluation.datasets if job.evaluation else None
+    datasets = (dataset.source for dataset in (*job.datasets, *(evaluated or ())))
+    return [uri for uri in (job.model.source, adapter, *others, *bases, *datasets) if uri is not None]
 
 
-def _claims(spec: FineTuneJobSpec, workspace: str) -> dict[str, str]:
+def _claims(job: ResolvedJob) -> dict[str, str]:
     """Claim of a source -> name of its volume. The workspace's claim may be a source too: one volume, two mounts."""
-    claims = dict.fromkeys(claim for uri in _sources(spec) if (claim := source.claim_of(uri)))
+    claims = dict.fromkeys(claim for uri in _sources(job) if (claim := source.claim_of(uri)))
     return {
-        claim: _WORKSPACE_VOLUME if claim == workspace else f"finetune-source-{position}"
+        claim: _WORKSPACE_VOLUME if claim == job.workspace_claim else f"finetune-source-{position}"
         for position, claim in enumerate(claims)
     }
 
 
-def _config_maps(spec: FineTuneJobSpec) -> dict[str, list[str]]:
+def _config_maps(job: ResolvedJob) -> dict[str, list[str]]:
     """ConfigMap of a source -> the keys that are read. Only those are mounted, so that a missing one keeps the pod
     from starting with the kubelet's words, not with an empty folder."""
     keys: dict[str, list[str]] = {}
-    for uri in _sources(spec):
+    for uri in _sources(job):
         place = source.config_map_of(uri)
         if place is not None and place.key not in keys.setdefault(place.name, []):
             keys[place.name].append(place.key)

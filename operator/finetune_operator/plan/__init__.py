@@ -10,15 +10,16 @@ from datetime import datetime
 from finetune_api.status import ConditionType, FineTuneJobStatus, Phase, Reason
 
 from finetune_operator.observed import JobView, Observed
-from finetune_operator.plan.acceptance import Refused, accept, pinned
+from finetune_operator.plan.acceptance import HeldUp, Refused, accept, pinned, typed
 from finetune_operator.plan.attempts import kind_due
 from finetune_operator.plan.case import Case, Create, Delete, Plan
 from finetune_operator.plan.completion import failed
 from finetune_operator.plan.conditions import is_terminal, is_true, summarized, with_condition
 from finetune_operator.plan.course import go_on
 from finetune_operator.plan.preparation import PREPARATION
+from finetune_operator.plan.references import follow
 from finetune_operator.plan.training import TRAINING
-from finetune_operator.plan.workspace import LOOK_AGAIN_SECONDS, unshareable
+from finetune_operator.plan.workspace import check_shareable
 from finetune_operator.settings import Settings
 
 
@@ -29,19 +30,22 @@ def plan(view: JobView, observed: Observed, now: datetime, settings: Settings) -
         return _after_the_end(status, observed)
     status = status.model_copy(update={"observed_generation": view.generation})
     try:
-        job, resolved = accept(view, settings, observed.gpu_memory_bytes)
+        job = typed(view)
+        references = follow(job, status, observed.others)
+        resolved = accept(job, references, settings, observed.gpu_memory_bytes)
+        check_shareable(job, observed)
     except Refused as refused:
-        status = with_condition(
-            status, ConditionType.ACCEPTED, False, Reason.INVALID_SPEC, str(refused), view.generation, now
-        )
-        return Plan(failed(status, Reason.INVALID_SPEC, str(refused), view.generation, now))
+        reason, why = refused.reason, str(refused)
+        status = with_condition(status, ConditionType.ACCEPTED, False, reason, why, view.generation, now)
+        return Plan(failed(status, reason, why, view.generation, now))
+    except HeldUp as held:
+        reason, why = held.reason, str(held)
+        accepted = None if reason is Reason.WAITING_FOR_JOB else False
+        status = with_condition(status, ConditionType.ACCEPTED, accepted, reason, why, view.generation, now)
+        return Plan(summarized(status, Phase.PENDING, reason, why), look_again=held.look_again)
     case = Case(view, job, resolved, observed, now, settings)
-    why = unshareable(job, observed)
-    if why:
-        status = case.said(status, ConditionType.ACCEPTED, False, Reason.WORKSPACE_NOT_SHAREABLE, why)
-        status = summarized(status, Phase.PENDING, Reason.WORKSPACE_NOT_SHAREABLE, why)
-        return Plan(status, look_again=LOOK_AGAIN_SECONDS)
-    status = status.model_copy(update={"resolved": pinned(status, job, resolved, settings)})
+    fixed = {"references": references or None, "resolved": pinned(status, job, resolved, settings)}
+    status = status.model_copy(update=fixed)
     status = case.said(status, ConditionType.ACCEPTED, True, Reason.ACCEPTED, "The spec can be run.")
 
     if kind_due(status, observed.batches) == "prepare":

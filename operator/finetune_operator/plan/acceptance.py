@@ -1,8 +1,11 @@
 """Whether a job can be run at all, and what is fixed once it is accepted."""
 
+from collections.abc import Sequence
+
 from finetune_api.contract import CONTRACT, RESOLVED_JOB_BYTES, ResolvedJob, resolve
+from finetune_api.defaults import fill_in
 from finetune_api.job import FineTuneJob
-from finetune_api.status import FineTuneJobStatus, Resolved
+from finetune_api.status import FineTuneJobStatus, Reason, Reference, Resolved
 from pydantic import ValidationError
 
 from finetune_operator.observed import JobView
@@ -10,14 +13,24 @@ from finetune_operator.settings import Settings
 
 
 class Refused(Exception):
-    """The spec can't be run; the message is for the user."""
+    """The job can't be run, ever; the message is for the user."""
+
+    def __init__(self, message: str, reason: Reason = Reason.INVALID_SPEC) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
-def accept(view: JobView, settings: Settings, gpu_memory_bytes: int | None = None) -> tuple[FineTuneJob, ResolvedJob]:
-    """The typed job and its resolved form. Raises Refused; the API server refuses most mistakes before.
+class HeldUp(Exception):
+    """The job can't be accepted as things stand; the message says what for it waits."""
 
-    `gpu_memory_bytes` is what the nodes' labels say, for jobs that don't say it themselves.
-    """
+    def __init__(self, message: str, reason: Reason, *, look_again: float | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.look_again = look_again
+
+
+def typed(view: JobView) -> FineTuneJob:
+    """The job, its numbers checked. Raises Refused; the API server refuses most mistakes before."""
     try:
         job = FineTuneJob.model_validate(
             {
@@ -30,8 +43,23 @@ def accept(view: JobView, settings: Settings, gpu_memory_bytes: int | None = Non
     except ValidationError as error:
         raise Refused("; ".join(f"{_path(e['loc'])}: {e['msg']}" for e in error.errors()[:5])) from error
     try:
+        fill_in(job.spec)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    return job
+
+
+def accept(
+    job: FineTuneJob, references: Sequence[Reference], settings: Settings, gpu_memory_bytes: int | None = None
+) -> ResolvedJob:
+    """Its resolved form. Raises Refused.
+
+    `gpu_memory_bytes` is what the nodes' labels say, for jobs that don't say it themselves.
+    """
+    try:
         resolved = resolve(
             job,
+            references=references,
             allow_cpu=settings.allow_cpu,
             allow_remote_code=settings.allow_remote_code,
             gpu_memory_bytes=gpu_memory_bytes,
@@ -42,7 +70,7 @@ def accept(view: JobView, settings: Settings, gpu_memory_bytes: int | None = Non
     size = len(resolved.model_dump_json(by_alias=True, exclude_none=True).encode())
     if size > RESOLVED_JOB_BYTES:
         raise Refused(f"the job is {size} bytes once resolved; at most {RESOLVED_JOB_BYTES} fit: name fewer datasets")
-    return job, resolved
+    return resolved
 
 
 def _path(location: tuple[int | str, ...]) -> str:

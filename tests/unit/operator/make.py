@@ -8,11 +8,12 @@ from typing import Any
 
 from finetune_api.status import Result
 from finetune_operator.names import Kind, attempt_job
-from finetune_operator.observed import BatchView, JobView, Observed, PodView
+from finetune_operator.observed import BatchView, JobView, Observed, Others, PodView
 from finetune_operator.plan import Plan, plan
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
+MOMENT = "2026-01-31T11:00:00Z"
 UID = "0a1b2c3d-0000-4000-8000-000000000000"
 SETTINGS = Settings(trainer_image="registry.example/finetune-trainer:1")
 SPEC: dict[str, Any] = {
@@ -36,6 +37,40 @@ def job(status: dict[str, Any] | None = None, **spec: Any) -> JobView:
         spec={**SPEC, **spec},
         status=status or {},
     )
+
+
+def other(name: str, stage: str = "sft", status: dict[str, Any] | None = None, **spec: Any) -> JobView:
+    """Another FineTuneJob of the namespace, of the same workspace."""
+    return replace(job(status, stage=stage, **spec), name=name, uid=f"uid-of-{name}")
+
+
+def artifact(job: str, tokenizer: str | None = "sha256:t", **changes: Any) -> dict[str, Any]:
+    """What a job made, on the workspace that all share."""
+    plain = {
+        "uri": f"pvc://work/jobs/{job}/artifact",
+        "kind": "adapter",
+        "digest": f"sha256:{job}",
+        "sizeBytes": 1,
+        "base": "pvc://models/base",
+        "tokenizerDigest": tokenizer,
+    }
+    return {**plain, **changes}
+
+
+def over(kind: str, reason: str = "Completed", message: str = "", **status: Any) -> dict[str, Any]:
+    """The status of a job that has Succeeded or Failed."""
+    condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": MOMENT}
+    return {"phase": kind, "reason": reason, "message": message, "conditions": [condition], **status}
+
+
+def succeeded(name: str, stage: str = "sft", **changes: Any) -> JobView:
+    """Another job that has Succeeded."""
+    return other(name, stage, over("Succeeded", artifact=artifact(name, **changes)))
+
+
+def among(*others: JobView, **found: Any) -> Observed:
+    """What is seen of a job that waits for others."""
+    return Observed(others=Others({view.name: view for view in others}, **found))
 
 
 def batch(attempt: int = 1, kind: Kind = "train", **changes: Any) -> BatchView:
@@ -120,7 +155,7 @@ def prepared(**spec: Any) -> JobView:
         "status": "True",
         "reason": "Completed",
         "message": "",
-        "lastTransitionTime": "2026-01-31T11:00:00Z",
+        "lastTransitionTime": MOMENT,
     }
     return job({"conditions": [condition], "prepared": PREPARED}, **spec)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from finetune_operator.cache import Shelf
+from finetune_operator.cache import Jobs, Shelf
 from finetune_operator.health import WatchLag
-from finetune_operator.observed import BatchView
+from finetune_operator.observed import BatchView, JobView, Key
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.operator.make import batch, job
+from tests.unit.operator.make import batch, job, other
 
 KEY = ("team", "demo")
 
@@ -67,3 +68,71 @@ async def test_the_watch_lags_until_it_shows_what_is_known() -> None:
     lag.expect("b", 1)
     lag.gone("b")
     assert lag.oldest() == 0
+
+
+def changed(view: JobView, version: int, **status: Any) -> JobView:
+    return replace(view, resource_version=version, status={**view.status, **status})
+
+
+def test_those_who_wait_for_a_job_are_woken_by_what_they_would_say_of_it() -> None:
+    woken: list[Key] = []
+    shelf = Jobs(wake=woken.append)
+    ppo, rm = other("ppo", model={"fromJob": "rm"}), other("rm")
+    shelf.put(ppo)
+    shelf.put(other("bystander"))
+    assert woken == []
+    news: list[dict[str, Any]] = [{}, {"phase": "Running"}, {"progress": {"percent": 12}}, {"phase": "Succeeded"}]
+    for version, status in enumerate(news, start=2):
+        rm = changed(rm, version, **status)
+        shelf.put(rm)
+        assert woken == [ppo.key], f"after {status}"
+        woken.clear()
+        shelf.put(changed(rm, version))
+        assert woken == []
+    for version, quiet in enumerate(({"progress": {"percent": 99}}, {"checkpoint": {"step": 5}}), start=10):
+        shelf.put(changed(rm, version, **quiet))
+    assert woken == [], "no news"
+    shelf.drop(rm)
+    assert woken == [ppo.key]
+    shelf.put(replace(rm, uid="anew", resource_version=20))
+    assert woken == [ppo.key] * 2
+
+
+def test_who_waits_no_longer_is_left_alone() -> None:
+    woken: list[Key] = []
+    shelf = Jobs(wake=woken.append)
+    ppo = other("ppo", model={"fromJob": "rm"})
+    shelf.put(ppo)
+    shelf.put(changed(ppo, 2, references=[{"job": "rm"}]))
+    shelf.put(replace(other("rm"), resource_version=3))
+    assert woken == []
+    assert not shelf.waiting
+    late = other("late", model={"fromJob": "rm"})
+    shelf.put(late)
+    shelf.drop(late)
+    shelf.put(changed(other("rm"), 4, phase="Failed"))
+    assert woken == []
+    assert not shelf.waiting
+
+
+def test_another_job_of_the_name_may_wait_for_others() -> None:
+    woken: list[Key] = []
+    shelf = Jobs(wake=woken.append)
+    first = other("ppo", model={"fromJob": "rm"})
+    shelf.put(first)
+    shelf.put(replace(other("ppo", model={"fromJob": "sft"}), uid="anew", resource_version=5))
+    shelf.drop(first)
+    shelf.put(other("rm"))
+    assert woken == []
+    shelf.put(other("sft"))
+    assert woken == [("team", "ppo")]
+
+
+def test_a_listing_wakes_them_too() -> None:
+    woken: list[Key] = []
+    shelf = Jobs(wake=woken.append)
+    ppo = other("ppo", model={"fromJob": "rm"})
+    shelf.replace([ppo, other("rm")], listed_at=5)
+    assert woken == [ppo.key]
+    shelf.replace([ppo], listed_at=6)
+    assert woken == [ppo.key] * 2

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from finetune_api.contract import AttemptFacts, ResolvedJob
+from finetune_api.status import Reference
 from finetune_operator.manifests.attempt import children
 from finetune_operator.names import Kind, attempt_job
-from finetune_operator.plan.acceptance import accept
+from finetune_operator.plan.acceptance import accept, typed
 from finetune_operator.settings import Settings
 
 from tests.unit.operator.make import SETTINGS, UID, job
@@ -67,8 +68,58 @@ FETCHED: dict[str, Any] = {
 }
 
 
-def made(settings: Settings = SETTINGS, kind: Kind = "train", **spec: Any) -> list[dict[str, Any]]:
-    accepted, resolved = accept(job(**spec), settings)
+SFT: dict[str, Any] = {
+    "job": "sft",
+    "uid": "1",
+    "stage": "sft",
+    "artifact": {
+        "uri": "pvc://chained/jobs/sft/artifact",
+        "kind": "adapter",
+        "digest": "sha256:1",
+        "sizeBytes": 1,
+        "base": "pvc://models/base",
+    },
+}
+RM: dict[str, Any] = {
+    "job": "rm",
+    "uid": "2",
+    "stage": "rm",
+    "artifact": {
+        "uri": "pvc://scores/jobs/rm/artifact",
+        "kind": "adapter",
+        "digest": "sha256:2",
+        "sizeBytes": 1,
+        "base": "pvc://others/base",
+    },
+}
+
+CHAINED: dict[str, Any] = {
+    "references": [{"use": "model", **SFT}, {"use": "reference", **SFT}, {"use": "rewardModel", **RM}],
+    "stage": "ppo",
+    "model": {"fromJob": "sft"},
+    "datasets": [{"source": "pvc://chained/prompts.jsonl", "format": "openai"}],
+    "ppo": {"rewardModel": {"fromJob": "rm"}, "reference": {"fromJob": "sft"}},
+    "workspace": {"claimName": "chained"},
+}
+
+SERVICES: dict[str, Any] = {
+    "stage": "ppo",
+    "ppo": {
+        "rewardModel": {"http": {"url": "https://scores.example", "secret": "scorer"}},
+        "reference": {"source": "pvc://references/one"},
+    },
+    "reporting": {
+        "wandb": {"project": "p", "secret": "weights"},
+        "mlflow": {"trackingUri": "https://mlflow.example", "experiment": "e", "secret": "flow"},
+    },
+}
+
+
+def made(
+    settings: Settings = SETTINGS, kind: Kind = "train", references: list[dict[str, Any]] | None = None, **spec: Any
+) -> list[dict[str, Any]]:
+    accepted = typed(job(**spec))
+    resolved = accept(accepted, [Reference.model_validate(one) for one in references or []], settings)
     facts = AttemptFacts(
         namespace="team",
         name="demo",
@@ -91,6 +142,8 @@ CASES: dict[str, dict[str, Any]] = {
     "prepare": {"kind": "prepare"},
     "prepare-everything": {"kind": "prepare", "resources": EVERYTHING, **FETCHED},
     "fetched": FETCHED,
+    "chained": CHAINED,
+    "services": SERVICES,
 }
 
 
@@ -238,6 +291,38 @@ def test_keys_come_from_secrets_by_reference() -> None:
         optional = {name for name, reference in asked.items() if reference.get("optional")}
         assert set(asked) - optional == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
         assert optional == {"AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"}
+
+
+def test_another_jobs_artifact_is_mounted_with_the_model_that_it_goes_on() -> None:
+    """Read-only, and the workspace's own claim once."""
+    for kind in ("prepare", "train"):
+        spec = pod(made(kind=kind, **CHAINED))
+        volumes = {v["name"]: v["persistentVolumeClaim"] for v in spec["volumes"] if "persistentVolumeClaim" in v}
+        found = {
+            mount["mountPath"]: (volumes[mount["name"]]["claimName"], mount.get("readOnly", False))
+            for mount in spec["containers"][0]["volumeMounts"]
+            if mount["name"] in volumes
+        }
+        assert found == {
+            "/workspace": ("chained", False),
+            "/volumes/chained": ("chained", True),
+            "/volumes/scores": ("scores", True),
+            "/volumes/models": ("models", True),
+            "/volumes/others": ("others", True),
+        }
+
+
+def test_keys_to_services_are_for_training_alone() -> None:
+    env = environment(made(**SERVICES))
+    asked = {name: env[name]["valueFrom"]["secretKeyRef"] for name in env if "secretKeyRef" in str(env[name])}
+    assert {name: (key["name"], key["key"], key.get("optional", False)) for name, key in asked.items()} == {
+        "REWARD_TOKEN": ("scorer", "REWARD_TOKEN", False),
+        "WANDB_API_KEY": ("weights", "WANDB_API_KEY", False),
+        "MLFLOW_TRACKING_USERNAME": ("flow", "MLFLOW_TRACKING_USERNAME", True),
+        "MLFLOW_TRACKING_PASSWORD": ("flow", "MLFLOW_TRACKING_PASSWORD", True),
+        "MLFLOW_TRACKING_TOKEN": ("flow", "MLFLOW_TRACKING_TOKEN", True),
+    }
+    assert "secretKeyRef" not in str(environment(made(kind="prepare", **SERVICES)))
 
 
 def test_a_variable_of_the_users_goes_before_ours() -> None:

@@ -1,0 +1,137 @@
+"""The other jobs whose artifacts a job uses: waited for, checked, and fixed for all attempts with its acceptance.
+
+Once they are fixed nothing that becomes of the other jobs matters: an artifact is known by its digest, which the pods
+verify. Until then every look is at all of them, and what can never be is said before what may yet come.
+"""
+
+from collections.abc import Callable, Collection
+
+from finetune_api.chaining import Use, check_stage, field, from_jobs
+from finetune_api.contract import claim_name
+from finetune_api.job import FineTuneJob
+from finetune_api.status import ConditionType, FineTuneJobStatus, Reason, Reference
+
+from finetune_operator.observed import JobView, Others
+from finetune_operator.plan.acceptance import HeldUp, Refused
+from finetune_operator.plan.conditions import is_true
+from finetune_operator.plan.workspace import SHAREABLE, unshareable
+
+QUOTED = 600
+"""Characters of another job's message that are repeated."""
+
+
+def follow(job: FineTuneJob, status: FineTuneJobStatus, others: Others) -> list[Reference]:
+    """The artifacts that the job uses. Raises HeldUp while they aren't there, and Refused where that won't change."""
+    named = from_jobs(job.spec)
+    if status.references or not named:
+        return status.references or []
+    if others.ring:
+        raise Refused(
+            f"Jobs wait for each other in a ring: {' -> '.join(others.ring)}. None of them can ever begin: delete them,"
+            " and create them anew with another fromJob."
+        )
+    references, held_up = [], []
+    for use, name in named.items():
+        try:
+            references.append(_look(job, use, name, others))
+        except HeldUp as held:
+            held_up.append(held)
+    if held_up:
+        # A claim is waited for only where somebody does something about it.
+        worst = next((one for one in held_up if one.reason is not Reason.WAITING_FOR_JOB), None)
+        raise worst or HeldUp(" ".join(map(str, held_up)), Reason.WAITING_FOR_JOB)
+    _check_tokenizers(job, references)
+    return references
+
+
+def _look(job: FineTuneJob, use: Use, name: str, others: Others) -> Reference:
+    """What one of them made."""
+    who = f"job {name} ({field(job.spec, use)})"
+    other = others.jobs.get(name)
+    if other is None or other.deleting:
+        raise HeldUp(
+            f"Waiting for {who}, which is not there: create it, or this job anew if the name is wrong.",
+            Reason.WAITING_FOR_JOB,
+        )
+    stage = str(other.spec.get("stage"))
+    try:
+        check_stage(job.spec, use, name, stage)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    status = FineTuneJobStatus.model_validate(other.status)
+    if is_true(status, ConditionType.FAILED):
+        why = f"{status.reason}: {(status.message or '')[:QUOTED]}"
+        raise Refused(
+            f"The {who} has Failed: {why} What has Failed stays so: mend it and create it anew, and then this job.",
+            Reason.DEPENDENCY_FAILED,
+        )
+    _check_kept(who, other)
+    _check_mountable(job, who, other, others)
+    if not is_true(status, ConditionType.SUCCEEDED):
+        raise HeldUp(f"Waiting for {who}, which is {_doing(other)}.", Reason.WAITING_FOR_JOB)
+    if status.artifact is None:
+        raise Refused(
+            f"The {who} has Succeeded, but its status names no artifact: create it anew, and then this job.",
+            Reason.DEPENDENCY_FAILED,
+        )
+    return Reference(use=use, job=name, uid=other.uid, stage=stage, artifact=status.artifact)
+
+
+def _doing(other: JobView) -> str:
+    now = other.standing
+    if now.phase == "Running":
+        return f"Running, {10 * now.tenths} % done" if now.tenths else "Running"
+    return f"{now.phase} ({now.reason})" if now.reason else "Pending"
+
+
+def _check_kept(who: str, other: JobView) -> None:
+    """An artifact must not go away with its job in the midst of what uses it."""
+    if not (other.spec.get("workspace") or {}).get("retain", True):
+        raise Refused(
+            f"The {who} has workspace.retain false: what it makes is deleted with it. Create it anew with retain true,"
+            " or on a claim of yours (workspace.claimName), and then this job."
+        )
+
+
+def _check_mountable(job: FineTuneJob, who: str, other: JobView, others: Others) -> None:
+    """A job's pods mount the claim of its own workspace and those of artifacts. Volumes that one node alone can mount
+    may be bound to different nodes, and others may hold them."""
+    own = claim_name(job.metadata.name, job.spec)
+    asked = (other.spec.get("workspace") or {}).get("claim")
+    modes = others.claims.get(other.claim) or ((asked.get("accessMode", "ReadWriteOnce"),) if asked else None)
+    if other.claim != own and modes is not None and SHAREABLE not in modes:
+        raise unshareable(
+            f"The {who} keeps what it makes on claim {other.claim}, which the pods of one node only can mount"
+            f" ({', '.join(modes)}), and this job's workspace is claim {own}: let both jobs name one claim as"
+            f" workspace.claimName, or give {other.claim} the access mode {SHAREABLE}."
+        )
+
+
+def _check_tokenizers(job: FineTuneJob, references: list[Reference]) -> None:
+    """What the model writes is read by the others."""
+    known = [one for one in references if one.artifact.tokenizer_digest]
+    for one in known[1:]:
+        if one.artifact.tokenizer_digest != known[0].artifact.tokenizer_digest:
+            raise Refused(
+                f"Job {one.job} ({field(job.spec, one.use)}) has another tokenizer than job {known[0].job}"
+                f" ({field(job.spec, known[0].use)}): one would read other words than the other writes. Start both from"
+                " one base model, and this job from what they make."
+            )
+
+
+def ring(start: str, waits_for: Callable[[str], Collection[str]]) -> tuple[str, ...]:
+    """Names of jobs of which each waits for the next, from `start` back to it by the shortest way; empty if there is
+    none."""
+    before: dict[str, str] = {}
+    reached = [start]
+    for name in reached:
+        for other in sorted(waits_for(name)):
+            if other == start:
+                path = [start, name]
+                while path[-1] != start:
+                    path.append(before[path[-1]])
+                return tuple(reversed(path))
+            if other not in before:
+                before[other] = name
+                reached.append(other)
+    return ()
