@@ -46,7 +46,7 @@ def test_greedy_over_noise_is_sampling() -> None:
     rows = 20_000
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     scores = probabilities.log().expand(rows, 4)
-    drawn = KeyedGumbel(keys(*range(rows)))(torch.zeros(rows, 3, dtype=torch.long), scores).argmax(-1)  # type: ignore[arg-type]
+    drawn = KeyedGumbel(keys(*range(rows)), 3)(torch.zeros(rows, 3, dtype=torch.long), scores).argmax(-1)  # type: ignore[arg-type]
     shares = drawn.bincount(minlength=4) / rows
     error = (probabilities * (1 - probabilities) / rows).sqrt()
     assert ((shares - probabilities).abs() < 4 * error).all()
@@ -58,8 +58,8 @@ def test_noise_has_mean_and_deviation_of_gumbel() -> None:
     assert values.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.02)
 
 
-def test_positions_count_from_the_first_call() -> None:
-    drawer = KeyedGumbel(keys(4))
+def test_positions_count_from_the_end_of_the_prompt() -> None:
+    drawer = KeyedGumbel(keys(4), 7)
     scores = torch.zeros(1, 50)
     first = drawer(torch.zeros(1, 7, dtype=torch.long), scores)  # type: ignore[arg-type]
     second = drawer(torch.zeros(1, 8, dtype=torch.long), scores)  # type: ignore[arg-type]
@@ -71,14 +71,14 @@ def test_positions_count_from_the_first_call() -> None:
 def test_only_what_top_k_and_top_p_leave_is_drawn(settings: dict[str, float], allowed: set[int]) -> None:
     spec = PpoSpec.model_validate({"rewardModel": {"source": "pvc://models/reward"}, **settings})
     scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(500, 1)
-    drawn = processors(spec, keys(*range(500)))(torch.zeros(500, 3, dtype=torch.long), scores).argmax(-1)  # type: ignore[arg-type]
+    drawn = processors(spec, keys(*range(500)), 3)(torch.zeros(500, 3, dtype=torch.long), scores).argmax(-1)  # type: ignore[arg-type]
     assert set(drawn.tolist()) == allowed
 
 
 def test_a_low_temperature_draws_the_likeliest() -> None:
     spec = PpoSpec.model_validate({"rewardModel": {"source": "pvc://models/reward"}, "temperature": 0.01})
     scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(200, 1)
-    drawn = processors(spec, keys(*range(200)))(torch.zeros(200, 3, dtype=torch.long), scores).argmax(-1)  # type: ignore[arg-type]
+    drawn = processors(spec, keys(*range(200)), 3)(torch.zeros(200, 3, dtype=torch.long), scores).argmax(-1)  # type: ignore[arg-type]
     assert set(drawn.tolist()) == {0}
 
 

@@ -58,26 +58,23 @@ def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
 
 
 class KeyedGumbel(LogitsProcessor):
-    """For one call of generate with one batch: the last of its processors. ``keys`` are those of the batch's rows."""
+    """For one batch, the last of its processors. ``keys`` are those of its rows, ``width`` is that of its prompts."""
 
-    def __init__(self, keys: Sequence[int]) -> None:
-        self._keys = torch.tensor(list(keys), dtype=torch.int64)
-        self._prompt: int | None = None
+    def __init__(self, keys: Sequence[int], width: int) -> None:
+        self._keys, self._width = torch.tensor(list(keys), dtype=torch.int64), width
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self._prompt is None:  # called first before the first token is drawn
-            self._prompt = input_ids.shape[1]
-        position = input_ids.shape[1] - self._prompt
+        position = input_ids.shape[1] - self._width
         noise = gumbel(self._keys.to(scores.device), position, scores.shape[-1])
         return scores.double() + noise  # type: ignore[return-value]
 
 
-def processors(settings: PpoSpec, keys: Sequence[int]) -> LogitsProcessorList:
+def processors(settings: PpoSpec, keys: Sequence[int], width: int) -> LogitsProcessorList:
     """Temperature, top-k and top-p as the job has them, then the noise of these rows."""
     made = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
     if settings.top_k is not None:
         made.append(TopKLogitsWarper(settings.top_k))
     if settings.top_p < 1:
         made.append(TopPLogitsWarper(settings.top_p))
-    made.append(KeyedGumbel(keys))
+    made.append(KeyedGumbel(keys, width))
     return made

@@ -1,0 +1,167 @@
+"""PPO's reward service: what is sent, what is made of its answers, and that it is asked once."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from finetune_api.stages import HttpRewardSpec
+from finetune_trainer.errors import AccessDenied, InvalidSpec, Preempted, SourceUnreachable, TrainerError
+from finetune_trainer.fetch import retry
+from finetune_trainer.run import nothing
+from finetune_trainer.stages.ppo.http import HttpReward
+from finetune_trainer.stages.ppo.scores import KeptScores
+
+SECRET, TEXT = "s3cr3t-t0ken", "a text of somebody's"
+
+
+class Service(ThreadingHTTPServer):
+    """Answers with what it is given, one after the other; the last one again and again."""
+
+    def __init__(self, answers: list[tuple[int, Any]]) -> None:
+        self.answers, self.asked, self.tokens = answers, [], []  # type: ignore[var-annotated]
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def spec(self) -> HttpRewardSpec:
+        return HttpRewardSpec(url=f"http://127.0.0.1:{self.server_address[1]}/score", model="judge")
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Service
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append(json.loads(body))
+        self.server.tokens.append(self.headers.get("Authorization"))
+        answers = self.server.answers
+        status, content = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def service(*answers: tuple[int, Any]) -> Iterator[Service]:
+    with Service(list(answers)) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0))
+
+
+def test_texts_are_sent_with_the_token_and_scores_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", SECRET)
+    with service((200, {"scores": [0.5, -2]})) as server:
+        scores = HttpReward(server.spec).ask([TEXT, "b"], nothing)
+    assert scores == [0.5, -2.0]
+    assert server.asked == [{"model": "judge", "messages": [TEXT, "b"]}]
+    assert server.tokens == [f"Bearer {SECRET}"]
+
+
+def test_without_a_token_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REWARD_TOKEN", raising=False)
+    with service((200, {"scores": [1]})) as server:
+        HttpReward(server.spec).ask(["a"], nothing)
+    assert server.tokens == [None]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_service_is_asked_again(status: int) -> None:
+    with service((status, {}), (200, {"scores": [1]})) as server:
+        assert HttpReward(server.spec).ask(["a"], nothing) == [1.0]
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "error", "says"),
+    [
+        (401, {}, AccessDenied, "answers 401: the token is not accepted. Check the key REWARD_TOKEN"),
+        (403, {}, AccessDenied, "answers 403"),
+        (404, {}, SourceUnreachable, "answers 404: is it the address of a reward service?"),
+        (500, {}, SourceUnreachable, "answers 500"),
+        (200, b"<html>" + TEXT.encode(), InvalidSpec, "answered no JSON, but nothing"),
+        (200, {"rewards": [TEXT]}, InvalidSpec, "answered an object with 'rewards', and no scores"),
+        (200, [TEXT], InvalidSpec, "answered a list, and no scores"),
+        (200, {"scores": TEXT}, InvalidSpec, "its scores are a text"),
+        (200, {"scores": [1.0, 2.0]}, InvalidSpec, "answered 2 scores for 1 texts"),
+        (200, {"scores": [TEXT]}, InvalidSpec, "score 1 of 1 is a text"),
+        (200, {"scores": [None]}, InvalidSpec, "score 1 of 1 is null"),
+        (200, {"scores": [float("nan")]}, InvalidSpec, "score 1 of 1 is nan"),
+    ],
+)
+def test_what_is_no_answer_is_told_as_what_it_is(
+    status: int, answer: Any, error: type[TrainerError], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", SECRET)
+    with service((status, answer)) as server, pytest.raises(error) as caught:
+        HttpReward(server.spec).ask([TEXT], nothing)
+    message = str(caught.value)
+    assert says in message
+    assert SECRET not in message
+    assert TEXT not in message
+
+
+def test_a_service_that_is_not_there_is_unreachable() -> None:
+    with service((200, {})) as server:
+        spec = server.spec
+    with pytest.raises(SourceUnreachable, match="can't be reached"):
+        HttpReward(spec).ask(["a"], nothing)
+
+
+def test_waiting_ends_where_the_job_is_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "PAUSES", (3600.0,))
+
+    def told() -> None:
+        raise Preempted("told to stop")
+
+    with service((503, {})) as server, pytest.raises(Preempted):
+        HttpReward(server.spec).ask(["a"], told)
+    assert len(server.asked) == 1
+
+
+def test_scores_are_asked_once_and_forgotten_when_a_checkpoint_has_them(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def ask(texts: Any) -> list[float]:
+        asked.append(list(texts))
+        return [float(len(text)) for text in texts]
+
+    first, later = KeptScores(tmp_path, ["url", "model"]), KeptScores(tmp_path, ["url", "model"])
+    assert first.get(8, ["a", "bb"], ask) == [1.0, 2.0]
+    assert later.get(8, ["a", "bb"], ask) == [1.0, 2.0]
+    assert asked == [["a", "bb"]]
+
+    later.get(16, ["ccc"], ask)
+    later.forget(16)  # the rollout of step 16 is not in it yet
+    assert later.get(16, ["ccc"], ask) == [3.0]
+    assert asked == [["a", "bb"], ["ccc"]]
+    assert [file.name[:8] for file in (tmp_path / "scores").iterdir()] == ["00000016"]
+
+
+@pytest.mark.parametrize("other", [("other", "model"), ("url", "other")])
+def test_another_service_has_other_scores(tmp_path: Path, other: tuple[str, str]) -> None:
+    KeptScores(tmp_path, ["url", "model"]).get(0, ["a"], lambda _: [1.0])
+    assert KeptScores(tmp_path, other).get(0, ["a"], lambda _: [2.0]) == [2.0]
+
+
+def test_a_damaged_file_is_asked_for_again(tmp_path: Path) -> None:
+    KeptScores(tmp_path, []).get(0, ["a"], lambda _: [1.0])
+    (file,) = (tmp_path / "scores").iterdir()
+    file.write_text('{"scores": [1.')
+    assert KeptScores(tmp_path, []).get(0, ["a"], lambda _: [2.0]) == [2.0]
