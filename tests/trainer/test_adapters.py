@@ -13,6 +13,7 @@ from finetune_api.status import Prepared
 from finetune_trainer import artifact, workspace
 from finetune_trainer.errors import InvalidSpec, NotFound, TrainerError
 from finetune_trainer.model import adapters, base, build, optimizer, vocabulary
+from finetune_trainer.model.folder import BASE_ADAPTER
 from finetune_trainer.prepared import PreparedJob
 from finetune_trainer.run import Run
 from peft import PeftModel
@@ -228,7 +229,7 @@ def test_an_earlier_adapter_is_continued_or_merged_first(place: Place) -> None:
     torch.testing.assert_close(logits(anew), want, atol=1e-5, rtol=1e-5)
     step(anew)
     made_of = save(place, of, anew, "second", adapter=folder)
-    both = build.merge_in_memory(plain(place.model), made_of / artifact.BASE_ADAPTER)
+    both = build.merge_in_memory(plain(place.model), made_of / BASE_ADAPTER)
     loaded = PeftModel.from_pretrained(both, made_of)
     torch.testing.assert_close(logits(loaded), logits(anew), atol=1e-4, rtol=1e-4)
 

@@ -32,10 +32,12 @@ def batch() -> dict[str, torch.Tensor]:
 
 def set_weights(model: Any) -> torch.Tensor:
     """Something to tell values from zeros by."""
-    weights = [weight for name, weight in model.named_parameters() if value_head.NAME in name and weight.requires_grad]
+    weight: torch.Tensor = next(
+        weight for name, weight in model.named_parameters() if value_head.NAME in name and weight.requires_grad
+    )
     with torch.no_grad():
-        weights[0].copy_(torch.linspace(-1, 1, weights[0].numel()).reshape(1, -1))
-    return weights[0].detach()
+        weight.copy_(torch.linspace(-1, 1, weight.numel()).reshape(1, -1))
+    return weight.detach()
 
 
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])

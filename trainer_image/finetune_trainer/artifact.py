@@ -19,13 +19,13 @@ from finetune_trainer.checkpoints import fence
 from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.model import base as base_model
 from finetune_trainer.model import build, pissa, sharding
-from finetune_trainer.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from finetune_trainer.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_ADAPTER
 from finetune_trainer.model.merge import SHARD_SIZE, merge, output_dtype, probe, probe_rows
 from finetune_trainer.reporting import model_card
 from finetune_trainer.run import Run
 from finetune_trainer.workspace import digest_folder, sync_folder
 
-ADAPTER, BASE_ADAPTER = "adapter", "base_adapter"
+ADAPTER = "adapter"
 
 
 def write(

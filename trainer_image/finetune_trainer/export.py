@@ -10,7 +10,6 @@ from pathlib import Path
 
 from finetune_api.contract import ResolvedJob
 
-from finetune_trainer.artifact import BASE_ADAPTER
 from finetune_trainer.errors import InvalidSpec, NotFound
 from finetune_trainer.model import base as base_model
 from finetune_trainer.model import folder as model_folder
@@ -40,7 +39,7 @@ def export(
     staging = out.with_name(f".{out.name}-{os.getpid()}")
     staging.mkdir(parents=True)
     try:
-        earlier = [artifact / BASE_ADAPTER] if (artifact / BASE_ADAPTER).is_dir() else []
+        earlier = [artifact / model_folder.BASE_ADAPTER] if (artifact / model_folder.BASE_ADAPTER).is_dir() else []
         made = merge(
             base or model_folder.of_job(job, folders),
             [*earlier, artifact],

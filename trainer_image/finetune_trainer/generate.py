@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from finetune_api.contract import ResolvedJob
 
-from finetune_trainer.artifact import BASE_ADAPTER
 from finetune_trainer.data.samples import Message
 from finetune_trainer.data.templates import Template
 from finetune_trainer.errors import NotFound
@@ -68,7 +67,7 @@ def _model(job: ResolvedJob, artifact: Path | None, origin: Path, tokens: int) -
         allow_remote_code=base_model.remote_code(job),
     )
     if artifact and not whole:
-        earlier = artifact / BASE_ADAPTER
+        earlier = artifact / model_folder.BASE_ADAPTER
         if earlier.is_dir():
             model = build.merge_in_memory(model, earlier)
         vocabulary.grow(model, max(tokens, build.rows(artifact)))

@@ -86,8 +86,10 @@ def read(folders: "Folders", job: ResolvedJob) -> PreparedJob | None:
         content = read_json(folders.job / FILE)
         if content is None or content["digest"] != job.digest:
             return None
+        others = {name: _absolute(folders, content[name]) if content[name] else None for name in FOLDERS[1:]}
         prepared = PreparedJob(
-            **{name: _absolute(folders, content[name]) if content[name] else None for name in FOLDERS},
+            model=_absolute(folders, content["model"]),
+            **others,
             data=_absolute(folders, content["data"]),
             splits=list(content["splits"]),
             summary=Prepared.model_validate(content["summary"]),

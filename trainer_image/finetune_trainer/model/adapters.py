@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune_trainer.errors import InvalidSpec
-from finetune_trainer.model import freeze, vocabulary
+from finetune_trainer.model import freeze, score, vocabulary
 from finetune_trainer.model.base import Precision
 
 ALL_LINEAR, HEAD = "all-linear", "lm_head"
@@ -37,19 +37,24 @@ def apply(model: PreTrainedModel, tuning: TuningSpec, seed: int) -> PreTrainedMo
         return model
     if tuning.method == "freeze":
         freeze.mark(model, tuning.freeze or FreezeSpec())
+        if score.is_there(model):
+            model.get_submodule(score.HEAD).requires_grad_(True)
         return model
     return add(model, tuning.lora or LoraSpec(), seed)
 
 
 def add(model: PreTrainedModel, lora: LoraSpec, seed: int, whole: Collection[str] = ()) -> PeftModel:
-    """A fresh adapter; the modules in ``whole`` are trained besides it, as new tokens ask for."""
+    """A fresh adapter; the modules in ``whole`` are trained besides it, as new tokens ask for, and a reward model's
+    head always."""
     refuse_pairs(lora)
     targets = check_targets(model, lora)
-    saved = sorted({*check_modules(model, lora.modules_to_save or ()), *whole})
-    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    scores = score.is_there(model)
+    heads = {score.HEAD} if scores else set()
+    saved = sorted({*check_modules(model, lora.modules_to_save or ()), *whole, *heads})
+    tied = bool(model.config.get_text_config().tie_word_embeddings) and not scores
     torch.manual_seed(seed)
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha or 2 * lora.rank,
         lora_dropout=lora.dropout,
@@ -89,8 +94,8 @@ def check_targets(model: PreTrainedModel, lora: LoraSpec) -> str | list[str]:
     """targets as peft wants them, if each matches something; peft itself ignores one that doesn't."""
     if lora.targets == [ALL_LINEAR]:
         return ALL_LINEAR
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    heads = (model.get_output_embeddings(), getattr(model, score.HEAD, None))  # type: ignore[no-untyped-call]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module not in heads]
     wrong = [t for t in lora.targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
     if wrong:
         raise InvalidSpec(

@@ -6,13 +6,24 @@ from typing import Any, Literal
 import torch
 from finetune_api.training import TrainingSpec
 from finetune_api.tuning import QuantizationSpec
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
 from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.model import folder as model_folder
+from finetune_trainer.model import score
 from finetune_trainer.model.attention import Attention, implementation
 
 Precision = Literal["bf16", "pureBf16", "fp32"]
+Kind = Literal["causal", "reward"]
+"""A language model, or one that scores texts."""
+AUTO: dict[Kind, Any] = {"causal": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+SCORING = "ForSequenceClassification"
 
 
 def precision(training: TrainingSpec) -> Precision:
@@ -22,20 +33,41 @@ def precision(training: TrainingSpec) -> Precision:
     return "bf16" if torch.cuda.is_available() else "fp32"
 
 
-def check(folder: Path, source: str, *, allow_remote_code: bool = False) -> Any:
-    """The model's config, if this trainer can load the model. Costs no time: weights are not read."""
-    raw = model_folder.check(folder, source)
+def kind_of(stage: str) -> Kind:
+    """What a stage trains."""
+    return "reward" if stage == "rm" else "causal"
+
+
+def check(
+    folder: Path,
+    source: str,
+    *,
+    allow_remote_code: bool = False,
+    kind: Kind = "causal",
+    field: str = "model.source",
+) -> Any:
+    """The model's config, if this trainer can load the model as what is asked for. Costs no time: weights are not
+    read."""
+    raw = model_folder.check(folder, source, field)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=allow_remote_code)
     except Exception as error:
         hint = "" if allow_remote_code else model_folder.code_hint(folder)
         raise InvalidSpec(
-            f"model.source: {source} is of type {raw.get('model_type')!r}, which can't be loaded.{hint} ({error})"
+            f"{field}: {source} is of type {raw.get('model_type')!r}, which can't be loaded.{hint} ({error})"
         ) from error
-    own_code = allow_remote_code and "AutoModelForCausalLM" in raw.get("auto_map", {})
-    if type(config) not in AutoModelForCausalLM._model_mapping and not own_code:
+    auto = AUTO[kind]
+    own_code = allow_remote_code and auto.__name__ in raw.get("auto_map", {})
+    if type(config) not in auto._model_mapping and not own_code:
+        what = "which is no causal language model" if kind == "causal" else "of which transformers has no reward model"
+        raise InvalidSpec(f"{field}: {source} is of type {raw.get('model_type')!r}, {what}")
+    made_as = next(iter(raw.get("architectures") or []), "")
+    if kind == "causal" and made_as.endswith(SCORING):
+        raise InvalidSpec(f"{field}: {source} is a {made_as}, which scores texts and can't write any")
+    if kind == "reward" and made_as.endswith(SCORING) and config.num_labels != 1:
         raise InvalidSpec(
-            f"model.source: {source} is of type {raw.get('model_type')!r}, which is no causal language model"
+            f"{field}: {source} is a classifier of {config.num_labels} labels; a reward model has 1: name a language"
+            " model, which gets a fresh head, or a reward model"
         )
     return config
 
@@ -67,13 +99,19 @@ def load(
     attention: Attention = "auto",
     quantization: QuantizationSpec | None = None,
     allow_remote_code: bool = False,
+    kind: Kind = "causal",
+    seed: int = 0,
+    field: str = "model.source",
 ) -> PreTrainedModel:
-    """The weights, all of them from safetensors. Raises InvalidSpec when the files don't hold the whole model."""
+    """The weights, all of them from safetensors; a reward model's head is drawn from ``seed`` where they have none.
+    Raises InvalidSpec when the files don't hold the whole model."""
     options: dict[str, Any] = {"attn_implementation": implementation(attention, dtype)}
     if quantization is not None:
-        options |= {"quantization_config": bits_and_bytes(quantization, dtype), "device_map": {"": _device()}}
+        options |= {"quantization_config": bits_and_bytes(quantization, dtype, kind), "device_map": {"": _device()}}
+    if kind == "reward":
+        options |= {"num_labels": 1}
     try:
-        loading: Any = AutoModelForCausalLM.from_pretrained
+        loading: Any = AUTO[kind].from_pretrained
         model, loaded = loading(
             folder,
             dtype=dtype,
@@ -86,14 +124,19 @@ def load(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise InvalidSpec(f"model.source: the weights of {source} can't be loaded: {error}") from error
-    missing = sorted(loaded["missing_keys"])
+        raise InvalidSpec(f"{field}: the weights of {source} can't be loaded: {error}") from error
+    fresh = score.may_be_missing(kind) & set(loaded["missing_keys"])
+    missing = sorted(set(loaded["missing_keys"]) - fresh)
     if missing:  # transformers would go on with random numbers in their place
         raise InvalidSpec(
-            f"model.source: {len(missing)} weights are missing in the safetensors of {source}, as {missing[0]!r}:"
+            f"{field}: {len(missing)} weights are missing in the safetensors of {source}, as {missing[0]!r}:"
             " the copy is not complete"
         )
     _keep_packing(model)
+    if kind == "reward":
+        score.exact(model)
+    if fresh:
+        score.draw(model, seed)
     return model  # type: ignore[no-any-return]
 
 
@@ -105,11 +148,15 @@ def _keep_packing(model: PreTrainedModel) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
-def bits_and_bytes(spec: QuantizationSpec, compute: torch.dtype) -> BitsAndBytesConfig:
-    """The job's settings in transformers' words."""
+def bits_and_bytes(spec: QuantizationSpec, compute: torch.dtype, kind: Kind = "causal") -> BitsAndBytesConfig:
+    """The job's settings in transformers' words. The head of a language model it leaves alone by itself."""
+    whole = [score.HEAD] if kind == "reward" else None
     if spec.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_8bit=True, llm_int8_skip_modules=whole
+        )
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        llm_int8_skip_modules=whole,
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=spec.double_quantization,

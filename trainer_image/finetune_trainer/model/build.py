@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from finetune_trainer import heartbeat
 from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.fetch import prune
-from finetune_trainer.model import adapters, base, pissa, vocabulary
+from finetune_trainer.model import adapters, base, pissa, score, vocabulary
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.model.base import Precision
 from finetune_trainer.rendezvous import COLLECTIVE_TIMEOUT
@@ -44,7 +44,7 @@ def build(
 ) -> PreTrainedModel | PeftModel:
     """The job's model. ``scratch`` is a folder of the workspace that outlives attempts, ``digests`` those that
     preparing took of the sources."""
-    tuning, spec = job.tuning, tuning_adapter(job)
+    tuning, spec, kind = job.tuning, tuning_adapter(job), base.kind_of(job.stage)
     merged_first = adapter is not None and spec == "merge"
     dtype = adapters.load_dtype(tuning.method, precision)
     origin = prepared_model
@@ -55,20 +55,27 @@ def build(
         # Quantised weights can't take an adapter in without being rounded again: the merged base is quantised instead.
         origin = merged_base(prepared_model, adapter, job, scratch, digests)
 
+    in_memory = merged_first and tuning.method != "qlora"
     model = base.load(
         origin,
         job.model.source,
-        torch.float32 if merged_first and tuning.method != "qlora" else dtype,
+        torch.float32 if in_memory else dtype,
         attention=job.model.attention,
         quantization=tuning.quantization if tuning.method == "qlora" else None,
         allow_remote_code=base.remote_code(job),
+        kind=kind_of(adapter) if in_memory and adapter else kind,
+        seed=job.training.seed,
     )
-    model.config.use_cache = False
     size = len(tokenizer)  # type: ignore[arg-type]
     continued = adapter is not None and spec == "continue"
-    if merged_first and tuning.method != "qlora":
+    if in_memory:
         assert adapter is not None
         model = cast(merge_in_memory(model, adapter), dtype)
+        if kind == "reward" and not score.is_there(model):
+            model = score.on(model, job.training.seed, allow_remote_code=base.remote_code(job))
+    model.config.use_cache = False
+    if kind == "reward":  # by which it finds the end of a text
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # type: ignore[attr-defined]
     vocabulary.grow(model, max(size, rows(adapter)) if continued and adapter else size)
 
     if continued:
@@ -89,6 +96,12 @@ def build(
         by_rank_0(lambda: pissa.find(made, file, job.training.seed))
         pissa.start(made, file)
     return made
+
+
+def kind_of(adapter: Path) -> base.Kind:
+    """What an adapter goes on."""
+    config = json.loads((adapter / model_folder.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return "reward" if model_folder.scores(config) else "causal"
 
 
 def tuning_adapter(job: ResolvedJob) -> str | None:
@@ -138,6 +151,16 @@ def check_fits(base_folder: Path, adapter: Path, job: ResolvedJob) -> None:
         )
     if config.get("use_dora") and job.tuning.quantization is not None and job.tuning.quantization.bits == 8:
         raise InvalidSpec(f"tuning.adapter.source: {source} is a DoRA adapter, which needs quantization.bits 4")
+    if model_folder.scores(config) and job.stage != "rm":
+        raise InvalidSpec(
+            f"tuning.adapter.source: {source} is a reward model's adapter, and stage {job.stage} trains a language"
+            " model: name an adapter of one"
+        )
+    if job.stage == "rm" and job.tuning.adapter.mode == "continue" and not model_folder.scores(config):
+        raise InvalidSpec(
+            f"tuning.adapter.mode: {source} is a language model's adapter, which has no scores to continue with: use"
+            " mode merge"
+        )
     trains = set(config.get("modules_to_save") or ()) | set(config.get("trainable_token_indices") or ())
     if job.tuning.adapter.mode == "continue" and vocabulary.adds_tokens(job.model) and not trains:
         raise InvalidSpec(
@@ -158,14 +181,21 @@ def _continue(model: PreTrainedModel, adapter: Path, job: ResolvedJob) -> PeftMo
     return tuned
 
 
-def attach(model: PreTrainedModel, adapter: Path, source: str, *, trainable: bool = False) -> PeftModel:
+def attach(
+    model: PreTrainedModel,
+    adapter: Path,
+    source: str,
+    *,
+    trainable: bool = False,
+    field: str = "tuning.adapter.source",
+) -> PeftModel:
     """The model with an adapter from files. Raises InvalidSpec when it is of another model."""
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, use_safetensors=True)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InvalidSpec(f"tuning.adapter.source: {source} does not fit the model: {error}") from error
+        raise InvalidSpec(f"{field}: {source} does not fit the model: {error}") from error
 
 
 def rows(adapter: Path) -> int:
@@ -214,7 +244,12 @@ def _merge_once(base_folder: Path, adapter: Path, job: ResolvedJob, place: Path)
     staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=".base-"))
     try:
         model = base.load(
-            base_folder, job.model.source, torch.float32, allow_remote_code=base.remote_code(job), attention="eager"
+            base_folder,
+            job.model.source,
+            torch.float32,
+            allow_remote_code=base.remote_code(job),
+            attention="eager",
+            kind=kind_of(adapter),
         )
         stored = model_folder.dtype(base_folder)
         cast(merge_in_memory(model, adapter), stored).save_pretrained(staging)

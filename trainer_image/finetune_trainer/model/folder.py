@@ -5,6 +5,7 @@ Called before anything is loaded, so that a wrong folder is named within a secon
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from finetune_trainer.run import Folders, check_readable
 
 WEIGHTS = "*.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_ADAPTER = "base_adapter"
+"""Beside an adapter: the one that was merged into the base before it was trained."""
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 CONFIGS = ("config.json", "tokenizer_config.json")
 """Files that may name code."""
@@ -29,31 +32,31 @@ def of_job(job: ResolvedJob, folders: Folders) -> Path:
     return ready.model if ready else mounted.find(job.model.source, folders.volumes)
 
 
-def check(folder: Path, source: str) -> dict[str, Any]:
+def check(folder: Path, source: str, field: str = "model.source") -> dict[str, Any]:
     """Make sure that it can be loaded; returns config.json. Raises NotFound, InvalidSpec or AccessDenied, saying
     what is missing."""
     if not folder.is_dir():
-        raise NotFound(f"model.source: {source} is a file; name the folder that holds config.json and *.safetensors")
+        raise NotFound(f"{field}: {source} is a file; name the folder that holds config.json and *.safetensors")
     for file in _files(folder):
-        check_readable(file, f"model.source: {source}")
+        check_readable(file, f"{field}: {source}")
     config_file = folder / "config.json"
     if not config_file.is_file():
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
-        raise NotFound(f"model.source: {source} has no config.json, so it is not a model folder; it has: {there}")
+        raise NotFound(f"{field}: {source} has no config.json, so it is not a model folder; it has: {there}")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidSpec(f"model.source: {source}/config.json is not JSON: {error}") from None
+        raise InvalidSpec(f"{field}: {source}/config.json is not JSON: {error}") from None
     if not any(folder.glob(WEIGHTS)):
         others = sorted(p.name for pattern in OTHER_WEIGHTS for p in folder.glob(pattern))
         if others:
             raise InvalidSpec(
-                f"model.source: {source} has weights only as {others[0]}; only safetensors are loaded, as other formats"
+                f"{field}: {source} has weights only as {others[0]}; only safetensors are loaded, as other formats"
                 " can run code. Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
             )
-        raise NotFound(f"model.source: {source} has a config.json but no weights (*.safetensors)")
+        raise NotFound(f"{field}: {source} has a config.json but no weights (*.safetensors)")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        raise NotFound(f"model.source: {source} has no tokenizer (tokenizer.json)")
+        raise NotFound(f"{field}: {source} has no tokenizer (tokenizer.json)")
     return dict(config)
 
 
@@ -101,27 +104,35 @@ def _code(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def check_adapter(folder: Path, source: str) -> dict[str, Any]:
+def check_adapter(folder: Path, source: str, field: str = "tuning.adapter.source") -> dict[str, Any]:
     """Make sure that an adapter can be loaded without running code; returns adapter_config.json."""
     if not folder.is_dir():
-        raise NotFound(f"tuning.adapter.source: {source} is a file; name the folder that holds {ADAPTER_CONFIG}")
+        raise NotFound(f"{field}: {source} is a file; name the folder that holds {ADAPTER_CONFIG}")
     if not (folder / ADAPTER_CONFIG).is_file():
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
-        raise NotFound(f"tuning.adapter.source: {source} has no {ADAPTER_CONFIG}; it has: {there}")
+        raise NotFound(f"{field}: {source} has no {ADAPTER_CONFIG}; it has: {there}")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise NotFound(
-            f"tuning.adapter.source: {source} has no {ADAPTER_WEIGHTS}; adapters in other formats are not loaded, as"
+            f"{field}: {source} has no {ADAPTER_WEIGHTS}; adapters in other formats are not loaded, as"
             " they can run code"
         )
     try:
         config = dict(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise InvalidSpec(f"tuning.adapter.source: {source}/{ADAPTER_CONFIG} is not a JSON object: {error}") from None
+        raise InvalidSpec(f"{field}: {source}/{ADAPTER_CONFIG} is not a JSON object: {error}") from None
     if config.get("peft_type") != "LORA":
-        raise InvalidSpec(
-            f"tuning.adapter.source: {source} is of type {config.get('peft_type')!r}; only LORA adapters can be used"
-        )
+        raise InvalidSpec(f"{field}: {source} is of type {config.get('peft_type')!r}; only LORA adapters can be used")
     return config
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether it is an adapter rather than a model, which may have one beside it in a folder of its own."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def scores(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter, by its config, is one of a model that scores texts."""
+    return config.get("task_type") == "SEQ_CLS"
 
 
 def digest(folder: Path) -> str:

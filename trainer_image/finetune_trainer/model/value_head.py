@@ -21,7 +21,7 @@ NAME, VALUES = "value_head", "state_values"
 def add(model: Any) -> None:
     """Give the model the layer. From then on ``model(..., fused_lm_head=True)`` has ``state_values`` beside its
     ``log_probs``, in the same shape."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     weight = next(parameter for parameter in base.parameters() if parameter.is_floating_point())
     head = Scalar(base.config.get_text_config().hidden_size, 1, device=weight.device, dtype=torch.float32)
     nn.init.zeros_(head.weight)

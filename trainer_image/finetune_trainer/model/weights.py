@@ -8,10 +8,13 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.errors import InvalidSpec, NotFound
 from finetune_trainer.model.folder import ADAPTER_WEIGHTS
+
+if TYPE_CHECKING:
+    from finetune_trainer.model.base import Kind
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LENGTH = 8
@@ -42,9 +45,9 @@ def head(file: Path, what: str) -> Shapes:
     return shapes
 
 
-def of_model(folder: Path, source: str) -> Shapes:
+def of_model(folder: Path, source: str, field: str = "model.source") -> Shapes:
     """Of all the files that are loaded. Raises NotFound for one that is missing, InvalidSpec."""
-    what = f"model.source: {source}"
+    what = f"{field}: {source}"
     # config.json may name another file.
     named = json.loads((folder / "config.json").read_bytes()).get("transformers_weights")
     one, index = (named or ONE, named if str(named).endswith(".index.json") else INDEX)
@@ -68,13 +71,16 @@ def of_model(folder: Path, source: str) -> Shapes:
     return {name: shape for shapes in heads.values() for name, shape in shapes.items()}
 
 
-def check_model(config: Any, shapes: Shapes, source: str) -> None:
+def check_model(
+    config: Any, shapes: Shapes, source: str, *, kind: "Kind" = "causal", field: str = "model.source"
+) -> None:
     """All that the model is made of is there, in its shapes: transformers itself says so, of weights without content.
-    Raises InvalidSpec."""
+    Of a reward model the head may still be missing. Raises InvalidSpec."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    known: Any = AutoModelForCausalLM._model_mapping
+    from finetune_trainer.model import base, score
+
+    known: Any = base.AUTO[kind]._model_mapping
     if type(config) not in known or getattr(config, "quantization_config", None):
         return  # the model's own code, or weights that a quantiser lays out: found out when they are loaded
     empty = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
@@ -89,26 +95,29 @@ def check_model(config: Any, shapes: Shapes, source: str) -> None:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        missing, other = sorted(loaded["missing_keys"]), sorted(map(tuple, loaded["mismatched_keys"]))
+        missing, other = (
+            sorted(set(loaded["missing_keys"]) - score.may_be_missing(kind)),
+            sorted(map(tuple, loaded["mismatched_keys"])),
+        )
     except Exception as error:  # a way of loading that can't do without content
         log.warning("The weights of %s can't be compared with its config: %s", source, error)
         return
     if missing:
         raise InvalidSpec(
-            f"model.source: {len(missing)} weights are missing in the safetensors of {source}, as {_some(missing)}:"
+            f"{field}: {len(missing)} weights are missing in the safetensors of {source}, as {_some(missing)}:"
             " the copy is not complete, or config.json is another model's"
         )
     if other:
         name, found, expected = other[0]
         raise InvalidSpec(
-            f"model.source: {name} of {source} has the shape {tuple(found)}, and by config.json it has"
+            f"{field}: {name} of {source} has the shape {tuple(found)}, and by config.json it has"
             f" {tuple(expected)}: they are of different models"
         )
 
 
-def of_adapter(folder: Path, source: str) -> Shapes:
+def of_adapter(folder: Path, source: str, field: str = "tuning.adapter.source") -> Shapes:
     """Of an adapter's file."""
-    return head(folder / ADAPTER_WEIGHTS, f"tuning.adapter.source: {source}")
+    return head(folder / ADAPTER_WEIGHTS, f"{field}: {source}")
 
 
 def lora(shapes: Shapes) -> dict[str, tuple[int, int, int]]:
