@@ -29,11 +29,12 @@ def bare(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def add(model: Any, temperature: float = 1.0) -> None:
-    """Give the model its fused head. Logits are divided by ``temperature`` there."""
+def add(model: Any, temperature: float = 1.0, outputs: tuple[str, ...] = ("log_probs",)) -> None:
+    """Give the model its fused head, if it has none yet. Logits are divided by ``temperature`` there; ``outputs`` as
+    TRL has them."""
     base = bare(model)
     if not hasattr(base, POSITIONS):
-        add_fused_lm_head(base, temperature=temperature)
+        add_fused_lm_head(base, temperature=temperature, outputs=outputs)
         setattr(base, POSITIONS, TrainedPositions(base))
 
 

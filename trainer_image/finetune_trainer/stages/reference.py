@@ -83,8 +83,8 @@ class Reference:
             torch.cuda.empty_cache()
 
 
-def make(run: Run, model: Any, tokens: Any) -> Reference:
-    """The reference of a policy that was just built."""
+def make(run: Run, model: Any, tokens: Any, temperature: float = 1.0) -> Reference:
+    """The reference of a policy that was just built; ``temperature`` is that of both."""
     second = None
     if run.prepared.reference is not None:
         second = _load(run, tokens)
@@ -92,7 +92,7 @@ def make(run: Run, model: Any, tokens: Any) -> Reference:
         second = _second(model)
     for one in (model, second):
         if one is not None:
-            logprobs.add(one)
+            logprobs.add(one, temperature)
     if second is not None:
         return Reference(model=second)
     lora = run.job.tuning.lora
