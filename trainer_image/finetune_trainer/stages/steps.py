@@ -150,11 +150,17 @@ class Steps(TrainerCallback):
         """The evaluation of what was trained. One that is cut short is left to the next attempt: without it the
         artifact would be told of by an older one, or by none."""
         assert self.trainer is not None
+        if not self.evaluation.measure(self.trainer):
+            self.leave()
+
+    def leave(self) -> None:
+        """Between two steps, on all ranks, once they know that one was told to stop: save, if that can end in time.
+        Raises Preempted."""
+        assert self.trainer is not None
         trainer = self.trainer
-        if not self.evaluation.measure(trainer):
-            self._stop(trainer.state, trainer.control)
-            trainer._save_checkpoint(trainer.model_wrapped, None)
-            self.on_save(trainer.args, trainer.state, trainer.control)
+        self._stop(trainer.state, trainer.control)
+        trainer._save_checkpoint(trainer.model_wrapped, None)
+        self.on_save(trainer.args, trainer.state, trainer.control)
 
     def _stop(self, state: Any, control: Any) -> None:
         """On all ranks, once they know that one was told to stop: save, if that can end in time."""
