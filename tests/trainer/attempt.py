@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,8 @@ def stripped(row: list[int]) -> list[int]:
 
 @dataclass
 class Series:
-    """A job's attempts. ``root`` has the volumes; the workspace is made below ``folder``."""
+    """A job's attempts. ``root`` has the volumes; the workspace is made below ``folder``, or is the one
+    ``shared`` with other jobs."""
 
     forge: Forge
     root: Path
@@ -135,10 +136,12 @@ class Series:
     install: Install = recorded
     attempts: int = 0
     children: list[Child] = field(default_factory=list)
+    shared: InitVar[Path | None] = None
+    workspace: Path = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, shared: Path | None) -> None:
         self.folder.mkdir(exist_ok=True)
-        self.workspace = self.folder / "workspace"
+        self.workspace = shared or self.folder / "workspace"
         self.home = self.forge.seen(self.workspace) / "jobs" / self.job.name
 
     def start(self, *, world: int = 1, micro: int | None = None, end: Install | None = None) -> Child:

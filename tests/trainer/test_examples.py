@@ -1,0 +1,106 @@
+"""Every FineTuneJob of examples/ trains as it stands, and the chain follows itself.
+
+Here on a tiny model under the real one's name and for two steps; with ``--sweep`` on SmolLM2 itself, unabridged.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from finetune_api.contract import ResolvedJob, resolve
+from finetune_api.job import FineTuneJob
+from finetune_api.status import Reference
+
+from examples import preferences
+from examples.demo import volume
+from tests.trainer import tiny
+from tests.trainer.attempt import Series
+from tests.trainer.forge import Forge
+
+EXAMPLES = volume.CHECKOUT / "examples"
+KINDS = {
+    "pt": "model",
+    "sft-lora": "adapter",
+    "sft-full": "model",
+    "sft-qlora": "model",
+    "rm": "adapter",
+    "dpo": "adapter",
+    "kto": "adapter",
+    "ppo": "adapter",
+    "chain/1-sft": "model",
+    "chain/2-rm": "adapter",
+    "chain/3-ppo": "adapter",
+}
+"""Files below examples/ and the artifact that each makes, in an order in which each finds those that it names."""
+pytestmark = pytest.mark.timeout(4 * 3600)
+
+
+@pytest.fixture(scope="module")
+def sweep(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--sweep"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, sweep: bool) -> Path:
+    """The volumes: what the claim ``models`` holds."""
+    root = tmp_path_factory.mktemp("root")
+    if sweep:
+        (root / "models").symlink_to(volume.make())
+    else:
+        tiny.save_model(root / "models" / volume.MODEL)
+        shutil.copytree(volume.DATA, root / "models" / "data")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
+    """What the examples so far have made, by job."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.mark.parametrize("example", KINDS)
+def test_it_trains_as_it_stands(
+    forge: Forge,
+    root: Path,
+    tmp_path: Path,
+    workspace: Path,
+    made: dict[str, Reference],
+    sweep: bool,
+    example: str,
+) -> None:
+    job = resolved(yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text()), made, sweep)
+    series = Series(forge, root, tmp_path / "pod", job, shared=workspace)
+    assert series.run() == 0, series.log
+    artifact = series.said.artifact
+    assert artifact is not None
+    assert artifact.kind == KINDS[example]
+    made[job.name] = Reference(use="model", job=job.name, uid="11111-uid", stage=job.stage, artifact=artifact)
+    lines = (series.home / "reports" / "trainer_log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["current_steps"] == json.loads(lines[-1])["total_steps"]
+
+
+def resolved(document: dict[str, Any], made: dict[str, Reference], sweep: bool) -> ResolvedJob:
+    """As the operator fills it in once the jobs that it names have ended."""
+    if not sweep:
+        document["spec"]["training"].pop("epochs", None)
+        document["spec"]["training"]["maxSteps"] = 2
+    job = FineTuneJob.model_validate(document)
+    uses = ("model", "reference", "rewardModel")
+    return resolve(job, references=[one.model_copy(update={"use": use}) for one in made.values() for use in uses])
+
+
+def test_every_example_is_run() -> None:
+    assert set(KINDS) == {file.relative_to(EXAMPLES).with_suffix("").as_posix() for file in EXAMPLES.rglob("*.yaml")}
+
+
+def test_preferences_are_those_that_the_script_writes() -> None:
+    for name, text in preferences.files().items():
+        assert (volume.DATA / name).read_text() == text, f"{name}: run python examples/preferences.py"
