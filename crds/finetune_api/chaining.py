@@ -80,10 +80,12 @@ def _on_artifact(spec: FineTuneJobSpec, found: Reference) -> FineTuneJobSpec:
             f"model.fromJob: {found.job} made an adapter that goes on another adapter, and a job starts from one at"
             " most: let that job set output.merge"
         )
-    # An adapter of one kind of model is no adapter of the other: it has a score, or has none.
-    same_kind = spec.stage != "rm" and found.stage != "rm"
+    # A reward model's adapter has a head for scores, and one of a model that answers has none.
+    same_kind = (spec.stage == "rm") == (found.stage == "rm")
     goes_on = spec.tuning.method in ("lora", "qlora") and spec.tuning.lora is None and same_kind
     mode = adapter.mode if adapter is not None else "continue" if goes_on else "merge"
+    if mode == "continue" and not same_kind:
+        raise ValueError(f"tuning.adapter.mode: {found.job} made no reward model that could be continued: use merge")
     return _with(spec, artifact.base, AdapterSpec(source=artifact.uri, mode=mode))
 
 

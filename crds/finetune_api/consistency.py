@@ -44,7 +44,6 @@ NEW_TOKENS = (
     "newTokens and newSpecialTokens are not for stages rm and ppo, whose models must agree: add them in stage sft"
 )
 PAIRED = "stage kto compares each prompt with another row's answer: training.globalBatchSize must be at least 2"
-PISSA = "pissa takes a part out of the base, and the reference is the base as it was: use init default"
 ADAPTER = "tuning.adapter.source goes with model.source: model.fromJob brings its adapter itself"
 MERGE = "output.merge needs an adapter to merge: tuning.method lora or qlora"
 ROLLOUT = "ppo.rolloutBatchSize must be a multiple of training.globalBatchSize"
@@ -180,13 +179,6 @@ RULES: list[Rule] = [
         PAIRED,
         "self.stage != 'kto' || self.training.globalBatchSize > 1",
         lambda spec: spec.stage != "kto" or spec.training.global_batch_size > 1,
-    ),
-    Rule(
-        PISSA,
-        "!(self.stage in ['dpo', 'kto', 'ppo']) || !has(self.tuning.lora) || self.tuning.lora.init != 'pissa'",
-        lambda spec: (
-            spec.stage not in ("dpo", "kto", "ppo") or spec.tuning.lora is None or spec.tuning.lora.init != "pissa"
-        ),
     ),
     Rule(
         ADAPTER,

@@ -24,7 +24,7 @@ class ReferenceSpec(ApiModel):
     )
 
     source: ModelSource | None = None
-    """A whole model in Hugging Face layout."""
+    """A model in Hugging Face layout, or an adapter that a job made."""
     from_job: JobName | None = None
     """The artifact of another FineTuneJob of this namespace; this one waits until it is there."""
 

@@ -61,6 +61,12 @@ def test_an_adapter_is_continued_or_merged(changes: dict[str, Any], mode: str) -
     assert (resolved.tuning.lora is not None) == fresh
 
 
+def test_a_reward_models_adapter_is_trained_further_as_one() -> None:
+    resolved = after(made(stage="rm"), stage="rm", datasets=PAIRS)
+    assert resolved.tuning.adapter is not None
+    assert resolved.tuning.adapter.mode == "continue"
+
+
 @pytest.mark.parametrize(
     ("reference", "changes", "says"),
     [
@@ -68,6 +74,7 @@ def test_an_adapter_is_continued_or_merged(changes: dict[str, Any], mode: str) -
         (made(base=None), {}, "does not say which model its adapter goes on"),
         (made(stage="rm"), {}, "model.fromJob: first is of stage rm"),
         (made(kind="model"), {"tuning": {"adapter": {"mode": "merge"}}}, "first made a whole model, not an adapter"),
+        (made(), {"stage": "rm", "datasets": PAIRS, "tuning": {"adapter": {"mode": "continue"}}}, "use merge"),
         (made(job="other"), {}, "model.fromJob: there is no artifact of first yet"),
         (made(use="reference"), {}, "model.fromJob: there is no artifact of first yet"),
     ],
