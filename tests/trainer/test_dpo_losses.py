@@ -1,0 +1,103 @@
+"""The losses of stages dpo and kto on fixed log-probabilities: their closed forms, and TRL's where it has one."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from finetune_trainer.stages.dpo import losses
+from finetune_trainer.stages.kto import losses as kto_losses
+
+MARGINS = torch.tensor([-3.0, 0.0, 0.5, 20.0], requires_grad=True)
+CHOSEN, REJECTED = torch.tensor([-0.3, -2.0, -0.001, -7.0]), torch.tensor([-1.1, -0.4, -3.0, -7.0])
+"""Means over tokens."""
+
+
+def values(losses: torch.Tensor) -> list[float]:
+    return losses.tolist()  # type: ignore[no-any-return]
+
+
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_sigmoid_and_conservative_dpo(smoothing: float) -> None:
+    expected = [
+        -(1 - smoothing) * math.log(sigma(0.3 * m)) - smoothing * math.log(sigma(-0.3 * m)) for m in MARGINS.tolist()
+    ]
+    assert values(losses.sigmoid(MARGINS, 0.3, smoothing)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_conservative_dpo_is_least_where_labels_are_as_often_right_as_told() -> None:
+    at_best = torch.tensor([math.log(0.9 / 0.1) / 0.3], requires_grad=True)
+    losses.sigmoid(at_best, 0.3, 0.1).backward()
+    assert at_best.grad is not None
+    assert float(at_best.grad) == pytest.approx(0, abs=1e-6)
+
+
+def test_hinge() -> None:
+    assert values(losses.hinge(MARGINS, 0.1)) == pytest.approx([1.3, 1.0, 0.95, 0.0])
+
+
+def test_ipo_aims_at_a_margin_of_half_the_inverse_of_tau() -> None:
+    assert values(losses.ipo(MARGINS, 0.1)) == pytest.approx([64.0, 25.0, 20.25, 225.0])
+
+
+def test_odds_ratio() -> None:
+    def odds(mean: float) -> float:
+        return math.exp(mean) / -math.expm1(mean)
+
+    expected = [
+        -math.log(sigma(math.log(odds(c) / odds(r)))) for c, r in zip(CHOSEN.tolist(), REJECTED.tolist(), strict=True)
+    ]
+    assert values(losses.odds_ratio(CHOSEN, REJECTED)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_odds_of_what_is_certain_are_a_number_and_so_is_their_gradient() -> None:
+    certain = torch.tensor([0.0, -1e-9, -80.0], requires_grad=True)
+    losses.odds_ratio(certain, torch.full((3,), -1.0)).sum().backward()
+    assert certain.grad is not None
+    assert bool(certain.grad.isfinite().all())
+
+
+def test_simpo() -> None:
+    expected = [-math.log(sigma(2 * (c - r) - 0.5)) for c, r in zip(CHOSEN.tolist(), REJECTED.tolist(), strict=True)]
+    assert values(losses.simpo(CHOSEN, REJECTED, 2.0, 0.5)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_they_are_those_of_trl() -> None:
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    trl = {"alpha": 0.0, "label_smoothing": 0.0, "accelerator": SimpleNamespace(device="cpu")}
+    theirs = CPOTrainer.cpo_loss(
+        SimpleNamespace(**trl, loss_type="simpo", beta=2.0, simpo_gamma=0.5), CHOSEN, REJECTED
+    )[0]
+    torch.testing.assert_close(losses.simpo(CHOSEN, REJECTED, 2.0, 0.5), theirs)
+    theirs = ORPOTrainer.odds_ratio_loss(SimpleNamespace(**trl, beta=0.1), CHOSEN, REJECTED)[0]
+    torch.testing.assert_close(-0.1 * losses.odds_ratio(CHOSEN, REJECTED), theirs)
+    smooth = SimpleNamespace(**trl | {"label_smoothing": 0.2}, loss_type="sigmoid", beta=0.3)
+    theirs = CPOTrainer.cpo_loss(smooth, CHOSEN, REJECTED)[0]
+    torch.testing.assert_close(losses.sigmoid(CHOSEN - REJECTED, 0.3, 0.2), theirs)
+
+
+def test_what_is_beyond_the_shorter_answer_counts_less() -> None:
+    labels = torch.tensor([[-100, 5, 5, 5], [-100, -100, 5, 5], [-100, -100, 5, 5], [-100, 5, 5, -100]])
+    log_probs = torch.tensor([[-1.0, -2.0, -4.0], [0.0, -1.0, -2.0], [0.0, -8.0, -16.0], [-1.0, -3.0, 0.0]])
+    assert values(losses.of_answer(log_probs, labels)) == [-7.0, -3.0, -24.0, -4.0]
+    assert values(losses.of_answer(log_probs, labels, 0.5)) == [-5.0, -3.0, -24.0, -4.0]
+    assert values(losses.of_answer(log_probs, labels, 0.0)) == [-3.0, -3.0, -24.0, -4.0]
+    assert values(losses.of_answer(log_probs, labels, 1.0)) == [-7.0, -3.0, -24.0, -4.0]
+
+
+def test_kto_values_answers_beside_the_reference_point() -> None:
+    ratios, desirable = torch.tensor([2.0, 2.0, -1.0]), torch.tensor([True, False, True])
+    expected = [1.5 * (1 - sigma(0.5 * 1.2)), 0.7 * (1 - sigma(-0.5 * 1.2)), 1.5 * (1 - sigma(-0.5 * 1.8))]
+    found = kto_losses.kto(ratios, desirable, 0.8, 0.5, desirable_weight=1.5, undesirable_weight=0.7)
+    assert values(found) == pytest.approx(expected)
+
+
+def test_the_reference_point_is_a_divergence() -> None:
+    assert kto_losses.reference_point(6.0, 8) == 0.75
+    assert kto_losses.reference_point(-6.0, 8) == 0.0

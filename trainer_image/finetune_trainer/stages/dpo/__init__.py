@@ -1,0 +1,1 @@
+"""Stage dpo: preference optimization on pairs of answers."""

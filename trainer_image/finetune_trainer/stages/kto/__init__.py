@@ -1,0 +1,1 @@
+"""Stage kto: preference optimization on answers that are wanted or not."""
