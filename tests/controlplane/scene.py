@@ -22,7 +22,14 @@ from tests.kube import Kube, Object, until
 FTJ = "FineTuneJob"
 GARBAGE_SECONDS = 60.0
 """The garbage collector learns of a kind that is new to the cluster, as ours is to a fresh one, within 30 s."""
-ARTIFACT = {"uri": "pvc://workspace/jobs/job/artifact", "kind": "adapter", "digest": "sha256:1a2b", "sizeBytes": 4096}
+ARTIFACT = {
+    "uri": "pvc://workspace/jobs/job/artifact",
+    "kind": "adapter",
+    "digest": "sha256:1a2b",
+    "sizeBytes": 4096,
+    "base": "pvc://models/base",
+    "baseAdapter": False,
+}
 PREPARED = {"digest": "sha256:3c4d", "rows": 1200, "tokens": 45678, "trainedTokens": 12345}
 METRICS = {"train_loss": "1.25", "train_runtime": "60.5"}
 
@@ -65,11 +72,14 @@ class Scene:
         return Kubelet(self.kube, self.namespace)
 
     def submit(self, name: str = "job", **changes: Any) -> Object:
-        """Create the FineTuneJob. Changes are merged into its spec, a section at a time."""
+        """Create the FineTuneJob. Changes are merged into its spec, a section at a time; None takes a field away."""
         made = copy.deepcopy(self.manifest)
         made["metadata"] = {"name": name, **changes.pop("metadata", {})}
         for field, value in changes.items():
-            made["spec"][field] = {**made["spec"].get(field, {}), **value} if isinstance(value, dict) else value
+            merged = {**made["spec"].get(field, {}), **value} if isinstance(value, dict) else value
+            if isinstance(merged, dict):
+                merged = {name: part for name, part in merged.items() if part is not None}
+            made["spec"][field] = merged
         return self.kube.create(made, self.namespace)
 
     def job(self, name: str = "job") -> Object:

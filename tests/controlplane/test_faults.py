@@ -34,9 +34,9 @@ LANES = 4
 """Operators that are crashed at the same time."""
 AT_ONCE = 12
 """Jobs that one operator has at the same time while its calls are refused, cut or slow."""
-TELLING = {"retry": slice(None), "bad data": slice(-1, None)}
+TELLING = {"retry": slice(None), "bad data": slice(-1, None), "chain": slice(11, 15)}
 """Calls of a life that are broken without --sweep. The one with retries makes all that there are, but for the one that
-says Failed."""
+says Failed; and those of a chain around the moment at which the second job is accepted."""
 MOMENTS: tuple[Kind, ...] = ("crash before", "crash after")
 BROKEN: tuple[tuple[tuple[Kind, float], ...], ...] = (
     (("drop after", 0),),
@@ -127,7 +127,7 @@ def references(lanes: SimpleQueue[tuple[Scene, Lane]], sweep: bool) -> dict[str,
 def in_lane(scene: Scene, own: Lane, life: str, fault: Fault | None) -> tuple[list[Call], Ending]:
     """One life of a lane, up to an end that stays: its changing calls, and how it ended. The operator that the case
     before has left is the one that is crashed; a reference has one to itself, whom no resync helps."""
-    name, operator = "job", own.operator
+    operator = own.operator
     if fault is None:
         operator.kill()
         operator.start(resync_seconds=RARELY)
@@ -140,7 +140,7 @@ def in_lane(scene: Scene, own: Lane, life: str, fault: Fault | None) -> tuple[li
     keep_up()
     starts = operator.starts
     try:
-        live(scene, life, name, keep_up)
+        live(scene, life, keep_up)
         assert fault is None or own.proxy.happened, "there was no such call"
         if fault is None:
             operator.kill()
@@ -148,12 +148,12 @@ def in_lane(scene: Scene, own: Lane, life: str, fault: Fault | None) -> tuple[li
         until("the operator was crashed", lambda: operator.starts > starts or not operator.alive)
         keep_up()
         own.proxy.wait_for_listings(2)
-        return own.proxy.counted(scene.namespace), ending(scene, own.proxy, name)
+        return own.proxy.counted(scene.namespace), ending(scene, own.proxy, life)
     except BaseException:
         operator.kill()
         raise
     finally:
-        tidy(scene, name)
+        tidy(scene, life)
 
 
 def each(cases: list[T], run: Callable[[T], None], at_once: int) -> list[str]:
@@ -215,12 +215,12 @@ def test_refused_cut_or_slow(
         def play(case: tuple[Scene, str, Fault]) -> None:
             scene, life, fault = case
             own.proxy.arm(scene.namespace, fault)
-            live(scene, life, "job")
+            live(scene, life)
             assert scene.namespace in own.proxy.happened, "there was no such call"
 
         def compare(case: tuple[Scene, str, Fault]) -> None:
             scene, life, _ = case
-            ending(scene, own.proxy, "job").compare(references[life].ending)
+            ending(scene, own.proxy, life).compare(references[life].ending)
 
         with capsys.disabled():
             print("\nrefused, cut or slow: ", end="")
