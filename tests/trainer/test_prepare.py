@@ -110,7 +110,10 @@ def test_rows_that_lose_every_trained_token_are_left_out_and_counted(tmp_path: P
     facts = built(plan(job, tmp_path), tmp_path / "entry")
     assert (facts["splits"]["train"]["rows"], facts["datasets"][0]["emptied"]) == (1, 1)
     job = tiny.job(datasets=[rows("rows.jsonl")], training={"cutoffLength": 9})
-    with pytest.raises(InvalidData, match="cutoffLength is 9 tokens, and in every one of 2 rows"):
+    with pytest.raises(
+        InvalidData,
+        match=r"all 2 rows of .* are left out because the answer begins after training\.cutoffLength \(9 tokens\)",
+    ):
         built(plan(job, tmp_path), tmp_path / "other")
 
 

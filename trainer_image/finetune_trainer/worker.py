@@ -121,7 +121,7 @@ def _train(
     )
     outcome = workflow(run)
     done = ExitCode.DONE
-    return End(done, REASONS[done], "Training completed", outcome.artifact, outcome.metrics)
+    return End(done, REASONS[done], outcome.message, outcome.artifact, outcome.metrics)
 
 
 def _prepare(handover: Handover, report: Callable[[Progress], None], check_stop: Callable[[], None]) -> End:
@@ -130,7 +130,8 @@ def _prepare(handover: Handover, report: Callable[[Progress], None], check_stop:
 
     facts, folders = handover.facts, handover.folders
     ready = prepare.run(handover.job, folders, handover.run_id, handover.places, report, check_stop, facts.attempt)
-    return End(ExitCode.DONE, REASONS[ExitCode.DONE], prepare.describe(ready.summary), prepared=ready.summary)
+    message = prepare.describe(ready.summary, handover.job.stage)
+    return End(ExitCode.DONE, REASONS[ExitCode.DONE], message, prepared=ready.summary)
 
 
 def _publish(handover: Handover, _report: Callable[[Progress], None], check_stop: Callable[[], None]) -> End:

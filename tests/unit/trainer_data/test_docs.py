@@ -3,11 +3,11 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
-from finetune_api.data import DatasetSpec
+from finetune_api.data import DatasetSpec, Format
 from finetune_trainer.data import formats
 
 from tests.trainer import tiny
@@ -24,7 +24,7 @@ def test_rows_shown_are_rows_of_their_format(name: str, row: str) -> None:
 
 
 def test_every_format_of_jobs_and_tools_have_an_example() -> None:
-    assert {name for name, _, _ in ROWS} == {"openai", "sharegpt", "alpaca", "text"}
+    assert {name for name, _, _ in ROWS} == set(get_args(Format))
     assert formats.parse(json.loads(TOOLS[0]), "openai")
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from finetune_api.consistency import FORMATS
 from finetune_api.data import ColumnsSpec, Format, TagsSpec
-from finetune_trainer.data.formats import parse
-from finetune_trainer.data.samples import BadRow, Conversation, Document, Labelled, Preference
+from finetune_trainer.data.formats import parse, prompt
+from finetune_trainer.data.samples import BadRow, Conversation, Document, Labelled, Preference, Prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,10 @@ def said(*turns: tuple[str, str]) -> list[Any]:
 
 def shared(*turns: tuple[str, str]) -> list[Any]:
     return [{"from": role, "value": content} for role, content in turns]
+
+
+GOOD, BAD = said((A, "good")), said((A, "bad"))
+Q = said((U, "q"))
 
 
 def call(name: str, **arguments: Any) -> dict[str, Any]:
@@ -155,10 +160,12 @@ def test_other_names() -> None:
     assert chat({"talk": talk}, "openai", ColumnsSpec(messages="talk"), tags) == expected
     assert chat({"talk": talk}, "sharegpt", ColumnsSpec(messages="talk"), tags) == expected
     assert parse({"body": "words"}, "text", ColumnsSpec(text="body")) == Document("words")
-
-
-GOOD, BAD = said((A, "good")), said((A, "bad"))
-Q = said((U, "q"))
+    pair = {"q": "q", "+": "good", "-": "bad"}
+    assert parse(pair, "preference", ColumnsSpec(prompt="q", chosen="+", rejected="-")) == Preference(Q, GOOD, BAD)
+    judged = {"q": "q", "a": "good", "liked": False}
+    assert parse(judged, "kto", ColumnsSpec(prompt="q", response="a", label="liked")) == Labelled(Q, GOOD, False)
+    talks = {"+": shared(("human", "q"), ("gpt", "good")), "-": shared(("human", "q"), ("gpt", "bad"))}
+    assert parse(talks, "preference", ColumnsSpec(chosen="+", rejected="-")) == Preference(Q, GOOD, BAD)
 
 
 @pytest.mark.parametrize(
@@ -407,9 +414,42 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.parametrize(
+    ("row", "format", "asked"),
+    [
+        ({"instruction": "q", "output": "good"}, "alpaca", Q),
+        ({"instruction": "q", "system": "s"}, "alpaca", said((S, "s"), (U, "q"))),
+        ({"messages": Q + GOOD}, "openai", Q),
+        ({"messages": Q}, "openai", Q),
+        ({"messages": Q + GOOD + Q, "system": "s"}, "openai", said((S, "s")) + Q + GOOD + Q),
+        ({"conversations": shared(("human", "q"), ("gpt", "good"))}, "sharegpt", Q),
+        ({"conversations": shared(("human", "q"))}, "sharegpt", Q),
+        ({"prompt": "q", "chosen": "good", "rejected": "bad"}, "preference", Q),
+    ],
+)
+def test_what_a_row_asks(row: dict[str, Any], format: str, asked: list[Any]) -> None:
+    assert prompt(row, format) == Prompt(asked)
+
+
+def test_a_tool_s_answer_may_be_what_is_asked_and_tools_come_along() -> None:
+    turns = [*Q, {"role": A, "content": "", "tool_calls": [call("f")]}, {"role": T, "content": "1"}]
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert prompt({"messages": [*turns, *GOOD], "tools": [tool]}, "openai") == Prompt(turns, [tool])
+
+
+@pytest.mark.parametrize("messages", [GOOD, said((S, "s")), said((S, "s"), (A, "a")), Q + Q, "q"])
+def test_a_row_that_asks_nothing_is_refused(messages: Any) -> None:
+    with pytest.raises(BadRow) as error:
+        prompt({"messages": messages}, "openai")
+    assert error.value.rule in ("no-prompt", "wrong-role-order", "wrong-type")
+
+
 @settings(max_examples=400)
 @given(ANYTHING | st.dictionaries(WORDS, ANYTHING | st.lists(MESSAGE, max_size=4), max_size=6))
 def test_whatever_a_row_holds_it_is_a_sample_or_a_bad_row(value: Any) -> None:
     for format in ("alpaca", "sharegpt", "openai", "text", "preference", "kto"):
         with suppress(BadRow):
             assert parse(value, format)
+        if format in FORMATS["ppo"]:
+            with suppress(BadRow):
+                assert prompt(value, format)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from finetune_api.data import TemplateSpec
 from finetune_trainer.data.row import Row
-from finetune_trainer.data.samples import BadRow, Conversation, Document, Labelled, Message, Preference, Sample
+from finetune_trainer.data.samples import BadRow, Conversation, Document, Labelled, Message, Preference, Prompt, Sample
 from finetune_trainer.data.templates import Template
 from finetune_trainer.data.tokenize import tokenize_batch
 from finetune_trainer.errors import InvalidSpec
@@ -161,7 +161,33 @@ def test_preferences_and_labelled_answers_share_the_prompt() -> None:
     assert trained([chosen, rejected], chatml) == [["alpha<|im_end|>"], ["beta<|im_end|>"]]
     start = chosen.trained[0][0]
     assert chosen.input_ids[:start] == rejected.input_ids[:start]
-    assert rows(Labelled(ONE[:1], other, desirable=False), chatml) == [rejected]
+    assert rows(Labelled(ONE[:1], other, desirable=False), chatml) == [rejected._replace(desirable=False)]
+
+
+def test_answers_that_are_compared_end_at_their_stop_token_as_generated_ones_do() -> None:
+    chatml = template()
+    (row,) = rows(Labelled(ONE[:1], ONE[1:], desirable=True), chatml)
+    (conversation,) = rows(Conversation(ONE), chatml)
+    length = len(row.input_ids)
+    assert row == Row(conversation.input_ids[:length], conversation.trained)
+    assert row.trained[-1][1] == length
+    assert chatml.tokenizer.decode(conversation.input_ids[length:]) == "\n"
+    assert rows(Labelled(ONE[:1], ONE[1:], desirable=True), chatml, length)[0].cut == 0
+
+
+def test_a_prompt_is_that_of_inference_or_left_out_when_it_is_too_long() -> None:
+    chatml = template(default_system="be kind")
+    (row,) = rows(Prompt(TWO[1:4]), chatml)
+    assert chatml.tokenizer.decode(row.input_ids) == chatml.ask(TWO[1:4])
+    assert row.trained == []
+    assert rows(Prompt(TWO[1:4]), chatml, len(row.input_ids)) == [row]
+    assert rows(Prompt(TWO[1:4]), chatml, len(row.input_ids) - 1) == [Row([], [])]
+
+
+def test_a_prompt_with_tools_needs_a_template_that_has_a_place_for_them() -> None:
+    refused = make(Prompt(ONE[:1], [{"type": "function", "function": {"name": "f"}}]), template())
+    assert isinstance(refused, BadRow)
+    assert refused.rule == "tools"
 
 
 def test_documents_end_with_the_end_token_and_are_trained_whole() -> None:

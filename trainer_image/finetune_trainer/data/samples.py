@@ -61,7 +61,15 @@ class Labelled:
     tools: list[dict[str, Any]] = field(default_factory=list)
 
 
-Sample = Conversation | Document | Preference | Labelled
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What stage ppo takes of a row of any format with prompts. The last message is not the assistant's."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+
+Sample = Conversation | Document | Preference | Labelled | Prompt
 
 
 class BadRow(Exception):

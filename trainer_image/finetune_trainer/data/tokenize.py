@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from finetune_trainer.data.row import Row
-from finetune_trainer.data.samples import BadRow, Conversation, Document, Preference, Sample
+from finetune_trainer.data.samples import BadRow, Conversation, Document, Labelled, Preference, Prompt, Sample
 from finetune_trainer.data.templates.template import PROBE, Draft, Template
 from finetune_trainer.data.templates.turns import Answer, Misfit
 from finetune_trainer.errors import InvalidSpec
@@ -36,8 +36,8 @@ def tokenize_batch(
 ) -> list[list[Row] | BadRow]:
     """For each sample its rows or what is wrong with it: of a preference the chosen one and the rejected one, else one
     or, where ``template.history`` splits, several. Rows keep their first ``cutoff`` tokens; 0 keeps all. A row that
-    lost every trained token has no spans: it is for the caller to count. Raises InvalidSpec when not the row but the
-    template is wrong."""
+    lost every trained token has no spans, and a prompt that is longer has no tokens: they are for the caller to count.
+    Raises InvalidSpec when not the row but the template is wrong."""
     results: list[list[Row] | BadRow] = [[] for _ in samples]
     chats: list[tuple[int, Draft]] = []
     documents: list[int] = []
@@ -61,7 +61,7 @@ def tokenize_batch(
             rows = results[index]
             if isinstance(rows, list):
                 try:
-                    rows.append(_row(draft, row_ids, template, cutoff))
+                    rows.append(_row_of(samples[index], draft, row_ids, template, cutoff))
                 except (Misfit, BadRow) as error:
                     results[index] = judged(error, template)
     return results
@@ -99,6 +99,8 @@ def judged(error: Misfit | BadRow, template: Template) -> BadRow:
 def _drafts(sample: Sample, template: Template) -> list[Draft]:
     if isinstance(sample, Conversation):
         return template.drafts(sample.messages, sample.tools)
+    if isinstance(sample, Prompt):
+        return [template.prompt(sample.messages, sample.tools)]
     assert not isinstance(sample, Document)
     answers = [sample.chosen, sample.rejected] if isinstance(sample, Preference) else [sample.answer]
     since = len(sample.prompt)
@@ -119,6 +121,20 @@ def _documents(texts: list[str], cutoff: int, tokenizer: Any) -> list[list[Row] 
             whole = ids if ids and ids[-1] == end else [*ids, end]
             rows.append([_cut(whole, [(0, len(whole))], cutoff)])
     return rows
+
+
+def _row_of(sample: Sample, draft: Draft, encoded: Encoded, template: Template, cutoff: int) -> Row:
+    """The row as the sample's kind has it."""
+    if isinstance(sample, Prompt):
+        # The end of a prompt is what is asked: a prompt is whole or useless.
+        return Row([] if 0 < cutoff < len(encoded.ids) else encoded.ids, [])
+    if isinstance(sample, Conversation):
+        return _row(draft, encoded, template, cutoff)
+    whole = _row(draft, encoded, template, 0)
+    # A generated answer ends at its stop token, and so does one that is compared or scored: not at the line break that
+    # some templates put between turns.
+    row = _cut(whole.input_ids[: whole.trained[-1][1]], whole.trained, cutoff)
+    return row._replace(desirable=sample.desirable) if isinstance(sample, Labelled) else row
 
 
 def _row(draft: Draft, encoded: Encoded, template: Template, cutoff: int) -> Row:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api.contract import ResolvedJob
-from finetune_api.data import DatasetSpec
+from finetune_api.data import UNITS, DatasetSpec
 from finetune_api.status import Prepared, Progress
 
 from finetune_trainer import prepared
@@ -138,12 +138,12 @@ def run(
 
     # Does it fit?
     splits: dict[str, dict[str, int]] = manifest["splits"]
-    longest = max(facts["longest"] for facts in splits.values())
-    if job.training.packing == "wrapped":
-        longest = min(longest, job.training.cutoff_length)
+    longest = _longest(job, max(facts["longest"] for facts in splits.values()))
     highest = max(facts["highest_id"] for facts in splits.values())
     new = bool(job.model.new_tokens or job.model.new_special_tokens)
-    memory.check_rows(model.path, len(tools.tokenizer), new, longest, highest)
+    # A prompt of stage kto is also seen with another row's answer.
+    seen = min(2 * longest, job.training.cutoff_length) if job.stage == "kto" else longest
+    memory.check_rows(model.path, len(tools.tokenizer), new, seen, highest)
     packed = job.training.cutoff_length if job.training.packing in ("bfd", "wrapped") else longest
     if job.training.packing == "bfd":
         from finetune_trainer.prepare import apart  # torch
@@ -167,6 +167,7 @@ def run(
         trained_tokens=train["trained_tokens"],
         invalid_rows=sum(found.broken for found in findings),
         truncated_rows=sum(found.truncated for found in findings),
+        warning=manifest["warning"],
         report=f"{reports}/{report.NAME}.md",
         gpu_memory_bytes=needs.total if needs else None,
         micro_batch_size=needs.proposed if needs else None,
@@ -178,7 +179,8 @@ def run(
         "bytes": manifest["bytes"],
         "sources": {got.uri: {"digest": got.digest, "revision": got.revision} for _, got in sources},
         "template": template,
-        "sample": report.sample(tools.tokenizer, open_split(data, "train").row(0)),
+        "warning": manifest["warning"],
+        "sample": report.sample(tools.tokenizer, open_split(data, "train")[:2], UNITS[job.stage]),
     }
     report.write(folders.reports, content, findings, needs)
     ready = PreparedJob(
@@ -193,7 +195,7 @@ def run(
     )
     prepared.write(folders, job, ready)
     prune(places.cache)
-    log.info("%s", describe(summary))
+    log.info("%s", describe(summary, job.stage))
     return ready
 
 
@@ -210,15 +212,19 @@ def unchanged(spec: DatasetSpec, read: Fetched, places: Places, check_stop: Call
         )
 
 
-def describe(summary: Prepared) -> str:
+def describe(summary: Prepared, stage: str) -> str:
     """One line for people."""
     left_out = f", {summary.invalid_rows} broken ones left out" if summary.invalid_rows else ""
     cut = f", {summary.truncated_rows} cut at cutoffLength" if summary.truncated_rows else ""
     held = f" and {summary.evaluation_rows} to evaluate on" if summary.evaluation_rows else ""
-    return (
-        f"{summary.rows} rows to train on{held}, {summary.tokens} tokens of which {summary.trained_tokens}"
-        f" trained{left_out}{cut}"
-    )
+    trained = f" of which {summary.trained_tokens} trained" if summary.trained_tokens else ""
+    warning = f". Warning: {summary.warning}" if summary.warning else ""
+    return f"{summary.rows} {UNITS[stage]} to train on{held}, {summary.tokens} tokens{trained}{left_out}{cut}{warning}"
+
+
+def _longest(job: ResolvedJob, row: int) -> int:
+    """Tokens of the longest row to learn from, where the longest that was prepared has so many."""
+    return row + job.ppo.max_new_tokens if job.ppo else min(row, job.training.cutoff_length)
 
 
 def tokenizer_digest(tokenizer: Any, model: str) -> str:
@@ -236,6 +242,8 @@ def _tools(job: ResolvedJob, model: Fetched) -> tuple[Tools, dict[str, Any] | No
 
     tokens = tokenizer.load(model.path, job.model, job.template.name, allow_remote_code=model_folder.may_run_code(job))
     cutoff = 0 if job.training.packing == "wrapped" else job.training.cutoff_length
+    if job.ppo:
+        cutoff -= job.ppo.max_new_tokens
     if job.stage == "pt":
         return Tools(tokens, None, cutoff), None
     template = Template(tokens, frozenset(tokenizer.stop_ids(tokens, model.path, job.template.name)), job.template)

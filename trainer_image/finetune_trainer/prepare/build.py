@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 import numpy.typing as npt
 from finetune_api.contract import ResolvedJob
-from finetune_api.data import DatasetSpec
+from finetune_api.data import UNITS, DatasetSpec
 
 from finetune_trainer.data import pack
 from finetune_trainer.data.files import DataFile, data_files
@@ -29,7 +29,7 @@ from finetune_trainer.data.rows import blocks
 from finetune_trainer.data.store import ShardWriter, Split, SplitFacts, open_split, write_packs
 from finetune_trainer.errors import InvalidData
 from finetune_trainer.prepare import pool, selection
-from finetune_trainer.prepare.findings import Findings, too_many_broken
+from finetune_trainer.prepare.findings import Findings, too_many_broken, warning
 
 PARTS = "parts"
 INVALID_ROWS = "invalid-rows.jsonl"
@@ -107,6 +107,23 @@ class Plan:
         return [f"eval-{number}" for number in range(1, len(self.evaluate) + 1)]
 
     @property
+    def unit(self) -> str:
+        """What the stage trains on."""
+        return UNITS[self.job.stage]
+
+    @property
+    def limit(self) -> str:
+        """Why units are left out after they were tokenized, in words."""
+        cutoff, ppo = self.job.training.cutoff_length, self.job.ppo
+        if ppo:
+            rest = f"{cutoff} - {ppo.max_new_tokens} = {cutoff - ppo.max_new_tokens}"
+            return f"they are longer than what training.cutoffLength leaves beside ppo.maxNewTokens ({rest} tokens)"
+        if self.job.stage == "pt":
+            return "they have a single token"
+        begins = "an answer begins" if self.unit == "pairs" else "the answer begins"
+        return f"{begins} after training.cutoffLength ({cutoff} tokens)"
+
+    @property
     def draws(self) -> bool:
         """Whether the rows to train on are not simply those of the data sets, one after the other."""
         fraction = self.job.evaluation.split_fraction if self.job.evaluation else None
@@ -145,9 +162,14 @@ def build(plan: Plan, folder: Path) -> dict[str, Any]:
         if not facts.rows:
             raise InvalidData(f"no row is left for {name}: raise maxSamples or evaluation.splitFraction")
         _pack(plan, folder, name)
+    rows_each = 2 if plan.unit == "pairs" else 1
     return {
-        "splits": {name: asdict(splits[name]) for name in ("train", *plan.evaluation_splits)},
+        "splits": {
+            name: asdict(splits[name]) | {"rows": splits[name].rows // rows_each}
+            for name in ("train", *plan.evaluation_splits)
+        },
         "datasets": [found.to_dict() for found in reading.findings],
+        "warning": warning(reading.findings[: len(plan.train)], plan.limit),
     }
 
 
@@ -183,7 +205,7 @@ class _Reading:
     def read(self, source: Source, number: int, writer: _Writer) -> "array[int]":
         """Write the good rows of a data set, or those drawn of them; how many rows each group became. ``number`` tells
         it from the others that are drawn from with the same seed."""
-        found, groups = Findings(source.spec.source), array("i")
+        found, groups = Findings(source.spec.source, self._plan.unit), array("i")
         self.findings.append(found)
         chosen: Iterable[pool.Chosen] = repeat("all")
         if source.spec.max_samples is not None:
@@ -191,8 +213,7 @@ class _Reading:
             chosen = selection.by_block(good, source.spec.max_samples, self._plan.job.training.seed, number)
         for done in self._blocks(source, "Tokenizing", found, chosen):
             for group in done.groups:
-                kept = [row for row in group if found.add_row(row)]
-                if kept:
+                if kept := found.add(group):
                     groups.append(len(kept))
                     writer.write(kept)
         self._bytes += source.size
@@ -209,11 +230,11 @@ class _Reading:
     ) -> Iterator[pool.Done]:
         """What became of each block of a data set, noted and reported."""
         before = 0
-        choices = iter(chosen)
+        choices, shape = iter(chosen), pool.Shape.of(source.spec, self._plan.job.stage)
         for file in source.files:
             whole, read = file.path.stat().st_size, 0
             # zip asks a file that has ended for no choice: the next one is for the next file's first block.
-            for done in self._run(zip(blocks(file), choices, strict=False), pool.Shape.of(source.spec)):
+            for done in self._run(zip(blocks(file), choices, strict=False), shape):
                 found.rows += done.rows
                 for row in done.broken:
                     found.add_broken(row)
@@ -283,9 +304,8 @@ def _check(plan: Plan, findings: list[Findings]) -> None:
             raise InvalidData(f"the data sets hold no rows: {source.spec.source}")
         if not found.kept:
             raise InvalidData(
-                f"training.cutoffLength is {plan.job.training.cutoff_length} tokens, and in every one of {good} rows of"
-                f" {source.spec.source} the answer begins later: nothing is left to train on. Raise it, or shorten the"
-                " prompts."
+                f"all {good} {plan.unit} of {source.spec.source} are left out because {plan.limit}: nothing is left to"
+                " train on. Raise training.cutoffLength, or shorten the prompts."
             )
         if found.emptied:
-            log.warning("%s: %d rows left out: cutoffLength ends before their answers", found.source, found.emptied)
+            log.warning("%s: %d %s left out because %s", found.source, found.emptied, plan.unit, plan.limit)

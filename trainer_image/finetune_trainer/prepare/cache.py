@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import ResolvedJob, canonical
+from finetune_api.data import UNITS
 
 from finetune_trainer.errors import NoSpace
 from finetune_trainer.fetch import Places
@@ -35,12 +36,16 @@ log = logging.getLogger(__name__)
 
 
 def key(job: ResolvedJob, contents: list[str], tokenizer: str, template: dict[str, Any] | None) -> str:
-    """What the entry of a job is called. ``contents``: digests of what was fetched, data set by data set."""
+    """What the entry of a job is called: the same for stages that train on the same. ``contents``: digests of what was
+    fetched, data set by data set."""
     training, evaluation = job.training, job.evaluation
+    rest = {"every_steps": None, "early_stopping": None, "generate": None}
     decisive = {
         "format": FORMAT,
+        "unit": UNITS[job.stage],
+        "answers": job.ppo.max_new_tokens if job.ppo else None,
         "datasets": [dataset.to_dict() for dataset in job.datasets],
-        "evaluation": evaluation.model_copy(update={"every_steps": None}).to_dict() if evaluation else None,
+        "evaluation": evaluation.model_copy(update=rest).to_dict() if evaluation else None,
         "contents": contents,
         "tokenizer": tokenizer,
         "template": template,

@@ -1,9 +1,11 @@
 """What was found while a data set was read: how many rows, which are broken, how long the others are.
 
 Filled by ``build`` as blocks come back, in the order of the files; kept in the cache's manifest, so that a second run
-reports the same without reading anything.
+reports the same without reading anything. What is counted is what the stage trains on: rows, pairs, answers or prompts
+(``finetune_api.data.UNITS``).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ EXAMPLES = 20
 """Broken rows shown of each rule. All of them are in the file beside the report."""
 EDGES = tuple(2**power for power in range(5, 21))
 """Histogram of lengths: up to 32 tokens, up to 64, and so on."""
+PAIR = ("chosen", "rejected")
 NAMED = 8
 CHARACTERS = 1000
 """The message has to fit into a condition and a termination message."""
@@ -31,18 +34,22 @@ class Findings:
     """Of one data set."""
 
     source: str
+    unit: str = "rows"
     rows: int = 0
     """Rows of the files, good and bad."""
     broken: int = 0
     rules: dict[str, int] = field(default_factory=dict)
     examples: list[Broken] = field(default_factory=list)
     truncated: int = 0
-    """Tokenized rows that lost their end to training.cutoffLength."""
+    """Those that lost their end to training.cutoffLength."""
     tokens_cut: int = 0
     emptied: int = 0
-    """Tokenized rows left out: nothing in them is trained."""
+    """Left out after they were tokenized: nothing in them is trained. Of pairs, nothing of one answer or both."""
     kept: int = 0
-    lengths: list[int] = field(default_factory=lambda: [0] * (len(EDGES) + 1))
+    unwanted: int = 0
+    """Kept answers of stage kto that are not wanted."""
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    """Of what is kept, how many are of which length: of the units, or of both rows of pairs; and of their prompts."""
 
     def add_broken(self, row: Broken) -> None:
         """Count it, and keep it if it is one of the first of its kind."""
@@ -51,17 +58,28 @@ class Findings:
         if self.rules[row.rule] <= EXAMPLES:
             self.examples.append(row)
 
-    def add_row(self, row: Row) -> bool:
-        """Count a tokenized row; whether it is one to train on."""
-        if row.cut:
-            self.truncated += 1
-            self.tokens_cut += row.cut
-        if not row.trained_tokens:
+    def add(self, group: list[Row]) -> list[Row]:
+        """Count what a row of the data set was tokenized to; those of it to train on."""
+        pieces = [group] if self.unit == "pairs" else [[row] for row in group]
+        return [row for piece in pieces if self._keeps(piece) for row in piece]
+
+    def _keeps(self, rows: list[Row]) -> bool:
+        """``rows``: one, or the two of a pair."""
+        self.truncated += any(row.cut for row in rows)
+        self.tokens_cut += sum(row.cut for row in rows)
+        if not all(row.input_ids if self.unit == "prompts" else row.trained_tokens for row in rows):
             self.emptied += 1
             return False
         self.kept += 1
-        self.lengths[_bucket(len(row.input_ids))] += 1
+        for name, row in zip(PAIR if self.unit == "pairs" else (self.unit,), rows, strict=True):
+            self._measure(name, len(row.input_ids))
+        if self.unit in ("pairs", "answers"):
+            self._measure("prompts", rows[0].answer_start)
+        self.unwanted += not rows[0].desirable
         return True
+
+    def _measure(self, what: str, length: int) -> None:
+        self.lengths.setdefault(what, [0] * (len(EDGES) + 1))[_bucket(length)] += 1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"examples": [list(row) for row in self.examples]}
@@ -73,6 +91,22 @@ class Findings:
 
 def _bucket(length: int) -> int:
     return min(max(0, (length - 1).bit_length() - 5), len(EDGES)) if length > 0 else 0
+
+
+def warning(findings: Sequence[Findings], limit: str) -> str | None:
+    """What of the data to train on looks wrong, although it can be trained on. ``limit``: what rows were left out by,
+    in words."""
+    said = []
+    kept, unwanted, emptied = (sum(getattr(f, name) for f in findings) for name in ("kept", "unwanted", "emptied"))
+    unit = findings[0].unit
+    if unit == "answers" and unwanted in (0, kept):
+        label = "unwanted" if unwanted else "wanted"
+        said.append(
+            f"all {kept:,} answers are {label}, and kto learns from the difference: see that the labels are right"
+        )
+    if emptied:
+        said.append(f"{emptied:,} of {kept + emptied:,} {unit} are left out because {limit}")
+    return "; ".join(said) or None
 
 
 def too_many_broken(found: Findings, allowed: int, invalid_rows: str) -> str:

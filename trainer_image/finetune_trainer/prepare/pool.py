@@ -55,10 +55,17 @@ class Shape:
     format: str
     columns: ColumnsSpec | None
     tags: TagsSpec | None
+    prompts: bool = False
+    """Whether only what a row asks is wanted."""
 
     @staticmethod
-    def of(spec: DatasetSpec) -> "Shape":
-        return Shape(spec.format, spec.columns, spec.tags)
+    def of(spec: DatasetSpec, stage: str) -> "Shape":
+        return Shape(spec.format, spec.columns, spec.tags, stage == "ppo")
+
+    def parse(self, value: Any) -> Sample:
+        """What one row means. Raises BadRow."""
+        parse = formats.prompt if self.prompts else formats.parse
+        return parse(value, self.format, self.columns, self.tags)
 
 
 @dataclass
@@ -90,7 +97,7 @@ def tokenize(block: Block, shape: Shape, tools: Tools, chosen: Chosen = "all") -
         try:
             if isinstance(value, BadRow):
                 raise value
-            sample = formats.parse(value, shape.format, shape.columns, shape.tags)
+            sample = shape.parse(value)
             if chosen == "all" or done.good in wanted:
                 samples.append(sample)
                 places.append(place)

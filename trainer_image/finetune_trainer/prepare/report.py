@@ -4,21 +4,38 @@ Called by ``prepare.run``, with the facts of the manifest, so that a second run 
 people who want to know in a minute whether this is the data they meant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer.data.row import Row
-from finetune_trainer.prepare.findings import EDGES, Findings
+from finetune_trainer.prepare.findings import EDGES, PAIR, Findings
 from finetune_trainer.prepare.memory import Needs, gib
 from finetune_trainer.workspace import write_json
 
 NAME = "prepare"
 SAMPLE_TOKENS = 2048
+WHY_LEFT_OUT = {
+    "rows": "nothing in them is trained",
+    "pairs": "cutoffLength ends before one of the answers",
+    "answers": "cutoffLength ends before the answer",
+    "prompts": "cutoffLength leaves no room for ppo.maxNewTokens beside them",
+}
+NAMES = {"chosen": "prompts with the chosen answer", "rejected": "prompts with the rejected answer"} | {
+    "answers": "prompts with their answer"
+}
 
 
-def sample(tokenizer: Any, row: Row) -> str:
-    """One row as text, what is trained of it in [[double brackets]]."""
+def sample(tokenizer: Any, rows: Sequence[Row], unit: str) -> str:
+    """The first of what is trained on, as text, what is trained of it in [[double brackets]]."""
+    if unit == "pairs":
+        return "\n\n".join(f"{name}:\n{_text(tokenizer, row)}" for name, row in zip(PAIR, rows, strict=False))
+    if unit == "answers":
+        return f"{'wanted' if rows[0].desirable else 'unwanted'}:\n{_text(tokenizer, rows[0])}"
+    return _text(tokenizer, rows[0])
+
+
+def _text(tokenizer: Any, row: Row) -> str:
     parts, at = [], 0
     ids = row.input_ids[:SAMPLE_TOKENS]
     for start, end in row.trained:
@@ -37,22 +54,24 @@ def write(folder: Path, content: dict[str, Any], findings: Sequence[Findings], n
     lines = [f"# What was prepared for {content['job']}", ""]
     if "error" in content:
         lines += [f"**It can't be trained on:** {content['error']}", ""]
-    lines += _splits(content.get("splits", {}))
+    if content.get("warning"):
+        lines += [f"**Look at this:** {content['warning']}.", ""]
+    lines += _splits(content.get("splits", {}), findings[0].unit if findings else "rows")
     for found in findings:
         lines += _dataset(found)
     if needs:
         lines += _memory(needs)
     if content.get("sample"):
         fence = "`" * 6
-        lines += ["## First row as the model sees it", "", "What is trained stands in [[ ]].", ""]
+        lines += ["## First of the data as the model sees it", "", "What is trained stands in [[ ]].", ""]
         lines += [f"{fence}text", content["sample"], fence, ""]
     (folder / f"{NAME}.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _splits(splits: dict[str, dict[str, int]]) -> list[str]:
+def _splits(splits: dict[str, dict[str, int]], unit: str) -> list[str]:
     if not splits:
         return []
-    lines = ["| split | rows | tokens | trained tokens | longest row |", "|---|---:|---:|---:|---:|"]
+    lines = [f"| split | {unit} | tokens | trained tokens | longest row |", "|---|---:|---:|---:|---:|"]
     for name, facts in splits.items():
         lines.append(
             f"| {name} | {facts['rows']:,} | {facts['tokens']:,} | {facts['trained_tokens']:,} | {facts['longest']:,} |"
@@ -61,28 +80,31 @@ def _splits(splits: dict[str, dict[str, int]]) -> list[str]:
 
 
 def _dataset(found: Findings) -> list[str]:
-    rows = found.kept + found.emptied
+    made = found.kept + found.emptied
     lines = [
         f"## {found.source}",
         "",
-        f"{found.rows:,} rows, {found.broken:,} of them broken. Tokenized: {rows:,}; cut at cutoffLength:"
-        f" {found.truncated:,} ({_share(found.truncated, rows)}, {found.tokens_cut:,} tokens); left out because"
-        f" nothing in them is trained: {found.emptied:,}.",
+        f"{found.rows:,} rows, {found.broken:,} of them broken. Tokenized {found.unit}: {made:,}; cut at cutoffLength:"
+        f" {found.truncated:,} ({_share(found.truncated, made)}, {found.tokens_cut:,} tokens); left out because"
+        f" {WHY_LEFT_OUT[found.unit]}: {found.emptied:,}.",
         "",
     ]
+    if found.unit == "answers":
+        lines += [f"Wanted: {found.kept - found.unwanted:,}; unwanted: {found.unwanted:,}.", ""]
     if found.broken:
         lines += ["| rule | rows |", "|---|---:|", *(f"| {rule} | {n:,} |" for rule, n in found.rules.items()), ""]
         lines += [f"- `{row.place}`: {row.message}" for row in found.examples]
         lines.append("")
-    most = max(found.lengths)
-    if most:
-        lines += ["Lengths in tokens:", "", "```text"]
-        for number, count in enumerate(found.lengths):
-            name = f"up to {EDGES[number]}" if number < len(EDGES) else "longer"
-            if count:
-                lines.append(f"{name:>14} {count:>12,} {'#' * max(1, round(40 * count / most))}")
-        lines += ["```", ""]
+    for what, lengths in found.lengths.items():
+        lines += [f"Tokens of {NAMES.get(what, what)}:", "", "```text", *_histogram(lengths), "```", ""]
     return lines
+
+
+def _histogram(lengths: Sequence[int]) -> Iterator[str]:
+    for number, count in enumerate(lengths):
+        name = f"up to {EDGES[number]}" if number < len(EDGES) else "longer"
+        if count:
+            yield f"{name:>14} {count:>12,} {'#' * max(1, round(40 * count / max(lengths)))}"
 
 
 def _memory(needs: Needs) -> list[str]:

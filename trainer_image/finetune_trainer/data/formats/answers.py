@@ -13,7 +13,8 @@ def dialect_of(row: Fields, columns: ColumnsSpec, tags: TagsSpec) -> Dialect:
     sharegpt, openai = turns.sharegpt_dialect(tags), turns.openai_dialect(tags)
     if columns.messages is None and "conversations" in row:
         return sharegpt
-    for key in (columns.messages, columns.prompt or "prompt", "chosen", columns.response or "completion"):
+    answers = (columns.chosen or "chosen", columns.response or "completion")
+    for key in (columns.messages, columns.prompt or "prompt", *answers):
         value = row.get(key) if key else None
         first = value[0] if isinstance(value, list) and value else value
         if isinstance(first, dict) and sharegpt.role in first and openai.role not in first:

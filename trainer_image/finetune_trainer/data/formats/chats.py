@@ -7,7 +7,7 @@ from finetune_api.data import ColumnsSpec, TagsSpec
 from finetune_trainer.data.formats import turns
 from finetune_trainer.data.formats.tools import tools
 from finetune_trainer.data.formats.values import Fields, from_json, missing, optional_text, shown
-from finetune_trainer.data.samples import BadRow, Conversation
+from finetune_trainer.data.samples import BadRow, Conversation, Prompt
 
 
 def openai(row: Fields, columns: ColumnsSpec, tags: TagsSpec) -> Conversation:
@@ -18,6 +18,13 @@ def openai(row: Fields, columns: ColumnsSpec, tags: TagsSpec) -> Conversation:
 def sharegpt(row: Fields, columns: ColumnsSpec, tags: TagsSpec) -> Conversation:
     """conversations: a list of {from, value}; optionally system and tools."""
     return _chat(row, columns.messages or "conversations", columns, turns.sharegpt_dialect(tags))
+
+
+def prompt(row: Fields, columns: ColumnsSpec, dialect: turns.Dialect, key: str) -> Prompt:
+    """What a conversation asks last."""
+    said = turns.read(messages(row, columns.messages or key, dialect), dialect)
+    system = optional_text(row, columns.system or "system")
+    return Prompt(turns.asked(said, dialect, system), tools(row, columns))
 
 
 def messages(row: Fields, key: str, dialect: turns.Dialect) -> list[Any]:

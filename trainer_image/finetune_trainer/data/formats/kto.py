@@ -21,11 +21,11 @@ def kto(row: Fields, columns: ColumnsSpec, tags: TagsSpec) -> Labelled:
     else:
         raise missing(row, "completion", "the answer that is judged")
     prompt, answer = answers.apart(asked, answered, key, row, columns, dialect)
-    return Labelled(prompt, answer, _label(row), tools(row, columns))
+    return Labelled(prompt, answer, _label(row, columns), tools(row, columns))
 
 
-def _label(row: Fields) -> bool:
-    key = "kto_tag" if "kto_tag" in row else "label"
+def _label(row: Fields, columns: ColumnsSpec) -> bool:
+    key = columns.label or ("kto_tag" if "kto_tag" in row else "label")
     if key not in row:
         raise missing(row, key, "true where the answer is wanted, else false")
     value = row[key]

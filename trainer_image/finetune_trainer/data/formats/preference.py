@@ -13,20 +13,21 @@ def preference(row: Fields, columns: ColumnsSpec, tags: TagsSpec) -> Preference:
     """chosen and rejected, with the prompt as text, messages or an alpaca instruction; or both as whole conversations
     that begin alike."""
     dialect = answers.dialect_of(row, columns, tags)
-    chosen, rejected = (answers.answer(row, key, dialect) for key in ("chosen", "rejected"))
+    better, worse = columns.chosen or "chosen", columns.rejected or "rejected"
+    chosen, rejected = (answers.answer(row, key, dialect) for key in (better, worse))
     if chosen == rejected:
-        raise BadRow("no-preference", "found the same answer as chosen and as rejected, expected two different ones")
+        raise BadRow("no-preference", f"found the same answer as {better} and as {worse}, expected two different ones")
     if all(turns[0].message["role"] != "assistant" for turns in (chosen, rejected)):
-        same = _common(chosen, rejected)
+        same = _common(chosen, rejected, f"{better} and {worse}")
         asked, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
     else:
         asked = answers.prompt(row, columns, dialect)
-    prompt, better = answers.apart(asked, chosen, "chosen", row, columns, dialect)
-    _, worse = answers.apart(asked, rejected, "rejected", row, columns, dialect)
-    return Preference(prompt, better, worse, tools(row, columns))
+    prompt, preferred = answers.apart(asked, chosen, better, row, columns, dialect)
+    _, other = answers.apart(asked, rejected, worse, row, columns, dialect)
+    return Preference(prompt, preferred, other, tools(row, columns))
 
 
-def _common(one: list[Turn], other: list[Turn]) -> int:
+def _common(one: list[Turn], other: list[Turn], names: str) -> int:
     """How many messages both begin with, up to the answer that tells them apart."""
     same = 0
     while same < min(len(one), len(other)) and one[same] == other[same]:
@@ -34,9 +35,7 @@ def _common(one: list[Turn], other: list[Turn]) -> int:
     while same and not (_answers(one, same) and _answers(other, same)):
         same -= 1
     if not same:
-        raise BadRow(
-            "no-common-prompt", "chosen and rejected are conversations, expected both to begin with one prompt"
-        )
+        raise BadRow("no-common-prompt", f"{names} are conversations, expected both to begin with one prompt")
     return same
 
 

@@ -90,6 +90,25 @@ def read(messages: list[Any], dialect: Dialect) -> list[Turn]:
 def conversation(turns: Sequence[Turn], dialect: Dialect, system: str = "") -> list[Message]:
     """The messages in an order that can be learnt: an optional system message, then user and assistant in turns, with
     tools in the user's place; the last is the assistant's. ``system`` counts where the messages have none."""
+    messages = _in_order(turns, dialect, system)
+    last = turns[-1] if turns else None
+    if last is None or last.message["role"] != "assistant":
+        found = f"a last message of role {last.tag!r}" if last else "no message"
+        raise BadRow("no-answer", f"found {found}, expected {dialect.names('assistant')}: what is learnt")
+    return messages
+
+
+def asked(turns: Sequence[Turn], dialect: Dialect, system: str = "") -> list[Message]:
+    """The same up to what the assistant is asked last, whether or not its answer follows."""
+    messages = _in_order(turns, dialect, system)
+    if messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise BadRow("no-prompt", f"found no message of role {dialect.names('user')}, expected what is asked")
+    return messages
+
+
+def _in_order(turns: Sequence[Turn], dialect: Dialect, system: str) -> list[Message]:
     start = 1 if turns and turns[0].message["role"] == "system" else 0
     allowed: tuple[Role, ...] = ("user",)
     for number, (tag, message) in enumerate(turns[start:], start=start + 1):
@@ -107,10 +126,6 @@ def conversation(turns: Sequence[Turn], dialect: Dialect, system: str = "") -> l
             allowed = ("user", "tool")
         else:
             allowed = ("assistant", "tool") if role == "tool" and not dialect.function else ("assistant",)
-    last = turns[-1] if turns else None
-    if last is None or last.message["role"] != "assistant":
-        found = f"a last message of role {last.tag!r}" if last else "no message"
-        raise BadRow("no-answer", f"found {found}, expected {dialect.names('assistant')}: what is learnt")
     messages = [turn.message for turn in turns]
     return [{"role": "system", "content": system}, *messages] if system.strip() and not start else messages
 

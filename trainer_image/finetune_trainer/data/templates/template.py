@@ -112,6 +112,11 @@ class Template:
             return [Draft(text, [last], everything=everything)]
         return [Draft(row, [answer], everything=everything) for row, answer in rows]
 
+    def prompt(self, messages: list[Message], tools: list[dict[str, Any]]) -> Draft:
+        """A row of which nothing is trained: what inference has it answer. Raises Misfit and BadRow."""
+        self._check_tools(messages, tools)
+        return Draft(self.ask(messages, tools), [])
+
     def facts(self) -> dict[str, Any]:
         """For provenance and for the key of prepared data."""
         own, marked = (hashlib.sha256(text.encode()).hexdigest() for text in (self.own, self.marked))
