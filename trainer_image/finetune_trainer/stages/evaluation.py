@@ -52,11 +52,28 @@ class Evaluation:
         done = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
         return not done and state.global_step % spec.every_steps == 0
 
-    def measure(self, trainer: Engine) -> bool:
+    def measure(self, trainer: Engine, logged: bool = True) -> bool:
         """Measure and log. On all ranks; when one is told to stop, all leave it unfinished and unlogged: False."""
         if not self.splits:
             return True
-        began, found = time.monotonic(), {}
+        began = time.monotonic()
+        found = self.scan(trainer)
+        if found is None:
+            log.warning("told to stop: the evaluation after step %d is left out", trainer.state.global_step)
+            return False
+        metrics = summary(trainer.summary, found)
+        if logged:
+            trainer.log(dict(metrics))
+        self.values = found
+        self.results = metrics | {
+            "eval_samples": sum(len(items) for items in self.splits.values()),
+            "eval_runtime": round(time.monotonic() - began, 2),
+        }
+        return True
+
+    def scan(self, trainer: Engine) -> dict[str, Values] | None:
+        """What is measured of each split. On all ranks; None where they agreed to stop."""
+        found = {}
         # Not as DDP wraps it: that exchanges buffers in each forward, and a rank without room might not take part.
         model = trainer.model
         model.eval()
@@ -64,22 +81,13 @@ class Evaluation:
             for name in self.splits:
                 values = self._values(trainer, model, name)
                 if values is None:
-                    heartbeat.beat("train", trainer.state.global_step)
-                    log.warning("told to stop: the evaluation after step %d is left out", trainer.state.global_step)
-                    return False
+                    break
                 found[name] = values
-            metrics = summary(trainer.summary, found)
-            trainer.log(dict(metrics))
         finally:
             model.train()
             sharding.reshard(model)
         heartbeat.beat("train", trainer.state.global_step)  # not after an error: it is told with its phase
-        self.values = found
-        self.results = metrics | {
-            "eval_samples": sum(len(items) for items in self.splits.values()),
-            "eval_runtime": round(time.monotonic() - began, 2),
-        }
-        return True
+        return found if len(found) == len(self.splits) else None
 
     def _values(self, trainer: Engine, model: Any, name: str) -> Values | None:
         """What was measured by all ranks, and as ``item`` on which items; None where they agreed to stop."""
