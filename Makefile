@@ -44,8 +44,9 @@ images: ## Both images (PUSH=local: and push them to the local cluster of that n
 chart: setup ## Lint the chart and pack it into dist/
 	$(PY) -m tests.chart
 
-sweep: setup ## Every call of the operator crashed, refused, cut or slow, in every way (half an hour; tests try a part)
-	$(PY) -m pytest tests/controlplane/test_faults.py --sweep --timeout 7200
+sweep: setup ## Slow tests: faults at every call, examples on a real model, learning by three seeds (two hours)
+	$(PY) -m pytest tests/trainer/test_examples.py tests/trainer/test_learns.py tests/controlplane/test_faults.py \
+		--sweep --timeout 7200
 
 gpu-check: setup ## On a machine with a GPU: every tuning method in bf16, throughput and memory
 	$(PY) -m tests.bench.gpu_check

@@ -35,7 +35,6 @@ KINDS = {
     "chain/3-ppo": "adapter",
 }
 """Files below examples/ and the artifact that each makes, in an order in which each finds those that it names."""
-pytestmark = pytest.mark.timeout(4 * 3600)
 
 
 @pytest.fixture(scope="module")
