@@ -1,7 +1,7 @@
 """From the cache, and from the server where the cache isn't enough, to what a plan looks at.
 
-Live reads are for the moments that matter: before an attempt is begun and its Job created, when one has ended, and when
-pods hang without saying why.
+Live reads are for the moments that matter: while a job is not accepted because of others, before an attempt is begun
+and its Job created, when one has ended, and when pods hang without saying why.
 """
 
 import logging
@@ -84,20 +84,27 @@ class Observer:
         return view, Observed(batches, pods, events, refused)
 
     async def _others(self, view: JobView) -> Others:
-        """From the cache alone: whatever the watch had shown before it showed this job is in it."""
-
-        def job(name: str) -> JobView | None:
-            return self.cache.job((view.namespace, name))
+        """Read live: a job that fails for what another one was would fail for good."""
 
         def waits_for(name: str) -> set[str]:
-            other = job(name)
+            other = self.cache.job((view.namespace, name))
             return other.waits_for if other and not other.deleting else set()
 
-        jobs = {name: other for name in view.waits_for if (other := job(name))}
+        jobs = {name: other for name in view.waits_for if (other := await self._other((view.namespace, name)))}
         claims = {other.claim for other in jobs.values()} - {view.claim}
         raws = {claim: await self.cluster.get_claim(view.namespace, claim) for claim in claims}
         modes = {claim: claim_modes(raw) for claim, raw in raws.items() if raw}
         return Others(jobs, modes, ring(view.name, waits_for))
+
+    async def _other(self, key: Key) -> JobView | None:
+        known = self.cache.job(key)
+        raw = await self.cluster.get_job(key)
+        fresh = job_view(raw) if raw else None
+        if known is not None and (fresh is None or fresh.uid != known.uid):
+            self.cache.jobs.drop(known)
+        if fresh is not None:
+            self.cache.jobs.put(fresh)
+        return fresh
 
     async def _live_job(self, view: JobView) -> JobView | None:
         """The FineTuneJob as it is now: a Job is about to be made for it, or an attempt to be judged by what its
