@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_sigmoid_and_conservative_dpo(smoothing: float) -> None:
 
 def test_conservative_dpo_is_least_where_labels_are_as_often_right_as_told() -> None:
     at_best = torch.tensor([math.log(0.9 / 0.1) / 0.3], requires_grad=True)
-    losses.sigmoid(at_best, 0.3, 0.1).backward()
+    losses.sigmoid(at_best, 0.3, 0.1).backward()  # type: ignore[no-untyped-call]
     assert at_best.grad is not None
     assert float(at_best.grad) == pytest.approx(0, abs=1e-6)
 
@@ -56,7 +57,7 @@ def test_odds_ratio() -> None:
 
 def test_odds_of_what_is_certain_are_a_number_and_so_is_their_gradient() -> None:
     certain = torch.tensor([0.0, -1e-9, -80.0], requires_grad=True)
-    losses.odds_ratio(certain, torch.full((3,), -1.0)).sum().backward()
+    losses.odds_ratio(certain, torch.full((3,), -1.0)).sum().backward()  # type: ignore[no-untyped-call]
     assert certain.grad is not None
     assert bool(certain.grad.isfinite().all())
 
@@ -70,15 +71,15 @@ def test_they_are_those_of_trl() -> None:
     from trl.experimental.cpo import CPOTrainer
     from trl.experimental.orpo import ORPOTrainer
 
+    cpo: Any = CPOTrainer.cpo_loss
+    orpo: Any = ORPOTrainer.odds_ratio_loss
     trl = {"alpha": 0.0, "label_smoothing": 0.0, "accelerator": SimpleNamespace(device="cpu")}
-    theirs = CPOTrainer.cpo_loss(
-        SimpleNamespace(**trl, loss_type="simpo", beta=2.0, simpo_gamma=0.5), CHOSEN, REJECTED
-    )[0]
+    theirs = cpo(SimpleNamespace(**trl, loss_type="simpo", beta=2.0, simpo_gamma=0.5), CHOSEN, REJECTED)[0]
     torch.testing.assert_close(losses.simpo(CHOSEN, REJECTED, 2.0, 0.5), theirs)
-    theirs = ORPOTrainer.odds_ratio_loss(SimpleNamespace(**trl, beta=0.1), CHOSEN, REJECTED)[0]
+    theirs = orpo(SimpleNamespace(**trl, beta=0.1), CHOSEN, REJECTED)[0]
     torch.testing.assert_close(-0.1 * losses.odds_ratio(CHOSEN, REJECTED), theirs)
     smooth = SimpleNamespace(**trl | {"label_smoothing": 0.2}, loss_type="sigmoid", beta=0.3)
-    theirs = CPOTrainer.cpo_loss(smooth, CHOSEN, REJECTED)[0]
+    theirs = cpo(smooth, CHOSEN, REJECTED)[0]
     torch.testing.assert_close(losses.sigmoid(CHOSEN - REJECTED, 0.3, 0.2), theirs)
 
 

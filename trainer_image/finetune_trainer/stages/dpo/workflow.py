@@ -45,7 +45,16 @@ def run(run: Run) -> Outcome:
     check_stop(run)
 
     # Train, evaluate, save and report
-    stage = {"settings": settings, "reference": compare_with, "precomputed": precomputed}
-    training = playbook.set_up(run, DpoTrainer, model, tokens, data, precision, **stage)
+    training = playbook.set_up(
+        run,
+        DpoTrainer,
+        model,
+        tokens,
+        data,
+        precision,
+        settings=settings,
+        reference=compare_with,
+        precomputed=precomputed,
+    )
     playbook.train(run, training)
     return playbook.finish(run, training, tokens, data, stop_ids)

@@ -41,7 +41,8 @@ def run(run: Run) -> Outcome:
     check_stop(run)
 
     # Train, evaluate, save and report
-    stage = {"settings": settings, "reference": compare_with}
-    training = playbook.set_up(run, KtoTrainer, model, tokens, data, precision, **stage)
+    training = playbook.set_up(
+        run, KtoTrainer, model, tokens, data, precision, settings=settings, reference=compare_with
+    )
     playbook.train(run, training)
     return playbook.finish(run, training, tokens, data, stop_ids)

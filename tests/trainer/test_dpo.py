@@ -1,0 +1,157 @@
+"""Whole runs of stage dpo: what is compared with what, and what is said of it."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer.errors import Preempted
+from finetune_trainer.run import Run
+from finetune_trainer.stages import reference
+
+from tests.trainer import stages, tiny
+from tests.trainer.test_equivalence import stopped_at
+
+SMALL = {"maxSteps": 3, "learningRate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stages.save_volumes(tmp_path_factory.mktemp("dpo"))
+
+
+@pytest.fixture
+def root(tmp_path: Path, volumes: Path) -> Path:
+    (tmp_path / "models").symlink_to(volumes / "models")
+    shutil.copytree(volumes / "data", tmp_path / "data")
+    return tmp_path
+
+
+def trained(root: Path, method: str = "lora", workspace: str = "work", **sections: Any) -> Run:
+    training = SMALL | sections.pop("training", {})
+    run = tiny.make_run(root, stages.job("dpo", method, training=training, **sections), workspace=workspace)
+    stages.train(run)
+    return run
+
+
+def logged(run: Run, name: str) -> list[float]:
+    history = json.loads((run.folders.reports / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in history if name in entry]
+
+
+FIRST = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}
+
+
+@pytest.mark.parametrize("loss", FIRST)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_nothing_differs_from_the_reference_before_the_first_step(root: Path, loss: str, method: str) -> None:
+    run = trained(root, method, dpo={"loss": loss}, training={"maxSteps": 12, "learningRate": 0.003})
+    losses, margins = tiny.losses(run), logged(run, "rewards/margins")
+    assert losses[0] == pytest.approx(FIRST[loss])
+    assert margins[0] == logged(run, "rewards/chosen")[0] == logged(run, "rewards/rejected")[0] == 0.0
+    assert losses[-1] < losses[0]
+    assert margins[-1] > 0
+    assert logged(run, "rewards/accuracies")[-1] > 0.5
+    assert all(value < 0 for value in logged(run, "logps/chosen"))
+
+
+@pytest.mark.parametrize("loss", ["orpo", "simpo"])
+def test_losses_without_a_reference_make_none(root: Path, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "make", None)
+    run = trained(root, dpo={"loss": loss})
+    assert tiny.losses(run)[-1] < tiny.losses(run)[0]
+    if loss == "orpo":
+        parts = zip(logged(run, "sft_loss"), logged(run, "odds_ratio_loss"), strict=True)
+        assert tiny.losses(run) == pytest.approx([sft + 0.1 * odds for sft, odds in parts])
+
+
+def test_the_supervised_term_is_that_of_all_chosen_tokens(root: Path) -> None:
+    plain = trained(root, workspace="plain")
+    whole = trained(root, workspace="whole", dpo={"sftWeight": 2.0}, training={"microBatchSize": 8})
+    single = trained(root, workspace="single", dpo={"sftWeight": 2.0}, training={"microBatchSize": 1})
+    assert tiny.losses(single) == pytest.approx(tiny.losses(whole), abs=1e-5)
+    sft = logged(whole, "sft_loss")
+    assert tiny.losses(whole)[0] == pytest.approx(tiny.losses(plain)[0] + 2.0 * sft[0])
+    assert sft[-1] < sft[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_reference_that_was_asked_before_training_says_the_same(
+    root: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections: dict[str, Any] = {"dpo": {"ldAlpha": 0.5}, "evaluation": {"splitFraction": 0.2}}
+    asked_each_step = trained(root, method, "each", **sections)
+    sections["dpo"] |= {"precomputeReference": True}
+    job = stages.job("dpo", method, training=SMALL, checkpoints={"everySteps": 1}, **sections)
+    first = tiny.make_run(root, job, workspace="before")
+    with pytest.raises(Preempted):
+        stages.train(stopped_at(first, 1))
+    assert (first.folders.job / "reference.safetensors").is_file()
+
+    monkeypatch.setattr(reference, "make", None)  # who goes on needs no second model
+    second = tiny.make_run(root, job, attempt=2, workspace="before")
+    stages.train(second)
+    assert tiny.losses(second) == pytest.approx(tiny.losses(asked_each_step), abs=1e-6)
+    for name in ("eval_loss", "eval_rewards/margins"):
+        assert logged(second, name) == pytest.approx(logged(asked_each_step, name), abs=1e-6)
+
+
+def test_what_another_job_has_kept_is_not_read(root: Path) -> None:
+    trained(root, dpo={"precomputeReference": True})
+    kept = root / "work" / "jobs" / "tiny" / "reference.safetensors"
+    again = root / "again" / "jobs" / "tiny" / kept.name
+    again.parent.mkdir(parents=True)
+    again.write_bytes(kept.read_bytes())
+    sections: dict[str, Any] = {"dpo": {"precomputeReference": True, "ldAlpha": 0.5}}
+    run = trained(root, workspace="again", **sections)
+    assert run.folders.job == again.parent
+    assert again.read_bytes() != kept.read_bytes()
+
+
+def test_the_named_reference_is_compared_with(root: Path) -> None:
+    tiny.save_model(root / "other", seed=7)
+    run = tiny.make_run(root, stages.job("dpo", "lora", training=SMALL))
+    named = replace(run, prepared=replace(run.prepared, reference=root / "other"))
+    stages.train(named)
+    chosen = logged(named, "rewards/chosen")
+    assert abs(chosen[0]) > 0.001
+
+    again = tiny.make_run(root, run.job, workspace="again")
+    own = replace(again, prepared=replace(again.prepared, reference=root / "models" / "model"))
+    stages.train(own)
+    assert logged(own, "rewards/chosen")[0] == 0.0
+
+
+def test_held_out_pairs_are_measured_as_pairs(root: Path) -> None:
+    evaluation = {"splitFraction": 0.25}
+    metrics = []
+    for micro in (4, 1):
+        run = trained(root, workspace=f"by-{micro}", evaluation=evaluation, training={"microBatchSize": micro})
+        metrics.append(json.loads((run.folders.reports / "eval_results.json").read_text()))
+    names = ["loss", *(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")), "logps/chosen"]
+    for name in names:
+        assert metrics[0][f"eval_{name}"] == pytest.approx(metrics[1][f"eval_{name}"], abs=1e-5)
+    assert 0 <= metrics[0]["eval_rewards/accuracies"] <= 1
+
+
+def test_an_adapter_that_goes_on_is_compared_with_what_it_was(root: Path) -> None:
+    first = trained(root, workspace="first", training={"maxSteps": 2})
+    first.folders.artifact.rename(root / "data" / "earlier")
+    job = stages.job(
+        "dpo", "lora", training=SMALL, tuning={"method": "lora", "adapter": {"source": "pvc://data/earlier"}}
+    )
+    whole, cut = (tiny.make_run(root, job, workspace=name) for name in ("whole", "cut"))
+    stages.train(whole)
+    assert tiny.losses(whole)[0] == pytest.approx(math.log(2))
+    files = [file.name for file in whole.folders.artifact.rglob("*")]
+    assert "ref" not in files
+    with pytest.raises(Preempted):
+        stages.train(stopped_at(cut, 1))
+    again = tiny.make_run(root, job, attempt=2, workspace="cut")
+    stages.train(again)
+    assert tiny.losses(again) == tiny.losses(whole)
+    name = "adapter_model.safetensors"
+    assert (again.folders.artifact / name).read_bytes() == (whole.folders.artifact / name).read_bytes()
