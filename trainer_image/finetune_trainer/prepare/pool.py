@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from finetune_api.contract import ResolvedJob
 from finetune_api.data import ColumnsSpec, DatasetSpec, TagsSpec
 
 from finetune_trainer.data import formats
@@ -46,6 +47,13 @@ class Tools:
     template: Any
     cutoff: int
     """0: nothing is cut."""
+
+
+def longest(job: ResolvedJob) -> int:
+    """Tokens that a row of the job may have; 0: any number."""
+    if job.training.packing == "wrapped":
+        return 0
+    return job.training.cutoff_length - (job.ppo.max_new_tokens if job.ppo else 0)
 
 
 @dataclass(frozen=True)
