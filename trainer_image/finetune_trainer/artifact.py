@@ -52,10 +52,11 @@ def write(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            kind, facts = _save(run, model, weights, staging, len(tokenizer), probes)
+            kind, facts = _save(run, model, weights, staging, tokenizer, probes)
             provenance = {**provenance, **facts}
             tokenizer.save_pretrained(staging)
-            _save_generation(staging, run.prepared.model, stop_ids, tokenizer)
+            if base_model.kind_of(run.job.stage) == "causal":
+                _save_generation(staging, run.prepared.model, stop_ids, tokenizer)
             if extra is not None:
                 extra(staging)
             (staging / "README.md").write_text(model_card.render(run.job, kind, provenance, metrics), encoding="utf-8")
@@ -69,7 +70,18 @@ def write(
             shutil.rmtree(staging, ignore_errors=True)
             raise
     uri = f"pvc://{run.job.workspace_claim}/{place.relative_to(run.folders.workspace).as_posix()}"
-    return Artifact(uri=uri, kind=kind, digest=digest, size_bytes=size)
+    job, prepared = run.job, run.prepared
+    adapter = kind == "adapter"
+    return Artifact(
+        uri=uri,
+        kind=kind,
+        digest=digest,
+        size_bytes=size,
+        base=job.model.source if adapter else None,
+        base_adapter=adapter and (place / BASE_ADAPTER).is_dir(),
+        base_digest=prepared.digests.get(job.model.source),
+        tokenizer_digest=prepared.tokenizer_digest or None,
+    )
 
 
 def gather(run: Run, model: Any) -> dict[str, Any] | None:
@@ -94,7 +106,7 @@ def _save(
     model: Any,
     weights: dict[str, Any] | None,
     staging: Path,
-    tokens: int,
+    tokenizer: Any,
     probes: Sequence[Sequence[int]] | None,
 ) -> tuple[Literal["adapter", "model"], dict[str, Any]]:
     """The weights; what was made, and what a merge was measured at."""
@@ -122,10 +134,12 @@ def _save(
         staging,
         job.output.dtype,
         source=job.model.source,
-        tokens=tokens,
+        tokens=len(tokenizer),
         probes=rows,
         trained=probe(model, rows) if quantised else None,
         allow_remote_code=base_model.remote_code(job),
+        kind=base_model.kind_of(job.stage),
+        pad_id=tokenizer.pad_token_id,
     )
     return "model", {"merge": made.facts()}
 

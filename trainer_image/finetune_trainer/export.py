@@ -40,14 +40,17 @@ def export(
     staging.mkdir(parents=True)
     try:
         earlier = [artifact / model_folder.BASE_ADAPTER] if (artifact / model_folder.BASE_ADAPTER).is_dir() else []
+        tokens = tokenizer.load(artifact)
         made = merge(
             base or model_folder.of_job(job, folders),
             [*earlier, artifact],
             staging,
             dtype,
             source=job.model.source,
-            tokens=len(tokenizer.load(artifact)),
+            tokens=len(tokens),
             allow_remote_code=base_model.remote_code(job),
+            kind=base_model.kind_of(job.stage),
+            pad_id=tokens.pad_token_id,
         )
         for file in artifact.iterdir():
             if file.is_file() and file.name not in WEIGHTS:

@@ -115,16 +115,19 @@ def _unusable(error: OSError, workspace: Path) -> TrainerError:
 
 
 def digest_folder(folder: Path) -> tuple[str, int]:
-    """sha256 over names and contents of all files below, in the order of their names; and the sum of their sizes."""
+    """sha256 over names and contents of all files below, in the order of their names, as `fetch` finds it of what
+    another job reads; and the sum of their sizes."""
     total = hashlib.sha256()
     size = 0
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    for name in names:
+        file = folder / name
         one = hashlib.sha256()
         with file.open("rb") as content:
             while chunk := content.read(CHUNK):
                 one.update(chunk)
                 size += len(chunk)
-        total.update(f"{file.relative_to(folder).as_posix()}\0{one.hexdigest()}\n".encode())
+        total.update(f"{name}\0{one.hexdigest()}\n".encode())
     return "sha256:" + total.hexdigest(), size
 
 

@@ -7,7 +7,8 @@ import pytest
 from finetune_api.data import DatasetSpec
 from finetune_trainer.errors import InvalidData
 from finetune_trainer.fetch import Places, fetch
-from finetune_trainer.prepare import tokenizer_digest, unchanged
+from finetune_trainer.prepare import unchanged
+from finetune_trainer.prepare.tokenizers import digest
 
 SPEC = DatasetSpec.model_validate({"source": "pvc://data/rows", "format": "openai"})
 
@@ -42,5 +43,5 @@ def test_what_changed_while_it_was_read_is_not_kept(tmp_path: Path, name: str, c
 def test_a_tokenizer_that_cannot_say_what_it_does_is_known_by_its_model() -> None:
     slow = SimpleNamespace(get_vocab=lambda: {"a": 0}, special_tokens_map={})
     fast = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "rules"), special_tokens_map={})
-    assert tokenizer_digest(slow, "sha256:1") != tokenizer_digest(slow, "sha256:2")
-    assert tokenizer_digest(fast, "sha256:1") == tokenizer_digest(fast, "sha256:2")
+    assert digest(slow, "sha256:1") != digest(slow, "sha256:2")
+    assert digest(fast, "sha256:1") == digest(fast, "sha256:2")

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +25,7 @@ from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.fetch import prune
 from finetune_trainer.model import adapters, base, pissa, score, vocabulary
 from finetune_trainer.model import folder as model_folder
+from finetune_trainer.model.attention import Attention
 from finetune_trainer.model.base import Precision
 from finetune_trainer.rendezvous import COLLECTIVE_TIMEOUT
 from finetune_trainer.stages import agree
@@ -55,24 +56,18 @@ def build(
         # Quantised weights can't take an adapter in without being rounded again: the merged base is quantised instead.
         origin = merged_base(prepared_model, adapter, job, scratch, digests)
 
-    in_memory = merged_first and tuning.method != "qlora"
-    model = base.load(
-        origin,
-        job.model.source,
-        torch.float32 if in_memory else dtype,
-        attention=job.model.attention,
-        quantization=tuning.quantization if tuning.method == "qlora" else None,
-        allow_remote_code=base.remote_code(job),
-        kind=kind_of(adapter) if in_memory and adapter else kind,
-        seed=job.training.seed,
-    )
     size = len(tokenizer)  # type: ignore[arg-type]
     continued = adapter is not None and spec == "continue"
-    if in_memory:
-        assert adapter is not None
-        model = cast(merge_in_memory(model, adapter), dtype)
-        if kind == "reward" and not score.is_there(model):
-            model = score.on(model, job.training.seed, allow_remote_code=base.remote_code(job))
+    settings: dict[str, Any] = {
+        "attention": job.model.attention,
+        "allow_remote_code": base.remote_code(job),
+        "seed": job.training.seed,
+    }
+    if merged_first and adapter is not None and tuning.method != "qlora":
+        model = merged(prepared_model, [adapter], job.model.source, kind, dtype=dtype, **settings)
+    else:
+        quantization = tuning.quantization if tuning.method == "qlora" else None
+        model = base.load(origin, job.model.source, dtype, quantization=quantization, kind=kind, **settings)
     model.config.use_cache = False
     if kind == "reward":  # by which it finds the end of a text
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # type: ignore[attr-defined]
@@ -149,6 +144,11 @@ def check_fits(base_folder: Path, adapter: Path, job: ResolvedJob) -> None:
             f"tuning.adapter.source: {source} was made with init_lora_weights={config['init_lora_weights']!r}, so it is"
             " an adapter of a changed base; convert it to an ordinary one first"
         )
+    if (adapter / model_folder.BASE_ADAPTER).is_dir():
+        raise InvalidSpec(
+            f"tuning.adapter.source: {source} goes on a model that the adapter in its {model_folder.BASE_ADAPTER}/ was"
+            " merged into: let the job that made it set output.merge, and name what it makes as model.source"
+        )
     if config.get("use_dora") and job.tuning.quantization is not None and job.tuning.quantization.bits == 8:
         raise InvalidSpec(f"tuning.adapter.source: {source} is a DoRA adapter, which needs quantization.bits 4")
     if model_folder.scores(config) and job.stage != "rm":
@@ -217,6 +217,38 @@ def merge_in_memory(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     vocabulary.grow(model, rows(adapter))
     merged: PreTrainedModel = attach(model, adapter, adapter.name).merge_and_unload(safe_merge=True)
     return merged
+
+
+def merged(
+    base_folder: Path,
+    earlier: Sequence[Path],
+    source: str,
+    kind: base.Kind,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: Attention = "auto",
+    allow_remote_code: bool = False,
+    seed: int = 0,
+    field: str = "model.source",
+) -> PreTrainedModel:
+    """The model that a folder holds, with earlier adapters taken in: a reward model, where one is asked for, with a
+    head from ``seed`` unless they bring one."""
+    load_as = kind_of(earlier[0]) if earlier else kind
+    model = base.load(
+        base_folder,
+        source,
+        torch.float32 if earlier else dtype,
+        attention=attention,
+        allow_remote_code=allow_remote_code,
+        kind=load_as,
+        seed=seed,
+        field=field,
+    )
+    for adapter in earlier:
+        model = merge_in_memory(model, adapter)
+    if kind == "reward" and not score.is_there(model):
+        model = score.on(model, seed, allow_remote_code=allow_remote_code)
+    return cast(model, dtype) if earlier else model
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -39,15 +39,25 @@ class Distance:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How far one reward model's scores are from another's."""
+
+    score: float
+    """Largest difference of a score."""
+    spread: float
+    """Standard deviation of the scores themselves."""
+
+
+@dataclass(frozen=True)
 class Merged:
     """What a merge was measured at."""
 
     dtype: str
     difference: float
-    """Largest difference of a logit in fp32, against base and adapter."""
-    rounding: Distance
+    """Largest difference of a logit, or score, in fp32, against base and adapter."""
+    rounding: Distance | Shift
     """The stored model against the fp32 one."""
-    drift: Distance | None
+    drift: Distance | Shift | None
     """The stored model against the one that was trained, where that one's base was quantised."""
 
     def facts(self) -> dict[str, Any]:
@@ -66,12 +76,17 @@ def merge(
     probes: Sequence[Sequence[int]] | None = None,
     trained: list[torch.Tensor] | None = None,
     allow_remote_code: bool = False,
+    kind: base.Kind = "causal",
+    pad_id: int | None = None,
 ) -> Merged:
     """Write base and adapters, in their order, as one model into ``out``. ``tokens`` is the size of the tokenizer;
-    ``trained`` are the logits of `probe` of the model that was trained, if its base was quantised."""
-    model = base.load(base_folder, source, torch.float32, attention="sdpa", allow_remote_code=allow_remote_code)
-    for earlier in adapters[:-1]:
-        model = build.merge_in_memory(model, earlier)
+    ``trained`` are the logits of `probe` of the model that was trained, if its base was quantised. A reward model finds
+    a text's end by ``pad_id``."""
+    model = build.merged(
+        base_folder, adapters[:-1], source, kind, allow_remote_code=allow_remote_code, attention="sdpa"
+    )
+    if kind == "reward":
+        model.config.get_text_config().pad_token_id = pad_id
     vocabulary.grow(model, max(tokens, build.rows(adapters[-1])))
     rows = probes or probe_rows(model.config)
     tuned: Any = build.attach(model, adapters[-1], adapters[-1].name)
@@ -87,14 +102,15 @@ def merge(
     stored = output_dtype(dtype, base_folder)
     build.cast(merged, stored)
     rounded = probe(merged, rows)
+    compare = shift if kind == "reward" else distance
     merged.save_pretrained(out, max_shard_size=SHARD_SIZE)
     result = Merged(
         dtype=str(stored).removeprefix("torch."),
         difference=difference,
-        rounding=distance(whole, rounded),
-        drift=distance(trained, rounded) if trained is not None else None,
+        rounding=compare(whole, rounded),
+        drift=compare(trained, rounded) if trained is not None else None,
     )
-    if result.rounding.top1 < AGREEMENT:
+    if isinstance(result.rounding, Distance) and result.rounding.top1 < AGREEMENT:
         log.warning(
             "rounded to %s, the merged model agrees with itself in fp32 on %.1f %% of tokens: see output.dtype",
             result.dtype,
@@ -134,7 +150,7 @@ def probe_rows(config: Any) -> list[list[int]]:
 
 
 def probe(model: Any, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """The logits of each row, in fp32 on the CPU. The model is left as it was."""
+    """The logits of each row, or of a reward model its score, in fp32 on the CPU. The model is left as it was."""
     device = next(model.parameters()).device
     # Trained fp32 weights in a bf16 model meet as they did while training.
     mixed = len({weight.dtype for weight in model.parameters() if weight.is_floating_point()}) > 1
@@ -155,3 +171,9 @@ def distance(of: Sequence[torch.Tensor], to: Sequence[torch.Tensor]) -> Distance
     a, b = torch.cat(list(of)).log_softmax(-1), torch.cat(list(to)).log_softmax(-1)
     kl = functional.kl_div(b, a, log_target=True, reduction="none").sum(-1).mean()
     return Distance(top1=float((a.argmax(-1) == b.argmax(-1)).float().mean()), kl=max(0.0, float(kl)))
+
+
+def shift(of: Sequence[torch.Tensor], to: Sequence[torch.Tensor]) -> Shift:
+    """Over all rows."""
+    a, b = torch.stack(list(of)), torch.stack(list(to))
+    return Shift(score=float((a - b).abs().max()), spread=float(a.std(correction=0)))

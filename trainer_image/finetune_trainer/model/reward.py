@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.contract import ResolvedJob, source_of
+from finetune_api.contract import source_of
 
-from finetune_trainer.model import adapters, base, build, score, vocabulary
+from finetune_trainer.model import adapters, base, build, vocabulary
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.model import tokenizer as tokenizers
 from finetune_trainer.prepared import PreparedJob
@@ -54,48 +54,30 @@ def load(run: Run, device: torch.device | None = None) -> RewardModel:
     folder = run.prepared.reward
     assert folder is not None, "prepare has put it there"
     source = source_of(run.job, "rewardModel") or folder.name
-    dtype = adapters.load_dtype("lora", base.precision(run.job.training))
-    if model_folder.is_adapter(folder):
-        model = _adapted(run.job, run.prepared, folder, source, dtype)
-    else:
-        model = _whole(run.job, run.prepared, folder, source, dtype)
+    is_adapter = model_folder.is_adapter(folder)
+    origin = run.prepared.reward_base if is_adapter else folder
+    assert origin is not None
+    earlier = folder / model_folder.BASE_ADAPTER
+    model: Any = build.merged(
+        origin,
+        [earlier] if is_adapter and earlier.is_dir() else [],
+        source,
+        "reward",
+        dtype=adapters.load_dtype("lora", base.precision(run.job.training)),
+        attention=run.job.model.attention,
+        # Code of a model is only run where the job says so, which it says of its own.
+        allow_remote_code=base.remote_code(run.job) and origin == run.prepared.model,
+        field=FIELD,
+    )
+    if is_adapter:
+        vocabulary.grow(model, build.rows(folder))
+        model = build.attach(model, folder, source, field=FIELD)
     pad_id = _pad_id(run.prepared, folder, model.config)
     model.config.get_text_config().pad_token_id = pad_id
     model.requires_grad_(False)
     model.eval()
     statistics = _statistics(folder)
     return RewardModel(model.to(device), pad_id, statistics.get("mean"), statistics.get("std"))
-
-
-def _whole(
-    job: ResolvedJob, prepared: PreparedJob, folder: Path, source: str, dtype: torch.dtype, kind: base.Kind = "reward"
-) -> Any:
-    # Code of a model is only run where the job says so, which it says of its own.
-    code = base.remote_code(job) and folder == prepared.model
-    return base.load(
-        folder,
-        source,
-        dtype,
-        attention=job.model.attention,
-        allow_remote_code=code,
-        kind=kind,
-        field=FIELD,
-    )
-
-
-def _adapted(job: ResolvedJob, prepared: PreparedJob, folder: Path, source: str, dtype: torch.dtype) -> Any:
-    assert prepared.reward_base is not None
-    earlier = folder / model_folder.BASE_ADAPTER
-    if earlier.is_dir():
-        kind = build.kind_of(earlier)
-        model = _whole(job, prepared, prepared.reward_base, source, torch.float32, kind)
-        model = build.cast(build.merge_in_memory(model, earlier), dtype)
-        if not score.is_there(model):
-            model = score.on(model, 0)  # the adapter brings the head
-    else:
-        model = _whole(job, prepared, prepared.reward_base, source, dtype)
-    vocabulary.grow(model, build.rows(folder))
-    return build.attach(model, folder, source, field=FIELD)
 
 
 def _pad_id(prepared: PreparedJob, folder: Path, config: Any) -> int:

@@ -5,7 +5,6 @@ whether rows fit the model and the model the GPU, writes the report, and last PR
 next run ends with the same data.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -24,9 +23,9 @@ from finetune_trainer.errors import InvalidData
 from finetune_trainer.fetch import Fetched, Places, fetch
 from finetune_trainer.fetch.prune import prune
 from finetune_trainer.model import folder as model_folder
-from finetune_trainer.prepare import build, cache, memory, report
+from finetune_trainer.prepare import build, cache, memory, others, report, tokenizers
 from finetune_trainer.prepare.findings import Findings
-from finetune_trainer.prepare.pool import Tools
+from finetune_trainer.prepare.pool import Tools, longest
 from finetune_trainer.prepared import PreparedJob
 from finetune_trainer.run import Folders, nothing
 
@@ -91,6 +90,9 @@ def run(
     code = model_folder.may_run_code(job)
     model = fetched(job.model.source, "model", code=code)
     adapter = fetched(job.tuning.adapter.source, "adapter") if job.tuning.adapter else None
+    more = others.fetch_others(job, lambda uri: model if uri == job.model.source else fetched(uri, "model"))
+    models = [model, *([adapter] if adapter else []), *(got for one in more for got in (one.got, one.base) if got)]
+    others.check_pins(job, models)
 
     # Check and tokenize, unless that was done before
     say("Validating")
@@ -99,8 +101,11 @@ def run(
         model_folder.check_code(model.path, job.model.source)
     memory.check_model(job, model.path, adapter.path if adapter else None)
     tools, template = _tools(job, model)
+    tokens_digest = tokenizers.digest(tools.tokenizer, model.digest)
+    for other in more:
+        others.check(other, tools.tokenizer)
     contents = [got.digest for _, got in (*sets, *held)]
-    key = cache.key(job, contents, tokenizer_digest(tools.tokenizer, model.digest), template)
+    key = cache.key(job, contents, tokens_digest, template)
     reports = f"jobs/{job.name}/reports"
     amount = cache.Input()
 
@@ -138,13 +143,13 @@ def run(
 
     # Does it fit?
     splits: dict[str, dict[str, int]] = manifest["splits"]
-    longest = _longest(job, max(facts["longest"] for facts in splits.values()))
+    learnt = _learnt(job, max(facts["longest"] for facts in splits.values()))
     highest = max(facts["highest_id"] for facts in splits.values())
     new = bool(job.model.new_tokens or job.model.new_special_tokens)
     # A prompt of stage kto is also seen with another row's answer.
-    seen = min(2 * longest, job.training.cutoff_length) if job.stage == "kto" else longest
+    seen = min(2 * learnt, job.training.cutoff_length) if job.stage == "kto" else learnt
     memory.check_rows(model.path, len(tools.tokenizer), new, seen, highest)
-    packed = job.training.cutoff_length if job.training.packing in ("bfd", "wrapped") else longest
+    packed = job.training.cutoff_length if job.training.packing in ("bfd", "wrapped") else learnt
     if job.training.packing == "bfd":
         from finetune_trainer.prepare import apart  # torch
 
@@ -153,11 +158,7 @@ def run(
     check_stop()
 
     # Say so
-    sources = [
-        ("model", model),
-        *([("adapter", adapter)] if adapter else []),
-        *(("data", got) for _, got in sets + held),
-    ]
+    sources = [*models, *(got for _, got in sets + held)]
     train = splits["train"]
     summary = Prepared(
         digest=manifest["digest"],
@@ -177,7 +178,7 @@ def run(
         "splits": splits,
         "digest": manifest["digest"],
         "bytes": manifest["bytes"],
-        "sources": {got.uri: {"digest": got.digest, "revision": got.revision} for _, got in sources},
+        "sources": {got.uri: {"digest": got.digest, "revision": got.revision} for got in sources},
         "template": template,
         "warning": manifest["warning"],
         "sample": report.sample(tools.tokenizer, open_split(data, "train")[:2], UNITS[job.stage]),
@@ -189,9 +190,11 @@ def run(
         data=data,
         splits=list(splits),
         summary=summary,
-        digests={got.uri: got.digest for _, got in sources},
-        revisions={got.uri: got.revision for _, got in sources if got.revision},
+        digests={got.uri: got.digest for got in sources},
+        revisions={got.uri: got.revision for got in sources if got.revision},
         template=template or {},
+        tokenizer_digest=tokens_digest,
+        **_folders(more),
     )
     prepared.write(folders, job, ready)
     prune(places.cache)
@@ -222,18 +225,18 @@ def describe(summary: Prepared, stage: str) -> str:
     return f"{summary.rows} {UNITS[stage]} to train on{held}, {summary.tokens} tokens{trained}{left_out}{cut}{warning}"
 
 
-def _longest(job: ResolvedJob, row: int) -> int:
+def _learnt(job: ResolvedJob, row: int) -> int:
     """Tokens of the longest row to learn from, where the longest that was prepared has so many."""
     return row + job.ppo.max_new_tokens if job.ppo else min(row, job.training.cutoff_length)
 
 
-def tokenizer_digest(tokenizer: Any, model: str) -> str:
-    """Of what it does, with the job's new tokens, rather than of the files it came in. One that can't say all that it
-    does, as those without a fast backend, is known by its words and the digest of its model."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    said = backend.to_str() if backend is not None else f"{model}{sorted(tokenizer.get_vocab().items())!r}"
-    special = repr(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items()))
-    return hashlib.sha256(f"{said}{special}".encode()).hexdigest()
+def _folders(more: list[others.Other]) -> dict[str, Path | None]:
+    names = {"reference": "reference", "rewardModel": "reward"}
+    found: dict[str, Path | None] = {}
+    for one in more:
+        name = names[one.use]
+        found |= {name: one.got.path, f"{name}_base": one.base.path if one.base else None}
+    return found
 
 
 def _tools(job: ResolvedJob, model: Fetched) -> tuple[Tools, dict[str, Any] | None]:
@@ -241,13 +244,10 @@ def _tools(job: ResolvedJob, model: Fetched) -> tuple[Tools, dict[str, Any] | No
     from finetune_trainer.model import tokenizer
 
     tokens = tokenizer.load(model.path, job.model, job.template.name, allow_remote_code=model_folder.may_run_code(job))
-    cutoff = 0 if job.training.packing == "wrapped" else job.training.cutoff_length
-    if job.ppo:
-        cutoff -= job.ppo.max_new_tokens
     if job.stage == "pt":
-        return Tools(tokens, None, cutoff), None
+        return Tools(tokens, None, longest(job)), None
     template = Template(tokens, frozenset(tokenizer.stop_ids(tokens, model.path, job.template.name)), job.template)
-    return Tools(tokens, template, cutoff), template.facts()
+    return Tools(tokens, template, longest(job)), template.facts()
 
 
 SMALL = 4 * MIB

@@ -1,0 +1,55 @@
+"""What a tokenizer does, as a digest, and whether two do the same.
+
+Called by ``prepare.run``: tokens of one tokenizer are kept apart from another's, and models that work together see each
+other's tokens as they are.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.errors import InvalidSpec
+
+PROBE = (
+    'The quick brown fox, 1234567.89 \n\n\t  naïve déjà-vu — Ωμέγα, привет, 你好世界 🙂 <b>x</b> != f(y); {"a": [0]}'
+)
+SHOWN = 3
+
+
+def digest(tokenizer: Any, model: str) -> str:
+    """Of what it does, with the job's new tokens, rather than of the files it came in. One that can't say all that it
+    does, as those without a fast backend, is known by its words and the digest of its model."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    said = backend.to_str() if backend is not None else f"{model}{sorted(tokenizer.get_vocab().items())!r}"
+    special = repr(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items()))
+    return hashlib.sha256(f"{said}{special}".encode()).hexdigest()
+
+
+def check_same(tokens: Any, folder: Path, source: str, field: str) -> None:
+    """A model that is shown the job's tokens as they are was trained on tokens that mean the same; it may know more of
+    them. Raises InvalidSpec."""
+    from finetune_trainer.model import tokenizer
+
+    try:
+        other = tokenizer.load(folder)
+    except InvalidSpec as error:
+        raise InvalidSpec(str(error).replace("model.source: its", f"{field}: {source}: its", 1)) from error
+    theirs = other.get_vocab()
+    wrong = [token for token, number in tokens.get_vocab().items() if theirs.get(token) != number]
+    if wrong:
+        raise InvalidSpec(
+            f"{field}: {source} has another tokenizer than this job's model: {len(wrong)} tokens are not the same in"
+            f" both, as {', '.join(map(repr, sorted(wrong)[:SHOWN]))}. Use one that was made from the same base model,"
+            " and with the same new tokens"
+        )
+    if ids(tokens) != ids(other):
+        raise InvalidSpec(
+            f"{field}: {source} has another tokenizer than this job's model: it knows the same tokens, and splits text"
+            " into others. Use one that was made from the same base model"
+        )
+
+
+def ids(tokenizer: Any) -> list[int]:
+    """Tokens of a text with a bit of everything."""
+    found: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    return found
