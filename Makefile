@@ -19,7 +19,7 @@ demo-laptop: setup ## The same FineTuneJob, run by the trainer alone: no Kuberne
 	$(PY) -m examples.demo laptop
 
 test: setup static ## Every tier; ends non-zero when one could not run
-	$(PY) -m pytest tests/unit tests/trainer tests/controlplane tests/e2e
+	$(PY) -m pytest --durations=25 tests/unit tests/trainer tests/controlplane tests/e2e
 
 ##@ While you work
 .PHONY: setup check static format generate lock images chart sweep gpu-check clean help
