@@ -11,6 +11,11 @@ GROUPED = "groupByLength has nothing to group where packing fills every row: lea
 FLOORED = ("cosine_with_min_lr", "warmup_stable_decay")
 FLOOR = "minLearningRateRatio goes with scheduler cosine_with_min_lr or warmup_stable_decay"
 DECAY = "decayRatio goes with scheduler warmup_stable_decay"
+SHARED = ("adamw_torch_fused", "adamw_torch", "sgd", "rmsprop", "adagrad")
+UNSHARED_STEPS = (
+    "parallelism fsdp: optimizers of bitsandbytes and adafactor can't step on shares of weights: use "
+    + " or ".join(SHARED)
+)
 
 _RULES: list[JsonDict] = [
     cel("has(self.epochs) != has(self.maxSteps)", "say how long to train: set exactly one of epochs and maxSteps"),
@@ -26,6 +31,7 @@ _RULES: list[JsonDict] = [
         "!has(self.minLearningRateRatio) || self.scheduler in ['cosine_with_min_lr', 'warmup_stable_decay']",
         FLOOR,
     ),
+    cel(f"self.parallelism != 'fsdp' || self.optimizer in {list(SHARED)}", UNSHARED_STEPS),
     cel("!has(self.decayRatio) || self.scheduler == 'warmup_stable_decay'", DECAY),
 ]
 
@@ -125,6 +131,8 @@ class TrainingSpec(ApiModel):
             raise ValueError(FLOOR)
         if self.decay_ratio is not None and self.scheduler != "warmup_stable_decay":
             raise ValueError(DECAY)
+        if self.parallelism == "fsdp" and self.optimizer not in SHARED:
+            raise ValueError(UNSHARED_STEPS)
         return self
 
 

@@ -44,7 +44,7 @@ from finetune_api.model import ONE_MODEL, PINNED
 from finetune_api.resources import GPUS_TWICE
 from finetune_api.stages import NO_REFERENCE, ONE_REFERENCE, ONE_REWARD, SMOOTHED
 from finetune_api.status import MAX_ATTEMPTS
-from finetune_api.training import DECAY, FLOOR, GROUPED
+from finetune_api.training import DECAY, FLOOR, GROUPED, UNSHARED_STEPS
 from finetune_api.tuning import ALL_LINEAR, CONTINUED, OWN_LORA
 from finetune_api.tuning import HEAD as NO_HEAD
 from finetune_operator.manifests.attempt import children
@@ -378,6 +378,7 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec.training", "microBatchSize must divide globalBatchSize"): (("training", "microBatchSize"), 5),
     ("spec.training", GROUPED): (("training", "groupByLength"), True),
     ("spec.training", FLOOR): (("training", "scheduler"), "linear"),
+    ("spec.training", UNSHARED_STEPS): (("training", "optimizer"), "adafactor"),
     ("spec.training", DECAY): (("training", "scheduler"), "cosine_with_min_lr"),
     ("spec.resources", GPUS_TWICE): (("resources", "devices"), {"example.com/gpu": 1}),
     ("spec.resources", "every volumeMount must name one of resources.volumes"): (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from finetune_api.contract import resolve
+from finetune_api.defaults import fill_in
 from finetune_api.job import FineTuneJob
 
 from examples.demo import cluster, plot, view, volume
@@ -82,10 +82,10 @@ def test_an_image_without_tag_is_refused() -> None:
         cluster.image_values("image", "r.example:5000/b")
 
 
-@pytest.mark.parametrize("path", sorted(volume.JOB_FILE.parent.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(volume.JOB_FILE.parent.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_example_is_a_valid_job(path: Path) -> None:
     job = FineTuneJob.model_validate(yaml.safe_load(path.read_text()))
-    assert resolve(job).name == job.metadata.name
+    assert fill_in(job.spec).training.learning_rate
 
 
 def test_the_data_are_questions_with_answers_and_not_the_demos_question() -> None:
