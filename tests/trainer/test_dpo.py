@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from finetune_trainer.stages import reference
 
 from tests.trainer import stages, tiny
 from tests.trainer.test_equivalence import stopped_at
+from tests.trainer.test_reference import save_adapter
 
 SMALL = {"maxSteps": 3, "learningRate": 0.01}
 
@@ -111,18 +111,44 @@ def test_what_another_job_has_kept_is_not_read(root: Path) -> None:
     assert again.read_bytes() != kept.read_bytes()
 
 
-def test_the_named_reference_is_compared_with(root: Path) -> None:
-    tiny.save_model(root / "other", seed=7)
-    run = tiny.make_run(root, stages.job("dpo", "lora", training=SMALL))
-    named = replace(run, prepared=replace(run.prepared, reference=root / "other"))
-    stages.train(named)
-    chosen = logged(named, "rewards/chosen")
-    assert abs(chosen[0]) > 0.001
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_the_named_reference_is_compared_with(root: Path, method: str) -> None:
+    tiny.save_model(root / "data" / "other", seed=7)
+    shutil.copytree(root / "models" / "model", root / "data" / "same")
+    first = {
+        name: logged(trained(root, method, name, dpo={"reference": {"source": f"pvc://data/{name}"}}), "rewards/chosen")
+        for name in ("other", "same")
+    }
+    assert abs(first["other"][0]) > 0.001
+    assert first["same"][0] == 0.0
 
-    again = tiny.make_run(root, run.job, workspace="again")
-    own = replace(again, prepared=replace(again.prepared, reference=root / "models" / "model"))
-    stages.train(own)
-    assert logged(own, "rewards/chosen")[0] == 0.0
+
+def test_the_named_reference_may_be_an_adapter(root: Path) -> None:
+    earlier = save_adapter(root)
+    config = root / "data" / "earlier" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "pvc://models/model"}))
+    for mode in ("continue", "merge"):
+        tuning = {"method": "lora", "adapter": {**earlier, "mode": mode}}
+        run = trained(root, workspace=mode, tuning=tuning, dpo={"reference": earlier})
+        assert logged(run, "rewards/chosen")[0] == pytest.approx(0, abs=1e-5)
+    assert abs(logged(trained(root, dpo={"reference": earlier}), "rewards/chosen")[0]) > 0.001
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("freeze", "fp32"), ("qlora", "fp32"), ("full", "bf16"), ("lora", "bf16"), ("freeze", "pureBf16")],
+)
+def test_a_reference_computes_as_the_policy_does(root: Path, method: str, precision: str) -> None:
+    tuning = {"method": method, **({"freeze": {"layers": 1}} if method == "freeze" else {})}
+    run = trained(root, tuning=tuning, training={"precision": precision, "gradientCheckpointing": True})
+    assert logged(run, "rewards/chosen")[0] == logged(run, "rewards/rejected")[0] == 0.0
+    assert logged(run, "rewards/chosen")[-1] != 0.0
+
+
+def test_the_copy_of_an_adapter_is_rounded_as_the_adapter_is(root: Path) -> None:
+    tuning = {"method": "lora", "adapter": save_adapter(root)}
+    run = trained(root, tuning=tuning, training={"precision": "pureBf16"})
+    assert logged(run, "rewards/chosen")[0] == 0.0
 
 
 def test_held_out_pairs_are_measured_as_pairs(root: Path) -> None:

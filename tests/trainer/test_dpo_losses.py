@@ -15,7 +15,7 @@ CHOSEN, REJECTED = torch.tensor([-0.3, -2.0, -0.001, -7.0]), torch.tensor([-1.1,
 
 
 def values(losses: torch.Tensor) -> list[float]:
-    return losses.tolist()  # type: ignore[no-any-return]
+    return losses.tolist()
 
 
 def sigma(x: float) -> float:
