@@ -8,6 +8,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
     "transformers.trainer.Trainer": {
         "log": "(self, logs, start_time=None)",
         "_get_train_sampler": "(self, train_dataset=None)",
+        "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",
         "create_optimizer": "(self, model=None)",
         "get_batch_samples": "(self, epoch_iterator, num_batches, device)",
         "_get_grad_norm": "(self, model, grad_norm=None)",
@@ -49,6 +50,11 @@ USED: dict[str, str] = {
     "transformers.trainer.Trainer.train": "(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None)",
     "trl.trainer.utils.add_fused_lm_head": (
         "(model, temperature=1.0, cast_lm_head_to_fp32=False, outputs=('log_probs',))"
+    ),
+    # The reference of stages dpo, kto and ppo: in shares as the policy is, or a copy of its adapter.
+    "accelerate.utils.fsdp_utils.fsdp2_prepare_model": "(accelerator, model)",
+    "peft.peft_model.PeftModel.add_adapter": (
+        "(self, adapter_name, peft_config, low_cpu_mem_usage=False, autocast_adapter_dtype=True)"
     ),
 }
 """Functions that we don't override, but whose inner workings `model.head`, `collate`, `engine`, `evaluation` and
