@@ -92,3 +92,4 @@ class Outcome:
 
     artifact: Artifact
     metrics: dict[str, str]
+    message: str = "Training completed"

@@ -45,7 +45,7 @@ def prune(
     kept = set(sorted(whole, key=lambda path: path.parent != own)[:keep])  # stable: by step within a run
     measured = [path for path, known in whole.items() if LOSS in known.metrics]
     if measured:
-        kept.add(min(measured, key=lambda path: whole[path].metrics[LOSS]))
+        kept.add(min(measured, key=lambda path: (whole[path].metrics[LOSS], whole[path].step)))
     for path in every:
         if path not in kept and path not in unknown:
             _delete(path)

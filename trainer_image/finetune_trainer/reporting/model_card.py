@@ -7,71 +7,124 @@ from typing import Any
 
 from finetune_api.contract import ResolvedJob
 
-_USE = {
+from finetune_trainer.reporting.metrics import LOGGED, TEXTS
+
+_LOAD = {
     "adapter": """\
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), ".")  # BASE: a copy of {source}
+base = {auto}.from_pretrained(BASE{head})  # BASE: a copy of {source}
+model = PeftModel.from_pretrained(base, ".")
 tokenizer = AutoTokenizer.from_pretrained(".")""",
     "model": """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained(".")
+model = {auto}.from_pretrained(".")
 tokenizer = AutoTokenizer.from_pretrained(".")""",
 }
 _ASK = """
 question = [{"role": "user", "content": "..."}]
 inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))"""
+_CONTINUE = """
+inputs = tokenizer("...", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))"""
+_SCORE = """
+model.config.pad_token_id = tokenizer.pad_token_id  # to score several at once
+answered = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
+inputs = tokenizer.apply_chat_template(answered, return_tensors="pt", return_dict=True)
+print(model(**inputs).logits[0, 0])  # the higher, the better; it compares answers to one question"""
 
 
 def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The card, with the front matter that model hubs read."""
-    training = job.training
-    what = "A LoRA adapter" if kind == "adapter" else "A model"
-    length = f"{training.epochs:g} epochs" if training.epochs is not None else f"{training.max_steps} steps"
-    settings = {
-        "method": job.tuning.method,
-        **({"rank": job.tuning.lora.rank, "alpha": job.tuning.lora.alpha} if job.tuning.lora else {}),
-        "length": length,
-        "learning rate": f"{training.learning_rate:g} ({training.scheduler}, warm-up {training.warmup_ratio:g})",
-        "global batch": training.global_batch_size,
-        "cut-off length": training.cutoff_length,
-        "precision": provenance["precision"],
-        "seed": training.seed,
-    }
-    results = {
-        "training loss (mean, last)": f"{metrics['train_loss']:.4f}, {metrics['final_loss']:.4f}",
-        "rows": metrics["train_samples"],
-        "tokens": metrics["num_tokens"],
-        "steps": metrics["train_steps"],
-    }
-    if "eval_loss" in metrics:
-        results["evaluation loss, perplexity"] = f"{metrics['eval_loss']:.4f}, {metrics['eval_perplexity']:.4g}"
-    if "merge" in provenance:
-        results |= _merge_results(provenance["merge"])
+    scores = job.stage == "rm"
+    what = ("A LoRA adapter" if kind == "adapter" else "A model") + (" that scores answers" if scores else "")
+    settings = _settings(job, provenance)
+    results = _results(provenance, metrics)
     data = [[f"`{entry['source']}`", f"`{entry['digest']}`"] for entry in provenance["data"]]
+    load = _LOAD[kind].format(
+        auto="AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM",
+        head=", num_labels=1" if scores else "",
+        source=job.model.source,
+    )
+    ask = _SCORE if scores else _CONTINUE if job.stage == "pt" else _ASK
     library = "peft" if kind == "adapter" else "transformers"
     return "\n".join(
         [
-            f"---\nlibrary_name: {library}\npipeline_tag: text-generation",
+            f"---\nlibrary_name: {library}\npipeline_tag: {'text-classification' if scores else 'text-generation'}",
             f"tags:\n- finetune-operator\n- {job.stage}\n---",
             f"# {job.name}\n",
             f"{what}, made by FineTuneJob `{provenance['namespace']}/{job.name}` (stage {job.stage}) from"
             f" `{job.model.source}`.\n",
             "## Use\n",
-            f"```python\n{_USE[kind].format(source=job.model.source)}\n{_ASK}\n```\n",
+            f"```python\n{load}\n{ask}\n```\n",
             "## Training\n",
             _table(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
             "## Result\n",
             _table(["metric", "value"], [[name, str(value)] for name, value in results.items()]),
+            *_lineage(provenance),
             "## Data\n",
             _table(["source", "digest"], data),
-            "`provenance.json` has digests, versions and the whole job. The tokenizer's chat template is that of the"
-            " base model.\n",
+            "`provenance.json` has digests, versions and the whole job. The tokenizer is that of the base model.\n",
         ]
     )
+
+
+def _settings(job: ResolvedJob, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters: those of every training, and what the stage's section says."""
+    training = job.training
+    return {
+        "method": job.tuning.method,
+        **({"rank": job.tuning.lora.rank, "alpha": job.tuning.lora.alpha} if job.tuning.lora else {}),
+        "length": f"{training.epochs:g} epochs" if training.epochs is not None else f"{training.max_steps} steps",
+        "learning rate": f"{training.learning_rate:g} ({training.scheduler}, warm-up {training.warmup_ratio:g})",
+        "global batch": training.global_batch_size,
+        "cut-off length": training.cutoff_length,
+        "precision": provenance["precision"],
+        "seed": training.seed,
+        **stage_settings(job),
+    }
+
+
+def stage_settings(job: ResolvedJob) -> dict[str, str | int | float | bool]:
+    """What the stage's own section says in numbers and words, under the names of the spec."""
+    section = job.rm or job.dpo or job.kto or job.ppo
+    values = section.to_dict() if section else {}
+    return {f"{job.stage}.{name}": value for name, value in values.items() if isinstance(value, str | int | float)}
+
+
+def _results(provenance: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the model at the end."""
+    results = {
+        "training loss (mean, last)": f"{metrics['train_loss']:.4f}, {metrics['final_loss']:.4f}",
+        "rows": metrics["train_samples"],
+        "tokens": metrics["num_tokens"],
+        "steps": f"{metrics['train_steps']} of {provenance['stepsPlanned']}",
+    }
+    if provenance["weightsStep"] != metrics["train_steps"]:
+        results["weights of step"] = f"{provenance['weightsStep']}, which has the lowest evaluation loss"
+    if "eval_loss" in metrics:
+        results["evaluation loss"] = f"{metrics['eval_loss']:.4f}"
+    for name in ("perplexity", *TEXTS, *LOGGED):
+        for when, told in (("eval", "evaluation"), ("final", "training, last")):
+            if f"{when}_{name}" in metrics:
+                results[f"{told}: {name}"] = f"{metrics[f'{when}_{name}']:.4g}"
+    return results | (_merge_results(provenance["merge"]) if "merge" in provenance else {})
+
+
+def _lineage(provenance: dict[str, Any]) -> list[str]:
+    """Other models that this one was made with, and other jobs that made them."""
+    models = [("model", provenance["model"]), ("earlier adapter", provenance["adapter"])]
+    models += [("reference", provenance["reference"]), ("reward model", provenance["rewardModel"])]
+    rows = [[what, f"`{one['source']}`", f"`{one['digest']}`"] for what, one in models if one]
+    jobs = [
+        [one["use"], f"`{one['job']}` ({one['stage']}, uid {one['uid']})", f"`{one['artifact']['digest']}`"]
+        for one in provenance["references"]
+    ]
+    made_by = [_table(["used as", "FineTuneJob", "digest of its artifact"], jobs)] if jobs else []
+    return ["## Models\n", _table(["what", "source", "digest"], rows), *made_by]
 
 
 def _merge_results(merge: dict[str, Any]) -> dict[str, str]:

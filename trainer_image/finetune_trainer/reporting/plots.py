@@ -1,6 +1,6 @@
-"""training_loss.png: the loss as logged, and smoothed; training_eval_loss.png where the job evaluates.
+"""One picture a metric: training_loss.png, training_eval_loss.png, and so on for all that the stage measures.
 
-Called by workflows on rank 0 after training.
+Called by workflows on rank 0 after training. A "/" in a metric's name is "_" in the file's.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.checkpoints.storage import guard
+from finetune_trainer.reporting.metrics import LOGGED
 
-CURVES = {"loss": "training loss", "eval_loss": "evaluation loss"}
-"""What is drawn, as the trainer logs it -> what people call it."""
+DRAWN = ("loss", *LOGGED)
+"""What is drawn, and the same with eval_ before it."""
 SMOOTHING = 0.8
 """Weight of the past in the smoothed line."""
 
@@ -28,27 +29,28 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def write(reports: Path, history: Sequence[dict[str, Any]]) -> None:
     """Draw them from the trainer's log history."""
-    for metric in CURVES:
-        if points := [(entry["step"], entry[metric]) for entry in history if metric in entry]:
-            _draw(reports, metric, points)
-
-
-def _draw(reports: Path, metric: str, points: Sequence[tuple[int, float]]) -> None:
+    curves = {
+        metric: points
+        for metric in (prefix + name for prefix in ("", "eval_") for name in DRAWN)
+        if (points := [(entry["step"], entry[metric]) for entry in history if metric in entry])
+    }
     # Imported here: a second of start-up that only the end of a run needs.
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    steps, losses = [p[0] for p in points], [p[1] for p in points]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    axes.plot(steps, losses, color="#9db8d9", linewidth=1, marker=".", markersize=3, label=metric)
-    axes.plot(steps, smoothed(losses), color="#1f4e8c", linewidth=2, label="smoothed")
-    axes.set(xlabel="step", ylabel=CURVES[metric])
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
     with guard(reports):
         reports.mkdir(parents=True, exist_ok=True)
-        figure.savefig(reports / f"training_{metric}.png")
+        for metric, points in curves.items():
+            steps, values = zip(*points, strict=True)
+            axes.clear()
+            axes.plot(steps, values, color="#9db8d9", linewidth=1, marker=".", markersize=3, label=metric)
+            axes.plot(steps, smoothed(values), color="#1f4e8c", linewidth=2, label="smoothed")
+            axes.set(xlabel="step", ylabel=metric)
+            axes.grid(alpha=0.3)
+            axes.legend()
+            figure.tight_layout()
+            figure.savefig(reports / f"training_{metric.replace('/', '_')}.png")
     pyplot.close(figure)

@@ -31,6 +31,8 @@ class ProgressReport(TrainerCallback):
     def __init__(self, run: Run, total_steps: int) -> None:
         self.run, self.total_steps = run, total_steps
         self.counters = Counters()
+        early = run.job.evaluation.early_stopping if run.job.evaluation else None
+        self.min_delta = early.min_delta if early else 0.0
         self.first_step_done = time.monotonic()
         self.first_step = 0
         self.tokens_before = 0
@@ -68,11 +70,15 @@ class ProgressReport(TrainerCallback):
             self._report(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not self.run.is_main or not logs:
+        if not logs:
             return
+        if "eval_loss" in logs:  # on every rank: they decide by it when to stop
+            self.counters.evaluated(state.global_step, logs["eval_loss"], self.min_delta)
+        if not self.run.is_main:
+            return
+        if evaluated := {name: value for name, value in logs.items() if name.startswith("eval_")}:
+            self._write({**self._place(state), **with_aliases(evaluated, "eval_")})
         if "eval_loss" in logs:
-            self.counters.evaluated(state.global_step, logs["eval_loss"])
-            self._write({**self._place(state), **{n: v for n, v in logs.items() if n.startswith("eval_")}})
             log.info("step %d/%d  evaluation loss %.4f", state.global_step, self.total_steps, logs["eval_loss"])
         if "loss" not in logs:
             return
@@ -104,7 +110,7 @@ class ProgressReport(TrainerCallback):
         """Keys as in LLaMA-Factory's log, which tools already read."""
         return {
             **self._place(state),
-            "loss": logs["loss"],
+            **with_aliases({name: value for name, value in logs.items() if name not in ("learning_rate", "epoch")}),
             "lr": logs["learning_rate"],
             "throughput": round(self.rate[1], 2) if self.rate else None,
             "total_tokens": self.counters.tokens,
@@ -120,6 +126,12 @@ class ProgressReport(TrainerCallback):
             "elapsed_time": duration(self.counters.seconds),
             "remaining_time": duration(eta) if eta is not None else "unknown",
         }
+
+    def ends_at(self, state: Any) -> None:
+        """There are no more steps than those done, though more were asked for."""
+        self.total_steps = state.global_step
+        if self.run.is_main:
+            self._report(state)
 
     def alive(self) -> None:
         """Between two steps, in an evaluation: a run that says nothing for long counts as hung."""
@@ -149,6 +161,12 @@ class ProgressReport(TrainerCallback):
             eta=duration(eta) if eta is not None else None,
             last_update_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+
+
+def with_aliases(values: dict[str, float], prefix: str = "") -> dict[str, float]:
+    """With accuracy in stages dpo and kto, too."""
+    pairs = f"{prefix}rewards/accuracies"
+    return values | ({f"{prefix}accuracy": values[pairs]} if pairs in values else {})
 
 
 def duration(seconds: float) -> str:

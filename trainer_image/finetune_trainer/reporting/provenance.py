@@ -8,9 +8,10 @@ import platform
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from finetune_api.contract import source_of
 
 from finetune_trainer.run import Run
 
@@ -20,7 +21,8 @@ IMAGE = "FINETUNE_IMAGE"
 
 
 def collect(run: Run, metrics: dict[str, float], total_steps: int, precision: str) -> dict[str, Any]:
-    """Digests, versions, seed and the resolved job, which names Secrets but never holds their values."""
+    """Digests, versions, seed and the resolved job, which names Secrets but never holds their values; and of other jobs
+    whose artifacts this one used, which exactly."""
     job, prepared = run.job, run.prepared
     evaluated = (job.evaluation.datasets if job.evaluation else None) or []
     return {
@@ -32,12 +34,17 @@ def collect(run: Run, metrics: dict[str, float], total_steps: int, precision: st
         "image": os.environ.get(IMAGE),
         "model": _source(run, job.model.source),
         "adapter": _source(run, job.tuning.adapter.source) if job.tuning.adapter else None,
+        "reference": _named(run, "reference"),
+        "rewardModel": _named(run, "rewardModel"),
+        "references": [one.to_dict() for one in job.references],
         "data": [_source(run, dataset.source) for dataset in job.datasets],
         "evaluation": [_source(run, dataset.source) for dataset in evaluated],
         "prepared": prepared.summary.digest,
         "template": prepared.template,
         "seed": run.job.training.seed,
-        "steps": total_steps,
+        "steps": metrics["train_steps"],
+        "stepsPlanned": total_steps,
+        "weightsStep": metrics.get("weights_step", metrics["train_steps"]),
         "precision": precision,
         "worldSize": run.world_size,
         "microBatchSize": run.micro_batch_size,
@@ -53,6 +60,12 @@ def collect(run: Run, metrics: dict[str, float], total_steps: int, precision: st
 def versions() -> dict[str, str]:
     """Of the libraries that decide what comes out."""
     return {package: metadata.version(package) for package in PACKAGES}
+
+
+def _named(run: Run, use: Literal["reference", "rewardModel"]) -> dict[str, str | None] | None:
+    """What the stage compared with or was scored by, where the job names a model for it."""
+    source = source_of(run.job, use)
+    return _source(run, source) if source else None
 
 
 def _source(run: Run, source: str) -> dict[str, str | None]:

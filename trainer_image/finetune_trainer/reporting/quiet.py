@@ -10,12 +10,17 @@ import warnings
 OPTIONAL_KERNEL = "gemm_4bit_forward"
 """Of bitsandbytes, for CPUs: it would be downloaded, and nothing is missing without it."""
 
+LOAD_REPORT = "LOAD REPORT"
+"""Of transformers: weights that a file lacks or has too many. What may not lack is refused by `model.base`; the head
+that a reward model begins with is no news."""
+
 
 def log_lines() -> None:
     """What libraries log when they are imported. Their other warnings still come through."""
     for name in ("accelerate", "torch.distributed", "matplotlib", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
+    for name in ("bitsandbytes.backends.cpu.ops", "transformers.modeling_utils"):
+        logging.getLogger(name).addFilter(_is_news)
 
 
 def quiet() -> None:
@@ -32,4 +37,5 @@ def quiet() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return OPTIONAL_KERNEL not in record.getMessage()
+    said = record.getMessage()
+    return OPTIONAL_KERNEL not in said and LOAD_REPORT not in said

@@ -216,6 +216,11 @@ class Engine(Trainer):
         adapters.cast_trainable(self.model, self.precision)
         kept.read(Path(resume_from_checkpoint), self.kept)
 
+    def take_weights(self, checkpoint: Path) -> None:
+        """Those of a checkpoint, and nothing else of it: training is over."""
+        super()._load_from_checkpoint(str(checkpoint), self.model)
+        adapters.cast_trainable(self.model, self.precision)
+
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:  # noqa: ARG002
         """Ours, by `steps`: after the step was logged and before it is saved, so a checkpoint knows its evaluation."""
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})

@@ -107,7 +107,7 @@ def set_up(
         args=args,
         data_collator=data.train.collator(tokens.pad_token_id, attention),
         processing_class=tokens,
-        callbacks=[steps, progress],
+        callbacks=[progress, steps],
         **stage,
     )
     if sharded:
@@ -139,6 +139,7 @@ def train(run: Run, made: Training) -> None:
     with made.steps.landing():
         made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
     made.steps.measure_at_end()
+    made.steps.take_best()
 
 
 def finish(
@@ -163,6 +164,7 @@ def finish(
             run.prepared.summary,
             run.job.training.global_batch_size,
             made.evaluation.results,
+            made.steps.weights_step,
         )
         metrics.write(run.folders.reports, final, made.trainer.state)
         plots.write(run.folders.reports, history)
@@ -177,5 +179,5 @@ def finish(
             probes=data.probes,
             extra=extra,
         )
-        outcome = Outcome(artifact=made_artifact, metrics=metrics.for_status(final))
+        outcome = Outcome(made_artifact, metrics.for_status(final), made.steps.message)
     return agree.from_main(outcome)  # type: ignore[no-any-return]

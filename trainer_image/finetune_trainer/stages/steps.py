@@ -10,7 +10,7 @@ saves, stops or fails alone. After a step comes first its log line, then its eva
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from finetune_api.training import CheckpointsSpec
 from transformers import TrainerCallback
 
 from finetune_trainer import heartbeat
+from finetune_trainer.checkpoints import best
 from finetune_trainer.checkpoints.choose import Choice
 from finetune_trainer.checkpoints.saver import Saved, Saver
 from finetune_trainer.errors import Diverged, Preempted, Superseded
 from finetune_trainer.peers import is_broken
 from finetune_trainer.reporting.progress import ProgressReport
 from finetune_trainer.run import Run
+from finetune_trainer.stages import early_stopping, guard
 from finetune_trainer.stages.agree import share
 from finetune_trainer.stages.engine import Engine, seed_step
 from finetune_trainer.stages.evaluation import Evaluation
@@ -62,7 +64,19 @@ class Steps(TrainerCallback):
         """The newest checkpoint, for messages."""
         self.newest_step = 0
         self.stopping = False
+        self.measured_step: int | None = None
+        """What the last complete evaluation of this run is of."""
+        self.ended_early: str | None = None
+        """Why training ended before its last step."""
+        self.weights_step: int | None = None
+        """What the weights are of, where that isn't the last step."""
         saver.told.append(self._saved)
+
+    @property
+    def message(self) -> str:
+        """How training ended, for people."""
+        of = f"; the artifact is of step {self.weights_step}, the best" if self.weights_step is not None else ""
+        return f"Training completed{f' early {self.ended_early}' if self.ended_early else ''}{of}"
 
     def goes_on_from(self, chosen: Choice) -> None:
         """The run starts at an earlier run's checkpoint, or at the start."""
@@ -77,15 +91,15 @@ class Steps(TrainerCallback):
         trained = sum(w.numel() * w.element_size() for w in self.trainer.model.parameters() if w.requires_grad)
         self.save_seconds = 3 * trained / ASSUMED_BANDWIDTH  # weights and the two moments of Adam
         self.last_save = time.monotonic()
+        if self.evaluation.due(state):  # it was cut short when the run that saved this was told to stop
+            if not self.evaluation.measure(self.trainer):
+                raise Preempted(f"told to stop: {self._newest_message()}")
+            self.measured_step = state.global_step
+        self._end_early(state)
         if state.global_step >= state.max_steps:  # all that an earlier run left is what comes after training
             control.should_training_stop = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self.trainer is not None
-        if self.evaluation.due(state):  # it was cut short when the run that saved this was told to stop
-            self.evaluation.measure(self.trainer)
-            if self.evaluation.due(state):
-                raise Preempted(f"told to stop: {self._newest_message()}")
         heartbeat.beat("train", state.global_step)
         seed_step(self.run.job.training.seed, state.global_step, self.run.rank)
 
@@ -110,18 +124,29 @@ class Steps(TrainerCallback):
             control.should_log = True
             if not self.evaluation.splits and not self.run.job.output.merge:
                 return  # what follows writes the artifact: that is the save
+        evaluated = not last and self.evaluation.due(state)
+        if evaluated and early_stopping.wanted(self.run.job):
+            control.should_log = True  # it may be the last
         if any(stop_on):
             self._stop(state, control)
             return
-        control.should_evaluate = not last and self.evaluation.due(state)
+        control.should_evaluate = evaluated
         if due_on[0]:
             control.should_save, self.last_save = True, time.monotonic()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
-        self.evaluation.measure(self.trainer)
-        if self.evaluation.due(state):  # still: ranks agreed to leave it to the run that goes on from here
+        if not self.evaluation.measure(self.trainer):  # ranks agreed to leave it to the run that goes on from here
             self._stop(state, control)
+            return
+        self.measured_step = state.global_step
+        if self.run.job.output.weights == "best" and self.trainer.counters.best_step == state.global_step:
+            control.should_save, self.last_save = True, time.monotonic()
+        if self._end_early(state):
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        guard.check_loss(self.run.job.stage, state.log_history)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The files are written, the checkpoint isn't there yet: see `_saved`."""
@@ -150,14 +175,53 @@ class Steps(TrainerCallback):
         """The evaluation of what was trained. One that is cut short is left to the next attempt: without it the
         artifact would be told of by an older one, or by none."""
         assert self.trainer is not None
+        if self.measured_step == self.trainer.state.global_step:
+            return
         if not self.evaluation.measure(self.trainer):
             self.leave()
+
+    def take_best(self) -> None:
+        """Where the job wants them: the weights with the lowest evaluation loss, measured again as the artifact's."""
+        assert self.trainer is not None
+        if self.run.job.output.weights != "best":
+            return
+        state = self.trainer.state
+        step = best.restore(self.run, self.trainer.take_weights, state.global_step, self.evaluation.results)
+        if step == state.global_step:
+            return
+        self.weights_step = step
+        if not self.evaluation.measure(self.trainer, logged=False):
+            self.leave()
+
+    def answer_at_end(self, ask: Callable[[], dict[str, float] | None]) -> None:
+        """What the trained model answers, measured; None is told to stop."""
+        assert self.trainer is not None
+        metrics = ask()
+        if metrics is None:
+            self.leave()
+        elif metrics:
+            self.evaluation.results |= metrics
+            self.trainer.log(dict(metrics))
+
+    def _end_early(self, state: Any) -> bool:
+        """Whether the step just done, or gone on from, is to be the last."""
+        why = early_stopping.reason(self.run.job, self.progress.counters)
+        if why is None:
+            return False
+        self.ended_early = f"at step {state.global_step} of {self.progress.total_steps}: {why}"
+        if self.run.is_main:
+            log.info("training ends early %s", self.ended_early)
+        state.max_steps = state.global_step
+        self.progress.ends_at(state)
+        return True
 
     def leave(self) -> None:
         """Between two steps, on all ranks, once they know that one was told to stop: save, if that can end in time.
         Raises Preempted."""
         assert self.trainer is not None
         trainer = self.trainer
+        if self.weights_step is not None:  # the model no longer is what the last step left
+            raise Preempted(f"told to stop: {self._newest_message()}")
         self._stop(trainer.state, trainer.control)
         trainer._save_checkpoint(trainer.model_wrapped, None)
         self.on_save(trainer.args, trainer.state, trainer.control)

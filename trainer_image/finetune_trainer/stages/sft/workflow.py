@@ -10,6 +10,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from finetune_trainer import artifact
 from finetune_trainer.data.items import Items
+from finetune_trainer.evaluation import held_out
 from finetune_trainer.model import base, build, tokenizer
 from finetune_trainer.reporting.quiet import quiet
 from finetune_trainer.run import Outcome, Run
@@ -41,4 +42,5 @@ def run(run: Run) -> Outcome:
     # Train, evaluate, save and report
     training = playbook.set_up(run, SftTrainer, model, tokens, data, precision, SFTConfig, SFT)
     playbook.train(run, training)
+    training.steps.answer_at_end(lambda: held_out.sft_metrics(run, training.trainer, tokens, data.evaluation, stop_ids))
     return playbook.finish(run, training, tokens, data, stop_ids)

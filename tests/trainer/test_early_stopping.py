@@ -1,0 +1,201 @@
+"""A training that stops before its last step, or ends with the weights that were best: the same in every attempt."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_api.status import Progress
+from finetune_trainer import artifact
+from finetune_trainer.errors import Diverged, Preempted
+from finetune_trainer.reporting.counters import Counters
+from finetune_trainer.run import Run
+from finetune_trainer.stages import guard
+from finetune_trainer.stages.sft import workflow
+from finetune_trainer.stages.sft.trainer import SftTrainer
+from safetensors.torch import load_file
+
+from tests.trainer import tiny
+from tests.trainer.test_equivalence import stopped_at
+
+STEPS = 12
+ZERO = torch.zeros(())
+
+
+def make_run(
+    root: Path,
+    *,
+    workspace: str = "work",
+    attempt: int = 1,
+    patience: int | None = 2,
+    steps: int = STEPS,
+    **more: Any,
+) -> Run:
+    """So fast a learner that it is soon worse on what it has not seen: rows of other words."""
+    held = [
+        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"no {9 - i}"}]}
+        for i in range(4)
+    ]
+    (root / "data" / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    evaluation: dict[str, Any] = {
+        "datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}],
+        "everySteps": 2,
+        **({"earlyStopping": {"patience": patience}} if patience else {}),
+    }
+    training = {"maxSteps": steps, "learningRate": 0.05, "scheduler": "constant", "logEverySteps": 5}
+    job = tiny.job(evaluation=evaluation, training=training, tuning={"method": "lora"}, **more)
+    return tiny.make_run(root, job, workspace=workspace, attempt=attempt)
+
+
+def lines(run: Run, name: str) -> dict[int, float]:
+    log = (run.folders.reports / "trainer_log.jsonl").read_text().splitlines()
+    return {line["current_steps"]: line[name] for line in map(json.loads, log) if name in line}
+
+
+def weights(run: Run) -> dict[str, Any]:
+    return {
+        name: tensor.tolist() for name, tensor in load_file(run.folders.artifact / "adapter_model.safetensors").items()
+    }
+
+
+def end_of(measured: dict[int, float], patience: int = 2) -> tuple[int, int]:
+    """The best step, and the one at which patience ends."""
+    best = min(measured, key=lambda step: measured[step])
+    assert 0 < best < best + 2 * patience < STEPS, measured
+    return best, best + 2 * patience
+
+
+def fails_at_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is trained and measured, and then there is no artifact."""
+    with monkeypatch.context() as broken:
+        broken.setattr(artifact, "write", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            workflow.run(run)
+
+
+def test_training_ends_once_evaluations_bring_nothing_better(root: Path) -> None:
+    told: list[Progress] = []
+    run, whole = make_run(root), make_run(root, workspace="whole", patience=None)
+    outcome = workflow.run(replace(run, report_progress=told.append))
+    workflow.run(whole)
+
+    measured = lines(whole, "eval_loss")
+    best, end = end_of(measured)
+    assert lines(run, "eval_loss") == {step: loss for step, loss in measured.items() if step <= end}
+    assert max(lines(run, "loss")) == end
+    assert outcome.metrics["steps"] == str(end)
+    assert outcome.message == (
+        f"Training completed early at step {end} of {STEPS}: the evaluation loss was no better in the last 2"
+        f" evaluations (best: {measured[best]:.4f} at step {best})"
+    )
+    assert (told[-1].step, told[-1].total_steps, told[-1].percent) == (end, end, 100)
+    assert json.loads((run.folders.artifact / "provenance.json").read_text())["stepsPlanned"] == STEPS
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_a_resumed_run_ends_at_the_same_step(root: Path, before: int) -> None:
+    """Also where the evaluation that decides is left to it."""
+    straight = make_run(root, workspace="straight")
+    workflow.run(straight)
+    _, end = end_of(lines(straight, "eval_loss"))
+
+    with pytest.raises(Preempted):
+        workflow.run(stopped_at(make_run(root), end - before))
+    resumed = make_run(root, attempt=2)
+    workflow.run(resumed)
+    assert lines(resumed, "eval_loss") == lines(straight, "eval_loss")
+    assert lines(resumed, "loss") == lines(straight, "loss")
+    assert weights(resumed) == weights(straight)
+
+
+def test_a_run_that_had_ended_early_does_no_further_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(root, checkpoints={"everySteps": 2})
+    fails_at_the_end(run, monkeypatch)
+    _, end = end_of(lines(run, "eval_loss"))
+    again = make_run(root, attempt=2, checkpoints={"everySteps": 2})
+    outcome = workflow.run(again)
+    assert outcome.metrics["steps"] == str(end)
+    assert f"early at step {end} of {STEPS}" in outcome.message
+
+
+def test_the_artifact_is_made_of_the_best_weights(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Best by the evaluation, in the run that trained them and in one that finds all done."""
+    run = make_run(root, output={"weights": "best"})
+    outcome = workflow.run(run)
+    measured = lines(run, "eval_loss")
+    best, _ = end_of(measured)
+    short = make_run(root, workspace="short", patience=None, steps=best)
+    workflow.run(short)
+
+    assert weights(run) == weights(short)
+    assert outcome.metrics["weightsStep"] == outcome.metrics["bestEvalStep"] == str(best)
+    assert float(outcome.metrics["evalLoss"]) == pytest.approx(measured[best], rel=1e-5)
+    assert outcome.message.endswith(f"; the artifact is of step {best}, the best")
+    assert json.loads((run.folders.artifact / "provenance.json").read_text())["weightsStep"] == best
+    assert (
+        f"| weights of step | {best}, which has the lowest evaluation loss |"
+        in (run.folders.artifact / "README.md").read_text()
+    )
+
+    fails_at_the_end(make_run(root, workspace="again", output={"weights": "best"}), monkeypatch)
+    again = make_run(root, workspace="again", attempt=2, output={"weights": "best"})
+    assert workflow.run(again).metrics["evalLoss"] == outcome.metrics["evalLoss"]
+    assert weights(again) == weights(short)
+
+
+def test_a_best_checkpoint_that_broke_gives_way_to_the_next(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {"output": {"weights": "best"}, "checkpoints": {"everySteps": 2, "keep": 9}}
+    run = make_run(root, **settings)
+    fails_at_the_end(run, monkeypatch)
+    measured = lines(run, "eval_loss")
+    best, second = sorted(measured, key=lambda step: measured[step])[:2]
+    file = run.folders.run_checkpoints / f"checkpoint-{best}" / "adapter_model.safetensors"
+    file.write_bytes(bytes([*file.read_bytes()[:-1], 7]))
+
+    outcome = workflow.run(make_run(root, attempt=2, **settings))
+    assert outcome.metrics["weightsStep"] == str(second)
+    assert "is broken, the next best is taken: adapter_model.safetensors is not as it was written" in caplog.text
+
+
+def test_only_a_fall_by_the_least_difference_counts_as_better() -> None:
+    counters = Counters()
+    for step, loss in enumerate([3.0, 2.95, 2.92, 2.85, math.nan], start=1):
+        counters.evaluated(step, loss, min_delta=0.1)
+    assert counters.without_better == 1  # 2.85 is 0.15 below 3.0, a NaN below nothing
+    assert (counters.best_loss, counters.best_step) == (2.85, 4)
+
+    later = Counters()
+    later.load_state_dict(json.loads(json.dumps(counters.state_dict())))
+    later.evaluated(6, 2.8, min_delta=0.1)
+    assert later.without_better == 2
+    later.evaluated(7, 2.7, min_delta=0.1)
+    assert (later.without_better, later.best_step) == (0, 7)
+
+
+def test_a_first_evaluation_that_is_no_number_is_not_the_best() -> None:
+    counters = Counters()
+    counters.evaluated(1, math.nan)
+    counters.evaluated(2, 2.0)
+    assert (counters.best_loss, counters.best_step) == (2.0, 2)
+
+
+def test_a_loss_of_zero_ends_the_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SftTrainer, "training_step", lambda self, *_, **__: self.step_facts.losses.append(ZERO) or ZERO)
+    run = tiny.make_run(root, tiny.job(training={"maxSteps": 30, "logEverySteps": 2}))
+    with pytest.raises(
+        Diverged, match=r"exactly 0 in the last 10 lines of the log, from step 1 to 18: nothing is learn"
+    ):
+        workflow.run(run)
+
+
+def test_a_loss_that_is_not_always_zero_is_none_of_its_business() -> None:
+    zeros = [{"loss": 0.0, "step": step} for step in range(1, 10)]
+    guard.check_loss("sft", zeros)
+    guard.check_loss("sft", [*zeros, {"loss": 1e-9, "step": 10}])
+    guard.check_loss("sft", [{"loss": 1e-9, "step": 0}, *zeros, {"eval_loss": 0.0, "step": 9}])
+    guard.check_loss("dpo", [*zeros, {"loss": 0.0, "step": 10}])  # a hinge that no pair is behind of
