@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer.model import adapters, base, build, memory
+from finetune_trainer.model import adapters, base, build, memory, optimizer
 from transformers import AutoConfig, AutoTokenizer
 
 from tests.trainer import tiny
@@ -65,15 +65,15 @@ def test_certain_terms_are_those_of_real_tensors(
     states = sum(state_of(weight) for weight in model.parameters())
     packed = sum(size(weight) for weight in model.parameters() if not weight.is_floating_point())
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained)
+    adam = torch.optim.AdamW(trained)
     ids = torch.tensor([[1, 2, 3, 4, 5]])
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         model(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
+    adam.step()
 
     added = {n: w for n, w in model.named_parameters() if "lora_" in n or ".modules_to_save." in n}
     loaded = [w for n, w in model.named_parameters() if n not in added]
-    moments = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    moments = [value for state in adam.state.values() for key, value in state.items() if key != "step"]
     real = {
         "weights": states
         + packed
@@ -91,6 +91,62 @@ def test_certain_terms_are_those_of_real_tensors(
     }
     assert not wrong, f"estimated, real: {wrong}"
     assert got.certain < got.total
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full", "freeze"])
+def test_a_reward_model_has_a_score_and_no_words(models: dict[str, Path], method: str, tmp_path: Path) -> None:
+    folder = models["wide"]
+    job = tiny.job(stage="rm", tuning=METHODS[method], datasets=[{"source": "pvc://data/a", "format": "preference"}])
+    model: Any = build.build(job, folder, None, AutoTokenizer.from_pretrained(folder), "fp32", tmp_path)
+    adapters.cast_trainable(model, "fp32")
+    sizes = [size(w) + state_of(w) for w in model.parameters()] + [size(buffer) for buffer in model.buffers()]
+    config = AutoConfig.from_pretrained(folder)
+    settings: Any = {"precision": "fp32", "length": 64, "micro_batch": 2}
+    demands = memory.Demands(kind="reward", rows=2)
+    got = memory.estimate(config, job.tuning, job.training, demands=demands, **settings)
+    of_words = memory.estimate(config, job.tuning, job.training, **settings)
+    assert within_one_percent(got.weights + got.adapters, sum(sizes))
+    assert got.logits < of_words.logits
+    assert got.activations == 2 * of_words.activations or method != "full"
+
+
+def test_what_stages_need_besides_a_model_is_counted(models: dict[str, Path]) -> None:
+    folder = models["wide"]
+    config = AutoConfig.from_pretrained(folder)
+    settings: Any = {"precision": "fp32", "length": 64, "micro_batch": 2}
+
+    def estimate(method: str, **demands: Any) -> memory.Estimate:
+        job = tiny.job(tuning=METHODS[method])
+        return memory.estimate(config, job.tuning, job.training, demands=memory.Demands(**demands), **settings)
+
+    whole = sum(size(weight) for weight in base.load(folder, "pvc://models/model", torch.float32).parameters())
+    assert within_one_percent(estimate("full", copy=True).reference, whole)
+    assert estimate("full", copy=True, passing=True).reference == 0
+    assert estimate("lora", copy=True).reference == estimate("lora").adapters
+    other = memory.frozen(config, tiny.job(tuning=METHODS["lora"]).tuning, "fp32")
+    assert within_one_percent(other, whole)
+    assert memory.frozen(config, tiny.job(tuning=METHODS["qlora"]).tuning, "fp32") < 0.6 * other
+    both = estimate("lora", reference=other, reward=other)
+    assert both.certain == estimate("lora").certain + 2 * other
+    critic = estimate("full", critic=True)
+    assert critic.weights - estimate("full").weights == 4 * (config.hidden_size + 1)
+    answers = estimate("lora", answers=(512, 4096))
+    assert answers.total == answers.certain + answers.generation > estimate("lora").total
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adafactor", "sgd", "rmsprop", "adagrad"])
+def test_each_optimizer_keeps_what_is_said(name: str) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((64, 32), (96,))]
+    arguments = TrainingArguments(optim=name, report_to="none", use_cpu=True)
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    made = kind(weights, **settings)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    made.step()
+    kept = [v for state in made.state.values() for v in state.values() if isinstance(v, torch.Tensor) and v.ndim]
+    assert sum(map(size, kept)) == sum(optimizer.state_bytes(name, weight, 4) for weight in weights)
 
 
 def test_the_proposal_fits_and_grows_with_the_gpu(models: dict[str, Path]) -> None:

@@ -5,6 +5,7 @@ real one, so what is kept of it is certain: weights, gradients, optimizer and ad
 Activations and logits are estimated, as docs/models.md says, too. Only what is certain may refuse a job.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +15,13 @@ import torch
 from finetune_api.training import TrainingSpec
 from finetune_api.tuning import LoraSpec, QuantizationSpec, TuningSpec
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from finetune_trainer.model import adapters, freeze, vocabulary
-from finetune_trainer.model.base import Precision
+from finetune_trainer.model import adapters, freeze, score, value_head, vocabulary
+from finetune_trainer.model.base import AUTO, Kind, Precision
+from finetune_trainer.model.optimizer import state_bytes
+from finetune_trainer.model.scalar import Scalar
 
-MOMENTS = 2
-"""AdamW keeps two numbers per trained weight, in the weight's own type."""
 BLOCK, NESTED_BLOCK = 64, 256
 """bitsandbytes: weights that share a scale, and scales that share one of their own."""
 NF4_CODE, NESTED_CODE = 16 * 4, 256 * 4
@@ -43,18 +44,46 @@ class Estimate:
     optimizer: int
     adapters: int
     """Weights that tuning adds: adapters, and the copies of modulesToSave."""
+    reference: int
+    """What is compared with: a copy of what is trained, or another model."""
+    reward: int
     activations: int
     logits: int
+    generation: int
+    """The cache of answers that are being written, which is when nothing is trained."""
 
     @property
     def certain(self) -> int:
         """What is there at every step, whatever the rows are."""
-        return self.weights + self.gradients + self.optimizer + self.adapters
+        return self.weights + self.gradients + self.optimizer + self.adapters + self.reference + self.reward
 
     @property
     def total(self) -> int:
         """With what is only estimated."""
-        return self.certain + self.activations + self.logits
+        return self.certain + max(self.activations + self.logits, self.generation)
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a stage needs besides a model and rows to train it on. Unset: nothing, as pt and sft."""
+
+    kind: Kind = "causal"
+    rows: int = 1
+    """That share a forward pass for each item of a micro-batch: the two of a pair."""
+    copy: bool = False
+    """A frozen copy of what is trained is kept."""
+    reference: int = 0
+    """Bytes of another model that is compared with, shared out as the model is."""
+    passing: bool = False
+    """It is gone before the first step: there is room for it where gradients and optimizer will be."""
+    reward: int = 0
+    """Bytes of a reward model, which each GPU holds whole."""
+    critic: bool = False
+    answers: tuple[int, int] = (0, 0)
+    """So many are written at once, with so many tokens each, their prompts included."""
+
+
+NOTHING_MORE = Demands()
 
 
 def estimate(
@@ -67,18 +96,22 @@ def estimate(
     length: int,
     micro_batch: int,
     shares: int = 1,
+    demands: Demands = NOTHING_MORE,
 ) -> Estimate:
     """For a model of this config. ``vocab_extra`` is the number of tokens that the job adds to its vocabulary,
     ``length`` that of the longest row, ``shares`` the number of GPUs that weights, gradients and optimizer are shared
     out to."""
-    model = without_weights(config, tuning, precision, vocab_extra)
+    model = without_weights(config, tuning, precision, vocab_extra, demands.kind)
+    if demands.critic:
+        value_head.add(model)
     frozen_type = 4 if precision == "fp32" else 2
     trained_type = 2 if precision == "pureBf16" else 4
     quantised = set(_quantised(model, tuning))
-    weights = added = trained = 0
+    weights = added = trained = optimizer = 0
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             trained += weight.numel()
+            optimizer += state_bytes(training.optimizer, weight, trained_type)
         if "lora_" in name or ".modules_to_save." in name:
             added += weight.numel() * trained_type
         elif name in quantised:
@@ -86,14 +119,20 @@ def estimate(
         else:
             weights += weight.numel() * (trained_type if weight.requires_grad else frozen_type)
     computed_in = 4 if precision == "fp32" else 2
-    activations = _activations(model, training, computed_in, trained_type, length * micro_batch)
+    tokens = length * micro_batch * demands.rows
+    activations = _activations(model, training, computed_in, trained_type, tokens)
+    later = (trained * trained_type + optimizer) if demands.passing else 0
+    reference = max(0, demands.reference + (trained * trained_type if demands.copy else 0) - later)
     return Estimate(
         weights=weights // shares + _buffers(model),
         gradients=trained * trained_type // shares,
-        optimizer=trained * trained_type * MOMENTS // shares,
+        optimizer=optimizer // shares,
         adapters=added // shares,
+        reference=reference // shares,
+        reward=demands.reward,
         activations=activations + (_gathered(model, computed_in) if shares > 1 else 0),
-        logits=_logits(model, length * micro_batch, computed_in),
+        logits=_logits(model, tokens, computed_in),
+        generation=_generation(model, *demands.answers, computed_in),
     )
 
 
@@ -103,45 +142,52 @@ def propose(
     training: TrainingSpec,
     gpu_bytes: int,
     *,
-    vocab_extra: int = 0,
-    precision: Precision,
-    length: int,
     limit: int,
-    shares: int = 1,
+    **settings: Any,
 ) -> int | None:
-    """The largest divisor of ``limit`` (a GPU's share of the global batch) that should fit; None: not even 1 does."""
-    one, two = (
-        estimate(
-            config,
-            tuning,
-            training,
-            vocab_extra=vocab_extra,
-            precision=precision,
-            length=length,
-            micro_batch=rows,
-            shares=shares,
-        )
-        for rows in (1, 2)
-    )
+    """The largest divisor of ``limit`` (a GPU's share of the global batch) that should fit; None: not even 1 does.
+    ``settings`` are those of `estimate`."""
+    one, two = (estimate(config, tuning, training, micro_batch=rows, **settings) for rows in (1, 2))
     per_row = max(1, two.activations - one.activations)
     room = HEADROOM * gpu_bytes - CONTEXT - one.certain - two.logits - (one.activations - per_row)
     fitting = [rows for rows in range(1, limit + 1) if limit % rows == 0 and rows * per_row <= room]
     return max(fitting, default=None)
 
 
-def plain(config: Any) -> PreTrainedModel:
+def frozen(config: Any, tuning: TuningSpec, precision: Precision, kind: Kind = "causal") -> int:
+    """Bytes of another model that is only asked: as small as the job's own base, and quantised where that is and
+    ``tuning`` says so."""
+    model = plain(config, kind)
+    width = 4 if precision == "fp32" else 2
+    quantised = set(_quantised(model, tuning))
+    spec = tuning.quantization or QuantizationSpec()
+    sizes = (
+        _packed(weight, spec) if name in quantised else weight.numel() * width
+        for name, weight in model.named_parameters()
+    )
+    return sum(sizes) + _buffers(model)
+
+
+def plain(config: Any, kind: Kind = "causal") -> PreTrainedModel:
     """The base on the meta device."""
+    auto = AUTO[kind]
     with torch.device("meta"):
-        make: Any = AutoModelForCausalLM.from_config
         # A config of a type that transformers doesn't know has been read by the model's own code, so that may run.
-        own = type(config) not in AutoModelForCausalLM._model_mapping
-        model: PreTrainedModel = make(config, dtype=torch.float32, trust_remote_code=own)
+        own = type(config) not in auto._model_mapping
+        if kind == "reward":
+            config = copy.deepcopy(config)
+            config.num_labels = 1
+        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32, trust_remote_code=own)
+        if kind == "reward":
+            score.exact(model)
     return model
 
 
-def without_weights(config: Any, tuning: TuningSpec, precision: Precision, vocab_extra: int = 0) -> Any:
+def without_weights(
+    config: Any, tuning: TuningSpec, precision: Precision, vocab_extra: int = 0, kind: Kind = "causal"
+) -> Any:
     """The job's model, its trained weights marked, on the meta device: shapes and no memory."""
-    model = plain(config)
+    model = plain(config, kind)
     with torch.device("meta"):
         if vocab_extra:
             rows: Any = model.get_input_embeddings()
@@ -179,7 +225,8 @@ def _quantised(model: Any, tuning: TuningSpec) -> Iterator[str]:
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         inner = ("lora_", "modules_to_save", "original_module")
-        if isinstance(module, nn.Linear) and module is not head and not any(part in name for part in inner):
+        whole = module is head or isinstance(module, Scalar)
+        if isinstance(module, nn.Linear) and not whole and not any(part in name for part in inner):
             yield f"{name}.weight"
 
 
@@ -240,4 +287,15 @@ def _activations(model: Any, training: TrainingSpec, width: int, trained_width: 
 def _logits(model: Any, tokens: int, width: int) -> int:
     """The head scores a tile of positions at a time: logits and their gradient; and the hidden states' gradient."""
     text = model.config.get_text_config()
-    return int(2 * min(tokens, HEAD_TILE) * text.vocab_size * 4 + tokens * text.hidden_size * (4 + width))
+    scored = 0 if model.get_output_embeddings() is None else 2 * min(tokens, HEAD_TILE) * text.vocab_size * 4
+    return int(scored + tokens * text.hidden_size * (4 + width))
+
+
+def _generation(model: Any, rows: int, length: int, width: int) -> int:
+    """Keys and values of all layers for each token of the answers and their prompts, which grow by copying; and the
+    logits of the next token, with what is drawn from them."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * heads * size * width * rows * length
+    return int(cache * (1 + 1 / text.num_hidden_layers) + 3 * 4 * rows * text.vocab_size)

@@ -154,7 +154,7 @@ def run(
         from finetune_trainer.prepare import apart  # torch
 
         apart.check(job, model.path)
-    needs = memory.needs(job, model.path, packed, adapter.path if adapter else None)
+    needs = memory.needs(job, model.path, packed, adapter.path if adapter else None, more)
     check_stop()
 
     # Say so

@@ -6,16 +6,25 @@ the cache, whose key leaves tuning out. No weights are loaded.
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.contract import ResolvedJob
 from finetune_api.tuning import LoraSpec, TuningSpec
 
 from finetune_trainer.errors import InvalidSpec, TrainerError
 
+if TYPE_CHECKING:
+    from finetune_trainer.prepare.others import Other
+
 log = logging.getLogger(__name__)
+
+CERTAIN = ("weights", "gradients", "optimizer", "adapters", "reference", "reward")
+ESTIMATED = ("activations", "logits", "generation")
+OF_STAGES = ("reference", "reward", "generation")
+"""Terms that some stages alone have."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +47,18 @@ def check_model(job: ResolvedJob, model: Path, adapter: Path | None) -> None:
     from finetune_trainer.reporting.quiet import quiet
 
     quiet()
+    kind = base.kind_of(job.stage)
     shapes = weights.of_model(model, job.model.source)
-    config = base.check(model, job.model.source, allow_remote_code=base.remote_code(job))
-    weights.check_model(config, shapes, job.model.source)
+    config = base.check(model, job.model.source, allow_remote_code=base.remote_code(job), kind=kind)
+    weights.check_model(config, shapes, job.model.source, kind=kind)
     if adapter is not None:
         build.check_fits(model, adapter, job)
     try:
         if adapter is not None and job.tuning.adapter is not None:
             source = job.tuning.adapter.source
-            weights.check_adapter(memory.plain(config), weights.of_adapter(adapter, source), source)
+            weights.check_adapter(memory.plain(config, kind), weights.of_adapter(adapter, source), source)
         if job.tuning.adapter is None or job.tuning.adapter.mode == "merge":
-            memory.without_weights(config, job.tuning, "fp32", extra_tokens(job))
+            memory.without_weights(config, job.tuning, "fp32", extra_tokens(job), kind)
     except TrainerError:
         raise
     except Exception as error:  # that it can't be built without weights doesn't mean that it can't be built
@@ -99,9 +109,13 @@ def check_rows(model: Path, tokens: int, new_tokens: bool, longest: int, highest
         )
 
 
-def needs(job: ResolvedJob, model: Path, longest: int, adapter: Path | None = None) -> Needs | None:
-    """None where it can't be told. Raises InvalidSpec when what is certain to be needed is more than the GPU has."""
+def needs(
+    job: ResolvedJob, model: Path, longest: int, adapter: Path | None = None, more: "Sequence[Other]" = ()
+) -> Needs | None:
+    """``more`` are the models besides the job's own. None where it can't be told. Raises InvalidSpec when what is
+    certain to be needed is more than the GPU has."""
     from finetune_trainer.model import base, memory  # torch
+    from finetune_trainer.prepare import demands
     from finetune_trainer.reporting.quiet import quiet
 
     quiet()
@@ -110,23 +124,31 @@ def needs(job: ResolvedJob, model: Path, longest: int, adapter: Path | None = No
     micro = training.micro_batch_size or 1
     ranks = job.runtime.nodes * max(1, job.runtime.gpus_per_node)
     limit = max(1, training.global_batch_size // ranks)
-    config = base.check(model, job.model.source, allow_remote_code=base.remote_code(job))
+    kind = base.kind_of(job.stage)
+    config = base.check(model, job.model.source, allow_remote_code=base.remote_code(job), kind=kind)
     shares = ranks if training.parallelism == "fsdp" else 1
     tuning = tuning_of(job, adapter)
     common: Any = {"vocab_extra": extra_tokens(job), "precision": precision, "length": longest, "shares": shares}
     try:
+        common["demands"] = demands.of(job, more, precision, longest)
         made = memory.estimate(config, tuning, training, micro_batch=micro, **common)
         proposed = memory.propose(config, tuning, training, gpu, limit=limit, **common) if gpu else None
     except Exception as error:  # an estimate is worth no job
         log.warning("GPU memory can't be estimated: %s: %s", type(error).__name__, error)
         return None
-    names = ("weights", "gradients", "optimizer", "adapters", "activations", "logits")
-    found = Needs({name: getattr(made, name) for name in names}, made.certain, made.total, micro, proposed)
+    terms = {name: getattr(made, name) for name in (*CERTAIN, *ESTIMATED)}
+    found = Needs(
+        {name: size for name, size in terms.items() if size or name not in OF_STAGES},
+        made.certain,
+        made.total,
+        micro,
+        proposed,
+    )
     if gpu and made.certain > gpu:
-        terms = ", ".join(f"{name} {gib(found.terms[name])}" for name in names[:4] if found.terms[name])
+        parts = ", ".join(f"{name} {gib(found.terms[name])}" for name in CERTAIN if found.terms.get(name))
         raise InvalidSpec(
             f"One GPU has {gib(gpu)}, and this job needs {gib(made.certain)} of each for what no setting of the batch"
-            f" changes: {terms}. Use {_ways_out(training.parallelism)}, a smaller model, or larger GPUs"
+            f" changes: {parts}. Use {_ways_out(training.parallelism)}, a smaller model, or larger GPUs"
         )
     if gpu and made.total > gpu:
         hint = f"set training.microBatchSize to {proposed}" if proposed else "lower training.cutoffLength"

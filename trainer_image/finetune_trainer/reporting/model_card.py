@@ -132,7 +132,13 @@ def _merge_results(merge: dict[str, Any]) -> dict[str, str]:
     told = {f"rounded to {merge['dtype']}, against fp32": merge["rounding"]}
     if merge["drift"]:
         told["merged, against the quantised base with the adapter"] = merge["drift"]
-    return {name: f"same top token {d['top1']:.1%}, mean KL {d['kl']:.2e}" for name, d in told.items()}
+    return {name: _distance(how_far) for name, how_far in told.items()}
+
+
+def _distance(how_far: dict[str, float]) -> str:
+    if "score" in how_far:
+        return f"scores differ by up to {how_far['score']:.2e}; their deviation is {how_far['spread']:.2e}"
+    return f"same top token {how_far['top1']:.1%}, mean KL {how_far['kl']:.2e}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

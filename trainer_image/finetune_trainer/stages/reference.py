@@ -25,6 +25,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from finetune_trainer.model import adapters, base, build, sharding, vocabulary
+from finetune_trainer.model.folder import BASE_ADAPTER
 from finetune_trainer.run import Run
 from finetune_trainer.stages import logprobs
 
@@ -117,23 +118,24 @@ def _load(run: Run, tokens: Any) -> Any:
     is_adapter = prepared.reference_base is not None
     assert folder is not None
     source = source_of(job, "reference") or folder.name
-    quantization = job.tuning.quantization if job.tuning.method == "qlora" else None
+    before = [folder / BASE_ADAPTER] if is_adapter and (folder / BASE_ADAPTER).is_dir() else []
+    # Quantised weights can't take adapters in.
+    quantization = job.tuning.quantization if job.tuning.method == "qlora" and not before else None
     dtype = adapters.load_dtype("lora", base.precision(job.training))
-    merged = is_adapter and quantization is None
-    model: Any = base.load(
-        prepared.reference_base or folder,
-        source,
-        torch.float32 if merged else dtype,
-        attention=job.model.attention,
-        quantization=quantization,
-        allow_remote_code=base.remote_code(job),
-    )
+    settings: dict[str, Any] = {
+        "attention": job.model.attention,
+        "allow_remote_code": base.remote_code(job),
+        "field": f"{job.stage}.reference",
+    }
+    origin = prepared.reference_base or folder
+    if is_adapter and quantization is None:
+        model: Any = build.merged(origin, [*before, folder], source, "causal", dtype=dtype, **settings)
+    else:
+        model = base.load(origin, source, dtype, quantization=quantization, **settings)
     model.config.use_cache = False
-    if merged:
-        model = build.cast(build.merge_in_memory(model, folder), dtype)
-    elif is_adapter:  # quantised weights can't take it in
+    if is_adapter and quantization is not None:
         vocabulary.grow(model, build.rows(folder))
-        model = build.attach(model, folder, source)
+        model = build.attach(model, folder, source, field=settings["field"])
     vocabulary.grow(logprobs.bare(model), len(tokens))
     model.requires_grad_(False)
     return model
