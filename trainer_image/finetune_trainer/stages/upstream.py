@@ -29,6 +29,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
             " peft_config=None, formatting_func=None)"
         ),
         "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",
+        "log": "(self, logs, start_time=None)",
         "training_step": "(self, *args, **kwargs)",
         "_save_checkpoint": "(self, model, trial)",
     },
