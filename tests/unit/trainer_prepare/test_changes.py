@@ -40,8 +40,19 @@ def test_what_changed_while_it_was_read_is_not_kept(tmp_path: Path, name: str, c
         unchanged(SPEC, read, places, nothing)
 
 
+def fast(said: str) -> SimpleNamespace:
+    """A tokenizer that says what it does."""
+    return SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: said), special_tokens_map={})
+
+
 def test_a_tokenizer_that_cannot_say_what_it_does_is_known_by_its_model() -> None:
     slow = SimpleNamespace(get_vocab=lambda: {"a": 0}, special_tokens_map={})
-    fast = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "rules"), special_tokens_map={})
     assert digest(slow, "sha256:1") != digest(slow, "sha256:2")
-    assert digest(fast, "sha256:1") == digest(fast, "sha256:2")
+    assert digest(fast('{"model": {}}'), "sha256:1") == digest(fast('{"model": {}}'), "sha256:2")
+
+
+def test_a_tokenizer_is_the_same_however_rows_were_last_padded_and_cut_with_it() -> None:
+    """As it is saved with an artifact, after it was used."""
+    new, used = fast('{"model": {}, "truncation": null}'), fast('{"model": {}, "truncation": {"max_length": 4}}')
+    assert digest(new, "") == digest(used, "")
+    assert digest(new, "") != digest(fast('{"model": {"vocab": {}}}'), "")

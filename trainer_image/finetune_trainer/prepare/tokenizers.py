@@ -5,6 +5,7 @@ other's tokens as they are.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ def digest(tokenizer: Any, model: str) -> str:
     """Of what it does, with the job's new tokens, rather than of the files it came in. One that can't say all that it
     does, as those without a fast backend, is known by its words and the digest of its model."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    said = backend.to_str() if backend is not None else f"{model}{sorted(tokenizer.get_vocab().items())!r}"
+    said = f"{model}{sorted(tokenizer.get_vocab().items())!r}" if backend is None else json.dumps(_lasting(backend))
     special = repr(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items()))
     return hashlib.sha256(f"{said}{special}".encode()).hexdigest()
+
+
+def _lasting(backend: Any) -> dict[str, Any]:
+    """Without how its last caller had rows padded and cut, which it remembers and saves."""
+    said: dict[str, Any] = json.loads(backend.to_str())
+    return {name: part for name, part in said.items() if name not in ("padding", "truncation")}
 
 
 def check_same(tokens: Any, folder: Path, source: str, field: str) -> None:
