@@ -8,6 +8,7 @@ where that can't be used.
 from collections.abc import Iterable
 from typing import Literal
 
+from finetune_api.model import PINNED, is_pinned
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.stages import ReferenceSpec
 from finetune_api.status import Reference
@@ -80,6 +81,8 @@ def _on_artifact(spec: FineTuneJobSpec, found: Reference) -> FineTuneJobSpec:
             f"model.fromJob: {found.job} made an adapter that goes on another adapter, and a job starts from one at"
             " most: let that job set output.merge"
         )
+    if spec.model.trust_remote_code and not is_pinned(artifact.base):
+        raise ValueError(f"model.trustRemoteCode: {found.job} made an adapter for {artifact.base}: {PINNED}")
     # A reward model's adapter has a head for scores, and one of a model that answers has none.
     same_kind = (spec.stage == "rm") == (found.stage == "rm")
     goes_on = spec.tuning.method in ("lora", "qlora") and spec.tuning.lora is None and same_kind

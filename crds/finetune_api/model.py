@@ -54,7 +54,11 @@ class ModelSpec(ModelSettings):
     def _one_pinned(self) -> Self:
         if (self.source is None) == (self.from_job is None):
             raise ValueError(ONE_MODEL)
-        hub = self.source is not None and self.source.startswith("hf://")
-        if hub and self.trust_remote_code and not re.search(COMMIT, self.source or ""):
+        if self.trust_remote_code and self.source is not None and not is_pinned(self.source):
             raise ValueError(PINNED)
         return self
+
+
+def is_pinned(source: str) -> bool:
+    """Whether what lies there can't change behind a job's back: a hub's revisions can, unless they are commits."""
+    return not source.startswith("hf://") or re.search(COMMIT, source) is not None

@@ -28,7 +28,8 @@ def made(use: Any = "model", stage: str = "sft", job: str = "first", **facts: An
 
 
 def after(reference: Reference, **changes: Any) -> ResolvedJob:
-    return resolve(job(**({"model": {"fromJob": "first"}} | changes)), references=[reference])
+    named = job(**({"model": {"fromJob": "first"}} | changes))
+    return resolve(named, references=[reference], allow_remote_code=True)
 
 
 def test_a_whole_model_is_started_from() -> None:
@@ -71,6 +72,7 @@ def test_a_reward_models_adapter_is_trained_further_as_one() -> None:
     ("reference", "changes", "says"),
     [
         (made(base_adapter=True), {}, "let that job set output.merge"),
+        (made(), {"model": {"fromJob": "first", "trustRemoteCode": True}}, "commit of 40 digits"),
         (made(base=None), {}, "does not say which model its adapter goes on"),
         (made(stage="rm"), {}, "model.fromJob: first is of stage rm"),
         (made(kind="model"), {"tuning": {"adapter": {"mode": "merge"}}}, "first made a whole model, not an adapter"),
