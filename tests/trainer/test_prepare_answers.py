@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.data import UNITS
 from finetune_trainer import prepare
 from finetune_trainer.data.pairs import Pairs
 from finetune_trainer.data.prompts import Prompts
 from finetune_trainer.data.store import open_split
 from finetune_trainer.errors import InvalidData
-from finetune_trainer.prepare import build, cache, pool
+from finetune_trainer.prepare import cache, pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +47,7 @@ def made(asked: Any, folder: Path) -> dict[str, Any]:
 
 
 def texts(pairs: Pairs) -> list[tuple[str, str]]:
-    return [tuple(TOKENIZER.decode(row.input_ids) for row in pairs.pair(item)) for item in range(len(pairs))]  # type: ignore[misc]
+    return [tuple(TOKENIZER.decode(row.input_ids) for row in pairs.pair(item)) for item in range(len(pairs))]
 
 
 COUNT = st.sampled_from([1, 1, 1, 4, 150])
@@ -148,12 +149,12 @@ def test_labels_are_kept_with_their_answers_through_a_split(tmp_path: Path) -> N
 @pytest.mark.parametrize("format", ["openai", "alpaca", "preference"])
 def test_prompts_are_taken_from_every_format_and_long_ones_left_out(tmp_path: Path, format: str) -> None:
     asked = ["say alpha", "say beta", "say" + " gamma" * 150]
-    rows = {
+    rows: dict[str, list[dict[str, Any]]] = {
         "openai": [{"messages": [{"role": "user", "content": text}]} for text in asked],
         "alpaca": [{"instruction": text, "output": ""} for text in asked],
         "preference": [{"prompt": text, "chosen": "yes", "rejected": "no"} for text in asked],
-    }[format]
-    stages.save(tmp_path / "rows.jsonl", rows)
+    }
+    stages.save(tmp_path / "rows.jsonl", rows[format])
     dataset = {"source": "pvc://data/rows.jsonl", "format": format}
     facts = made(job("ppo", datasets=[dataset], evaluation={"datasets": [dataset]}), tmp_path)
     for split in ("train", "eval"):
@@ -181,7 +182,7 @@ def test_every_stage_has_its_evaluation_splits(tmp_path: Path, stage: str) -> No
     held = [{"source": f"pvc://data/{name}.jsonl", "format": stages.FORMATS[stage]} for name in ("one", "two")]
     facts = made(job(stage, "rows.jsonl", evaluation={"datasets": held}), tmp_path)
     assert {name: counts["rows"] for name, counts in facts["splits"].items()} == {"train": 6, "eval-1": 6, "eval-2": 6}
-    assert [found["unit"] for found in facts["datasets"]] == [build.UNITS[stage]] * 3
+    assert [found["unit"] for found in facts["datasets"]] == [UNITS[stage]] * 3
 
 
 def test_the_report_counts_pairs_and_shows_one(root: Path) -> None:
