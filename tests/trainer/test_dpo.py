@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,22 @@ def test_a_reference_that_was_asked_before_training_says_the_same(
     assert tiny.losses(second) == pytest.approx(tiny.losses(asked_each_step), abs=1e-6)
     for name in ("eval_loss", "eval_rewards/margins"):
         assert logged(second, name) == pytest.approx(logged(asked_each_step, name), abs=1e-6)
+
+
+def test_its_memory_is_given_back_before_the_first_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, left, make = [], [], reference.make
+
+    def remembered(*args: Any) -> reference.Reference:
+        second = make(*args)
+        made.append(weakref.ref(second.model))
+        return second
+
+    monkeypatch.setattr(reference, "make", remembered)
+    job = stages.job("dpo", "full", training=SMALL, dpo={"precomputeReference": True})
+    run = tiny.make_run(root, job, report_progress=lambda report: left.append((report.step, made[0]() is not None)))
+    stages.train(run)
+    assert (0, True) in left
+    assert not [step for step, there in left if there and step > 0]
 
 
 def test_what_another_job_has_kept_is_not_read(root: Path) -> None:

@@ -10,6 +10,7 @@ received it, so divergence from it is 0 before the first step:
 """
 
 import copy
+import gc
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -80,6 +81,7 @@ class Reference:
     def give_back(self) -> None:
         """Its memory, once all is known that it is asked for."""
         self.model, self.given_back = None, True
+        gc.collect()  # the fused head makes a model refer to itself
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
