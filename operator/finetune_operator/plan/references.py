@@ -40,7 +40,7 @@ def follow(job: FineTuneJob, status: FineTuneJobStatus, others: Others) -> list[
         # A claim is waited for only where somebody does something about it.
         worst = next((one for one in held_up if one.reason is not Reason.WAITING_FOR_JOB), None)
         raise worst or HeldUp(" ".join(map(str, held_up)), Reason.WAITING_FOR_JOB)
-    _check_tokenizers(job, references)
+    _check_alike(job, references)
     return references
 
 
@@ -107,16 +107,29 @@ def _check_mountable(job: FineTuneJob, who: str, other: JobView, others: Others)
         )
 
 
-def _check_tokenizers(job: FineTuneJob, references: list[Reference]) -> None:
-    """What the model writes is read by the others."""
-    known = [one for one in references if one.artifact.tokenizer_digest]
-    for one in known[1:]:
-        if one.artifact.tokenizer_digest != known[0].artifact.tokenizer_digest:
-            raise Refused(
-                f"Job {one.job} ({field(job.spec, one.use)}) has another tokenizer than job {known[0].job}"
-                f" ({field(job.spec, known[0].use)}): one would read other words than the other writes. Start both from"
-                " one base model, and this job from what they make."
-            )
+def _check_alike(job: FineTuneJob, references: list[Reference]) -> None:
+    """What the model writes is read by the others; and a source that has changed since is no longer what two adapters
+    go on. Pods see the folders themselves and check more; this is said before any is made."""
+    words = job.spec.model.new_tokens or job.spec.model.new_special_tokens
+    for place, one in enumerate(references):
+        for other in references[:place]:
+            one_is, other_is = (f"job {each.job} ({field(job.spec, each.use)})" for each in (one, other))
+            # With new words the model's tokenizer is not that of the job it comes from.
+            if not words and _differ(one.artifact.tokenizer_digest, other.artifact.tokenizer_digest):
+                raise Refused(
+                    f"The tokenizer of {one_is} is not that of {other_is}: one would read other words than the other"
+                    " writes. Start both from one base model, and this job from what they make."
+                )
+            same_base = one.artifact.base is not None and one.artifact.base == other.artifact.base
+            if same_base and _differ(one.artifact.base_digest, other.artifact.base_digest):
+                raise Refused(
+                    f"The {one_is} and {other_is} made adapters for {one.artifact.base}, which changed between them:"
+                    " there is no model that both fit. Name a revision in them that can't move, and create both anew."
+                )
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and one != other
 
 
 def ring(start: str, waits_for: Callable[[str], Collection[str]]) -> tuple[str, ...]:

@@ -145,11 +145,29 @@ def test_a_job_of_the_wrong_stage_is_refused_before_it_has_ended(spec: dict[str,
 
 
 def test_models_that_work_together_must_read_alike() -> None:
-    phase, reason, _, message = outcome(job(**PPO), among(SFT, succeeded("rm", "rm", tokenizer="sha256:other")))
+    other_words = among(SFT, succeeded("rm", "rm", tokenizer="sha256:other"))
+    phase, reason, _, message = outcome(job(**PPO), other_words)
     assert (phase, reason) == ("Failed", "InvalidSpec")
-    assert message.startswith("Job rm (ppo.rewardModel.fromJob) has another tokenizer than job sft (model.fromJob)")
-    unknown = step(job(**PPO), among(SFT, succeeded("rm", "rm", tokenizer=None)))
-    assert unknown.status.references
+    assert "tokenizer of job rm (ppo.rewardModel.fromJob) is not that of job sft (model.fromJob)" in message
+    assert step(job(**PPO), among(SFT, succeeded("rm", "rm", tokenizer=None))).status.references, "it isn't known"
+    dpo: dict[str, Any] = {
+        "stage": "dpo",
+        "model": {"fromJob": "sft", "newTokens": ["<one>"]},
+        "dpo": {"reference": {"fromJob": "old"}},
+        "datasets": [{"source": "pvc://models/rows", "format": "preference"}],
+    }
+    knows_new = among(SFT, succeeded("old", tokenizer="sha256:with <one>"))
+    assert step(job(**dpo), knows_new).status.references, "the pods know which words the model has then"
+
+
+def test_adapters_of_a_base_that_has_changed_do_not_go_together() -> None:
+    sft = succeeded("sft", base="hf://org/base", baseDigest="sha256:then")
+    now = succeeded("rm", "rm", base="hf://org/base", baseDigest="sha256:now")
+    phase, reason, _, message = outcome(job(**PPO), among(sft, now))
+    assert (phase, reason) == ("Failed", "InvalidSpec")
+    assert "made adapters for hf://org/base, which changed between them" in message
+    elsewhere = succeeded("rm", "rm", base="hf://org/other", baseDigest="sha256:now")
+    assert step(job(**PPO), among(sft, elsewhere)).status.references
 
 
 def test_an_artifact_that_goes_with_its_job_is_refused_before_it_is_made() -> None:
