@@ -12,10 +12,15 @@ from finetune_trainer.data.pairs import Pairs
 from finetune_trainer.data.store import open_split
 from finetune_trainer.run import Outcome, Run
 from finetune_trainer.stages.rm.trainer import losses
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.trainer import stages, tiny
+from tests.trainer.attempt import Install, Series, recorded
+from tests.trainer.forge import Forge
+from tests.trainer.test_exact import Sharded, sharded
 
+STATISTICS, SCORES = "artifact/reward_statistics.json", "reports/scores.jsonl"
 HELD_OUT: dict[str, Any] = {"evaluation": {"datasets": [stages.dataset("rm")]}}
 
 
@@ -140,3 +145,27 @@ def test_an_adapter_can_be_merged_into_one_model(root: Path) -> None:
     assert said[: len(pairs)] == pytest.approx([line["chosen"] for line in lines], abs=1e-4)
     facts = json.loads((run.folders.artifact / "provenance.json").read_text())["merge"]
     assert facts["difference"] < 1e-4
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_shares_of_a_reward_model_score_as_the_whole_does(
+    root: Path, forge: Forge, tmp_path: Path, method: str
+) -> None:
+    def ranks_of_two(parallelism: str, install: Install) -> Series:
+        training = {"maxSteps": 3, "parallelism": parallelism, "microBatchSize": 2}
+        made = Series(forge, root, tmp_path / parallelism, stages.job("rm", method, training=training), install)
+        assert made.run(world=2) == 0, made.log
+        return made
+
+    whole, shared = ranks_of_two("ddp", recorded), ranks_of_two("fsdp", sharded)
+    assert set(shared.told(Sharded)) == {Sharded(True)}
+    for name in ("loss", "accuracy", "margin", "min_reward", "max_reward"):
+        assert shared.logged(name) == pytest.approx(whole.logged(name), abs=1e-5)
+    file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    expected, found = (load_file(one.home / "artifact" / file) for one in (whole, shared))
+    assert set(found) == set(expected)
+    assert any(name.endswith("score.weight") for name in found)
+    assert max(float((found[name] - weight).abs().max()) for name, weight in expected.items()) < 1e-5
+    statistics, lines = ([one.home / place for one in (whole, shared)] for place in (STATISTICS, SCORES))
+    assert json.loads(statistics[0].read_text()) == pytest.approx(json.loads(statistics[1].read_text()), abs=1e-5)
+    assert len(lines[1].read_text().splitlines()) == stages.ROWS

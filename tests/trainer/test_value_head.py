@@ -91,8 +91,6 @@ def test_a_policy_is_saved_without_it(model: Path, tmp_path: Path, tuning: Tunin
     tuned = policy(model, tuning)
     tuned.save_pretrained(str(tmp_path / "before"))
     value_head.add(tuned)
-    kept = value_head.without(tuned.state_dict())
-    assert not any(value_head.NAME in name for name in kept)
     value_head.remove(tuned)
     tuned.save_pretrained(str(tmp_path / "after"))
     before, after = (

@@ -5,7 +5,6 @@ anything. Its values come out of the same forward pass as the log-probabilities,
 weights see one pass, and only at the positions that the head scores. It is saved in checkpoints, never in an artifact.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,11 +41,6 @@ def remove(model: Any) -> None:
     delattr(base, NAME)
     for config in getattr(model, "peft_config", {}).values():
         config.modules_to_save = [name for name in config.modules_to_save or () if name != NAME] or None
-
-
-def without(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights by name, as they are saved, but for its own."""
-    return {name: weight for name, weight in weights.items() if NAME not in name.split(".")}
 
 
 class _Values:

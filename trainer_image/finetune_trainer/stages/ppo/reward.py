@@ -5,7 +5,7 @@ its stop token.
 """
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -13,7 +13,6 @@ import torch
 from finetune_api.stages import HttpRewardSpec
 
 from finetune_trainer import heartbeat
-from finetune_trainer.data.templates.template import PROBE, Template
 from finetune_trainer.model import reward as reward_model
 from finetune_trainer.run import Run, nothing
 from finetune_trainer.stages import agree
@@ -49,28 +48,26 @@ class Scorer(Protocol):
 
 
 class ModelScorer:
-    """A reward model, which scores each text by its last token: with what the template writes after an answer's end, as
-    it has seen all texts in training."""
+    """A reward model, which scores each text by its last token: of an answer that came to its end the stop token, as
+    of all texts that stage rm has trained it on."""
 
-    def __init__(self, run: Run, stop_ids: Collection[int], after_end: list[int]) -> None:
-        self._model = reward_model.load(run)
-        self._stop_ids, self._after_end, self._size = frozenset(stop_ids), after_end, run.micro_batch_size
+    def __init__(self, run: Run) -> None:
+        self._model, self._size = reward_model.load(run), run.micro_batch_size
         self.mean, self.std = self._model.mean, self._model.std
 
     def place(self, device: torch.device) -> None:
         self._model.model.to(device)
 
     def of(self, texts: Sequence[list[int]]) -> list[float]:
-        whole = [text + self._after_end if text[-1] in self._stop_ids else text for text in texts]
-        longest_first = sorted(range(len(whole)), key=lambda number: -len(whole[number]))
+        longest_first = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
         found: dict[int, float] = {}
-        for first in range(0, len(whole), self._size):
+        for first in range(0, len(texts), self._size):
             numbers = longest_first[first : first + self._size]
-            batch = collate([whole[number] for number in numbers], [0] * len(numbers), self._model.pad_id)
+            batch = collate([texts[number] for number in numbers], [0] * len(numbers), self._model.pad_id)
             heartbeat.alive()
             scores = self._model.score(batch["input_ids"], batch["attention_mask"])
             found |= dict(zip(numbers, scores.tolist(), strict=True))
-        return [found[number] for number in range(len(whole))]
+        return [found[number] for number in range(len(texts))]
 
     def of_rollout(self, step: int, texts: Mapping[int, list[int]]) -> dict[int, float]:  # noqa: ARG002
         return dict(zip(texts, self.of(list(texts.values())), strict=True))
@@ -137,20 +134,11 @@ class ServiceScorer:
         return read
 
 
-def make(run: Run, tokens: Any, stop_ids: Collection[int]) -> Scorer:
+def make(run: Run, tokens: Any) -> Scorer:
     """The job's."""
     assert run.job.ppo is not None
     spec = run.job.ppo.reward_model
-    if spec.http is not None:
-        return ServiceScorer(run, spec.http, tokens)
-    return ModelScorer(run, stop_ids, after_end(Template(tokens, frozenset(stop_ids), run.job.template)))
-
-
-def after_end(template: Template) -> list[int]:
-    """What the template writes after the last answer's stop token, often a line break."""
-    ids = template.ids(template.drafts(PROBE, [])[-1].text)
-    last = max((place for place, token in enumerate(ids) if token in template.stop_ids), default=len(ids) - 1)
-    return ids[last + 1 :]
+    return ServiceScorer(run, spec.http, tokens) if spec.http is not None else ModelScorer(run)
 
 
 def _chunks(texts: list[str]) -> Iterator[list[str]]:
