@@ -1,17 +1,26 @@
 """Stage ppo as a whole, on the tiny model and a tiny reward model."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+from finetune_api.exit_codes import ExitCode
+from finetune_api.status import Progress
+from finetune_trainer.errors import Preempted
 from finetune_trainer.run import Run
 from finetune_trainer.stages.ppo import workflow
 from finetune_trainer.stages.ppo.trainer import PpoTrainer
 
 from tests.trainer import stages, tiny
+from tests.trainer.attempt import Series
+from tests.trainer.forge import Forge
 
-CLOSE = 1e-5
 PROMPTS = 21
 
 
@@ -26,6 +35,39 @@ def root(volumes: Path, tmp_path: Path) -> Path:
     for name in ("models", "data"):
         (tmp_path / name).symlink_to(volumes / name)
     return tmp_path
+
+
+@dataclass
+class Service:
+    """Scores a text by its share of vowels, or refuses everybody."""
+
+    url: str
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def reward_service(status: int = 200) -> Iterator[Service]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+            service.asked += texts
+            self.send_response(status)
+            self.end_headers()
+            scores = [sum(letter in "aeiou" for letter in text) / len(text) for text in texts]
+            self.wfile.write(json.dumps({"scores": scores}).encode())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        service = Service(f"http://127.0.0.1:{server.server_address[1]}")
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield service
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def make_run(root: Path, workspace: str = "work", method: str = "lora", **sections: Any) -> Run:
@@ -77,3 +119,93 @@ def test_what_is_logged_measured_and_written(root: Path) -> None:
     names = {file.name for file in run.folders.artifact.iterdir()}
     assert "adapter_model.safetensors" in names
     assert outcome.artifact.kind == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("method", "training"),
+    [("lora", {"precision": "bf16"}), ("full", {}), ("freeze", {"gradientCheckpointing": True}), ("qlora", {})],
+)
+def test_the_artifact_is_a_policy_without_a_critic(root: Path, method: str, training: dict[str, Any]) -> None:
+    from safetensors import safe_open
+
+    run = make_run(root, method=method, training={"maxSteps": 1, **training})
+    workflow.run(run)
+    file = "adapter_model.safetensors" if "lora" in method else "model.safetensors"
+    with safe_open(run.folders.artifact / file, framework="pt") as weights:
+        names = list(weights.keys())
+    assert names
+    assert not [name for name in names if "value_head" in name or "ref" in name.split(".")]
+    if "lora" in method:
+        config = json.loads((run.folders.artifact / "adapter_config.json").read_text())
+        assert not config["modules_to_save"]
+
+
+def test_a_run_that_fails_within_a_rollout_goes_on_bit_equal_and_asks_no_service_twice(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is of the step before the second rollout, whose scores have come when the run fails."""
+
+    def job(url: str) -> dict[str, Any]:
+        return {
+            "training": {"maxSteps": 8},
+            "checkpoints": {"everySteps": 4},
+            "ppo": {"rewardModel": {"http": {"url": url}}},
+        }
+
+    compute_loss = PpoTrainer.compute_loss
+
+    def fails(self: PpoTrainer, *args: Any, **rest: Any) -> Any:
+        if self.state.global_step == 5:
+            raise RuntimeError("a fault")
+        return compute_loss(self, *args, **rest)
+
+    with reward_service() as service:
+        straight = make_run(root, "straight", **job(service.url))
+        workflow.run(straight)
+        expected, service.asked = service.asked, []
+        first = make_run(root, "failed", **job(service.url))
+        monkeypatch.setattr(PpoTrainer, "compute_loss", fails)
+        with pytest.raises(RuntimeError, match="a fault"):
+            workflow.run(first)
+        monkeypatch.setattr(PpoTrainer, "compute_loss", compute_loss)
+        scores = root / "failed" / "jobs" / "tiny" / "scores"
+        assert [file.name[:8] for file in scores.iterdir()] == ["00000004"]
+        resolved = stages.job("ppo", "lora", **job(service.url))
+        second = tiny.make_run(root, resolved, attempt=2, workspace="failed")
+        workflow.run(second)
+
+    assert len(expected) == 32
+    assert service.asked == expected
+    assert tiny.losses(second) == tiny.losses(straight)
+    file = "adapter_model.safetensors"
+    assert (second.folders.artifact / file).read_bytes() == (straight.folders.artifact / file).read_bytes()
+
+
+def test_told_to_stop_while_it_answers_it_saves_the_step_before(root: Path) -> None:
+    sections: dict[str, Any] = {"training": {"maxSteps": 8}, "ppo": {"rewardNormalization": "running"}}
+    straight = make_run(root, "straight", **sections)
+    workflow.run(straight)
+
+    stop = False
+
+    def progress(report: Progress) -> None:
+        nonlocal stop
+        stop = report.step >= 4  # the first rollout is used up
+
+    first = replace(make_run(root, "cut", **sections), stop_requested=lambda: stop, report_progress=progress)
+    with pytest.raises(Preempted, match="goes on from step 4 "):
+        workflow.run(first)
+    second = tiny.make_run(root, stages.job("ppo", "lora", **sections), attempt=2, workspace="cut")
+    workflow.run(second)
+    assert tiny.losses(second) == tiny.losses(straight)
+    assert tiny.logged(second, "reward_normalized") == tiny.logged(straight, "reward_normalized")
+
+
+def test_a_service_that_refuses_ends_all_ranks_with_its_reason(forge: Forge, root: Path, tmp_path: Path) -> None:
+    with reward_service(status=403) as service:
+        job = stages.job("ppo", "lora", ppo={"rewardModel": {"http": {"url": service.url}}})
+        series = Series(forge, root, tmp_path / "refused", job)
+        code = series.run(world=2, micro=4)
+    assert code == ExitCode.ACCESS_DENIED, series.log
+    assert "it wants a token, and none was sent" in series.said.message
+    assert len(service.asked) == 16
