@@ -1,9 +1,10 @@
 """``make gpu-check``: what the trainer does on a real GPU, as a table for docs/benchmarks.md.
 
-Runs stage sft with each tuning method, with and without gradient checkpointing and packing, and packing in stages sft
-and pt with each implementation of attention, all in bf16 through the launcher as users do, on SmolLM2-135M and the
-demo's data. Says tokens per second without padding, peak GPU memory and how far prepare's estimate is from it, and
-fails where a run fails or an estimate is more than 15 % off. It needs a visible CUDA device and asserts no time.
+Runs stage sft with each tuning method, with and without gradient checkpointing and packing, packing in stages sft and
+pt with each implementation of attention, and each of the other stages with lora, qlora and full, all in bf16 through
+the launcher as users do, on SmolLM2-135M and the examples' data. Says tokens per second without padding, peak GPU
+memory and how far prepare's estimate is from it, and fails where a run fails or an estimate is more than 15 % off. It
+needs a visible CUDA device and asserts no time.
 
 ``--cpu`` walks through the same on a CPU with a model made up on the spot: nothing is measured, all of it is run.
 """
@@ -26,11 +27,12 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from examples.demo import volume
 from tests.trainer import tiny
 
-STEPS = 60
+STEPS, REWARD = 60, "reward"
 TOLERATED = 0.15
 """Share of the measured peak by which the estimate may be off."""
 ATTENTION = {"sdpa": None, "flashAttention2": "flash_attn"}
@@ -67,6 +69,13 @@ def cases(cpu: bool) -> Iterator[Case]:
         yield Case("pt", "full", packing="bfd", attention=attention)
         yield Case("pt", "full", packing="wrapped", attention=attention)
 
+    for stage, method in itertools.product(("rm", "dpo", "kto", "ppo"), ("lora", "qlora", "full")):
+        yield Case(stage, method)
+
+
+DATA = {"rm": ("preferences", "preference"), "dpo": ("preferences", "preference"), "kto": ("judged", "kto")}
+"""File and format of the stages whose data are not the demo's."""
+
 
 def job(case: Case, cpu: bool) -> dict[str, Any]:
     """The demo's job, longer in batch and rows than a CPU could bear."""
@@ -80,6 +89,13 @@ def job(case: Case, cpu: bool) -> dict[str, Any]:
         spec["datasets"] = [{"source": "pvc://models/documents.jsonl", "format": "text"}]
         spec.pop("evaluation", None)
         spec.pop("template", None)
+    if case.stage in DATA:
+        file, format = DATA[case.stage]
+        spec["datasets"] = [{"source": f"pvc://models/data/{file}.jsonl", "format": format}]
+        spec["evaluation"] = {"splitFraction": 0.1}
+    if case.stage == "ppo":
+        spec.pop("evaluation", None)
+        spec["ppo"] = {"rewardModel": {"source": f"pvc://models/{REWARD}"}, "epochs": 2, "maxNewTokens": 32}
     spec["training"] = {
         "maxSteps": 2 if cpu else STEPS,
         "globalBatchSize": 4 if cpu else 64,
@@ -94,12 +110,16 @@ def job(case: Case, cpu: bool) -> dict[str, Any]:
 
 
 def models(folder: Path, cpu: bool) -> Path:
-    """The volume that the jobs read: the demo's, or on a CPU a made-up model in its place; and documents for pt."""
+    """The volume that the jobs read: the demo's, or on a CPU a made-up model in its place; documents for pt; and for
+    ppo a reward model that has learnt nothing, which costs as much as one that has."""
     if cpu:
         tiny.save_model(folder / volume.MODEL, hidden_size=64, intermediate_size=128, max_position_embeddings=512)
         shutil.copytree(volume.DATA, folder / "data")
     else:
         shutil.copytree(volume.make(), folder, dirs_exist_ok=True)
+    reward: Any = AutoModelForSequenceClassification.from_pretrained(folder / volume.MODEL, num_labels=1)
+    reward.save_pretrained(folder / REWARD)
+    AutoTokenizer.from_pretrained(folder / volume.MODEL).save_pretrained(folder / REWARD)
     return tiny.save_documents(folder / "documents.jsonl", 4000).parent
 
 
