@@ -3,12 +3,16 @@
 Run by `speed`, which reads what it appends to PLACE/log.jsonl. It imports what it needs and nothing of ours.
 """
 
+# ruff: noqa: ARG002  (a callback's arguments are given, used or not)
+
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 BATCH, MICRO, CUTOFF, PACK = 8, 4, 512, 2
+NAMES = {"sft": ("sft", "SFT"), "rm": ("reward", "Reward"), "dpo": ("dpo", "DPO"), "kto": ("kto", "KTO")}
 
 
 def main(root: Path, kind: str, steps: int, place: Path) -> None:
@@ -23,7 +27,8 @@ def main(root: Path, kind: str, steps: int, place: Path) -> None:
     )
 
     class Log(TrainerCallback):
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logs = kwargs["logs"]
             with (place / "log.jsonl").open("a") as out:
                 out.write(json.dumps({"loss": logs["loss"], "epoch": state.epoch}) + "\n" if "loss" in logs else "")
 
@@ -47,28 +52,19 @@ def main(root: Path, kind: str, steps: int, place: Path) -> None:
     rows = [json.loads(line) for line in (root / "data" / f"{stage}.jsonl").read_text().splitlines()]
     if stage == "sft":
         rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows]
-        from trl.trainer.sft_config import SFTConfig as Config
-        from trl.trainer.sft_trainer import SFTTrainer as Trainer
-
         arguments |= {"packing": True} if packed else {}
-    elif stage == "rm":
-        from trl.trainer.reward_config import RewardConfig as Config
-        from trl.trainer.reward_trainer import RewardTrainer as Trainer
-    elif stage == "dpo":
-        from trl.trainer.dpo_config import DPOConfig as Config
-        from trl.trainer.dpo_trainer import DPOTrainer as Trainer
-    else:
-        from trl.trainer.kto_config import KTOConfig as Config
-        from trl.trainer.kto_trainer import KTOTrainer as Trainer
+    file, name = NAMES[stage]
+    config = getattr(import_module(f"trl.trainer.{file}_config"), f"{name}Config")
+    trainer = getattr(import_module(f"trl.trainer.{file}_trainer"), f"{name}Trainer")
     lora: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
     if stage == "rm":
         made = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
         lora |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     else:
         made = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    Trainer(
+    trainer(
         made,
-        args=Config(**arguments),
+        args=config(**arguments),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder),
         peft_config=LoraConfig(**lora),

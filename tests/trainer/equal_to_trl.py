@@ -57,7 +57,7 @@ def packed_sft(
     from trl.trainer.sft_trainer import SFTTrainer
 
     config = SFTConfig(**arguments, shuffle_dataset=False, packing=True, packing_strategy="bfd", max_length=cutoff)
-    trainer = SFTTrainer(model, args=config, train_dataset=data(prompts(rows)), processing_class=tokens)
+    trainer: Any = SFTTrainer(model, args=config, train_dataset=data(prompts(rows)), processing_class=tokens)
     places = {frozenset(texts(tokens, pack)): at for at, pack in enumerate(trainer.train_dataset)}
     trainer.train_dataset = trainer.train_dataset.select([places[frozenset(pack)] for pack in ours])
     return trained(trainer)

@@ -5,7 +5,7 @@ Used by the tests that hold all stages to the same: golden runs, TRL's losses, m
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from finetune_api.contract import ResolvedJob
 from finetune_trainer.director import find_workflow
@@ -51,9 +51,9 @@ def save_reward_model(folder: Path, *, template: str = tiny.CHATML, seed: int = 
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     tiny.save_model(folder, template=template, seed=seed, **settings)
-    config: Any = LlamaConfig.from_pretrained(folder, num_labels=1)
+    config, kind = LlamaConfig.from_pretrained(folder, num_labels=1), cast(Any, LlamaForSequenceClassification)
     torch.manual_seed(seed)
-    LlamaForSequenceClassification(config).save_pretrained(folder)
+    kind(config).save_pretrained(folder)
     return folder
 
 
