@@ -16,11 +16,14 @@ from finetune_trainer.errors import Preempted
 from finetune_trainer.run import Run
 from finetune_trainer.stages.ppo import workflow
 from finetune_trainer.stages.ppo.trainer import PpoTrainer
+from safetensors.torch import load_file
 
 from tests.trainer import stages, tiny
-from tests.trainer.attempt import Series
+from tests.trainer.attempt import Series, recorded
 from tests.trainer.forge import Forge
+from tests.trainer.test_exact import Sharded, sharded
 
+CLOSE = 1e-5
 PROMPTS = 21
 
 
@@ -209,3 +212,39 @@ def test_a_service_that_refuses_ends_all_ranks_with_its_reason(forge: Forge, roo
     assert code == ExitCode.ACCESS_DENIED, series.log
     assert "it wants a token, and none was sent" in series.said.message
     assert len(service.asked) == 16
+
+
+def test_the_best_weights_are_merged_into_a_whole_model(root: Path) -> None:
+    """What is kept is the policy of the evaluation with the highest reward, as a model that transformers loads."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    run = make_run(
+        root,
+        training={"maxSteps": 6, "learningRate": 0.05},
+        evaluation={"splitFraction": 0.2, "everySteps": 2},
+        output={"merge": True, "weights": "best"},
+    )
+    outcome = workflow.run(run)
+    assert outcome.artifact.kind == "model"
+    losses = tiny.logged(run, "eval_loss")
+    assert float(outcome.metrics["evalLoss"]) == pytest.approx(min(losses), abs=CLOSE)
+    policy: Any = AutoModelForCausalLM.from_pretrained(run.folders.artifact)
+    with torch.no_grad():
+        logits = policy(torch.tensor([[11, 12, 13]])).logits
+    assert torch.isfinite(logits).all()
+
+
+def test_shares_of_a_model_roll_out_and_learn_as_the_whole_does(forge: Forge, root: Path, tmp_path: Path) -> None:
+    """FSDP, with a sharded second model as reference; the artifact has no critic."""
+    series = {}
+    for parallelism, install in (("ddp", recorded), ("fsdp", sharded)):
+        job = stages.job("ppo", "full", training={"maxSteps": 4, "microBatchSize": 4, "parallelism": parallelism})
+        series[parallelism] = Series(forge, root, tmp_path / parallelism, job, install)
+        assert series[parallelism].run(world=2) == 0, series[parallelism].log
+    assert set(series["fsdp"].told(Sharded)) == {Sharded(True)}
+    for name in ("loss", "reward", "kl", "value_loss"):
+        assert series["fsdp"].logged(name) == pytest.approx(series["ddp"].logged(name), abs=CLOSE), name
+    names = [set(load_file(one.home / "artifact" / "model.safetensors")) for one in series.values()]
+    assert names[0] == names[1]
+    assert not [name for name in names[0] if "value_head" in name]

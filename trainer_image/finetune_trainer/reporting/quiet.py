@@ -17,7 +17,7 @@ that a reward model begins with is no news."""
 
 def log_lines() -> None:
     """What libraries log when they are imported. Their other warnings still come through."""
-    for name in ("accelerate", "torch.distributed", "matplotlib", "httpx"):
+    for name in ("accelerate", "torch.distributed", "matplotlib", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("bitsandbytes.backends.cpu.ops", "transformers.modeling_utils"):
         logging.getLogger(name).addFilter(_is_news)

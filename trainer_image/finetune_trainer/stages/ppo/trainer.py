@@ -149,8 +149,7 @@ class PpoTrainer(Engine):
 
     def _answered(self, number: int, prompts: dict[int, list[int]]) -> dict[int, list[int]]:
         """Row -> answer, for this rank's share."""
-        size = self.settings.rollout_micro_batch_size or ROLLOUT_MICRO_BATCHES * self.run.micro_batch_size
-        found: dict[int, list[int]] = {}
+        size, found = self._rollout_size, dict[int, list[int]]()
         for rows in dealt(list(prompts), [len(prompt) for prompt in prompts.values()], size, *self._place):
             self._look_out()
             keys = [sampling.row_key(self.args.seed, number, row) for row in rows]
@@ -209,6 +208,16 @@ class PpoTrainer(Engine):
         self._steps.progress.alive()
         if any(stop for (stop,) in agree.share([self.run.stop_requested()], self.args.device)):
             raise Stopped
+
+    @property
+    def _rollout_size(self) -> int:
+        """Prompts answered at once. Where a GPU had no room and an attempt has a smaller micro-batch than the job, this
+        is smaller by as much."""
+        training, micro_batch = self.run.job.training, self.run.micro_batch_size
+        asked = self.settings.rollout_micro_batch_size
+        if asked is None:
+            return ROLLOUT_MICRO_BATCHES * micro_batch
+        return max(1, asked * min(micro_batch, training.micro_batch_size or 1) // (training.micro_batch_size or 1))
 
     @property
     def _steps(self) -> Steps:
