@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from finetune_api.contract import AttemptFacts, ResolvedJob
-from finetune_api.status import Prepared
+from finetune_api.status import Artifact, Prepared
 from finetune_trainer import artifact, workspace
 from finetune_trainer.errors import InvalidSpec, NotFound, TrainerError
 from finetune_trainer.model import adapters, base, build, optimizer, vocabulary
 from finetune_trainer.model.folder import BASE_ADAPTER
 from finetune_trainer.prepared import PreparedJob
+from finetune_trainer.reporting import provenance
 from finetune_trainer.run import Run
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.trainer import tiny
 
 ROWS = [[5, 9, 30, 41, 77, 8, 11, 60], [100, 3, 2, 4, 250, 19]]
-FACTS = {"precision": "fp32", "namespace": "default", "data": []}
+SUMMARY = Prepared(digest="sha256:0", rows=1, tokens=1, trained_tokens=1)
 METRICS = {"train_loss": 1.0, "final_loss": 1.0, "train_samples": 1, "num_tokens": 1, "train_steps": 1}
 
 
@@ -81,7 +82,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def run_of(place: Place, of: ResolvedJob, name: str, adapter: Path | None = None) -> Run:
     """A run with a workspace of its own, whose model is prepared."""
-    prepared = PreparedJob(place.model, adapter, place.root, ["train"], Prepared.model_construct())
+    prepared = PreparedJob(place.model, adapter, place.root, ["train"], SUMMARY)
     job_folder = place.root / f"work-{name}" / "jobs" / of.name
     folders = workspace.layout(place.root / f"work-{name}", of.name, 1, "run", {"models": place.root / "models"})
     job_folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +102,13 @@ def run_of(place: Place, of: ResolvedJob, name: str, adapter: Path | None = None
 
 def save(place: Place, of: ResolvedJob, model: Any, name: str, *, adapter: Path | None = None, **more: Any) -> Path:
     run = run_of(place, of, name, adapter)
-    artifact.write(run, model, place.tokens, FACTS, METRICS, **more)
+    write(run, model, place.tokens, **more)
     return run.folders.artifact
+
+
+def write(run: Run, model: Any, tokens: Any, **more: Any) -> Artifact:
+    """The artifact, as `playbook.finish` has it written."""
+    return artifact.write(run, model, tokens, provenance.collect(run, METRICS, 1, "fp32"), METRICS, **more)
 
 
 def plain(folder: Path, tokens: int = 0) -> Any:
@@ -181,7 +187,7 @@ def test_pissa_survives_a_new_attempt_and_ends_as_an_adapter_of_the_untouched_ba
     again = build.build(of, place.model, None, place.tokens, "fp32", scratch)
     again.load_state_dict({n: w for n, w in model.state_dict().items() if "lora_" in n}, strict=False)
     assert torch.equal(logits(again), logits(model))
-    artifact.write(run, again, place.tokens, FACTS, METRICS)
+    write(run, again, place.tokens)
     folder = run.folders.artifact
     loaded = PeftModel.from_pretrained(plain(place.model), folder)
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)

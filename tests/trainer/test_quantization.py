@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer import artifact, export
+from finetune_trainer import export
 from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.model import adapters, build, merge
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer import tiny
-from tests.trainer.test_adapters import FACTS, METRICS, ROWS, Place, job, logits, made, plain, run_of, step
+from tests.trainer.test_adapters import ROWS, Place, job, logits, made, plain, run_of, step, write
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_an_earlier_adapter_is_merged_before_the_base_is_quantised(place: Place,
     first = made(place, job({"lora": {"rank": 2}}))
     step(first)
     run = run_of(place, job({}), "before")
-    artifact.write(run, first, place.tokens, FACTS, METRICS)
+    write(run, first, place.tokens)
     of = job({"method": "qlora", "adapter": {"source": "pvc://models/adapter", "mode": "merge"}})
     build.build(of, place.model, run.folders.artifact, place.tokens, "fp32", tmp_path)
     kept = list(tmp_path.iterdir())
@@ -82,7 +82,7 @@ def test_a_merged_model_is_base_and_adapter(place: Place, method: str, lora: dic
     model = made(place, of)
     step(model)
     run = run_of(place, of, f"{method}-{len(lora)}")
-    made_of = artifact.write(run, model, place.tokens, FACTS, METRICS, stop_ids=[2])
+    made_of = write(run, model, place.tokens, stop_ids=[2])
     folder = run.folders.artifact
     assert made_of.kind == "model"
     assert not list(folder.rglob("*.bin"))
@@ -112,7 +112,7 @@ def test_tied_weights_that_were_trained_stay_tied_when_merged(tmp_path: Path) ->
     model = made(there, of)
     step(model)
     run = run_of(there, of, "tied")
-    artifact.write(run, model, there.tokens, FACTS, METRICS)
+    write(run, model, there.tokens)
     torch.testing.assert_close(logits(plain(run.folders.artifact)), logits(model), atol=1e-4, rtol=1e-4)
 
 
@@ -120,7 +120,7 @@ def test_output_is_rounded_once_to_the_type_asked_for(place: Place) -> None:
     for method in ("full", "lora"):
         of = job({"method": method}, output={"dtype": "bf16", "merge": method == "lora"})
         run = run_of(place, of, f"bf16-{method}")
-        artifact.write(run, made(place, of), place.tokens, FACTS, METRICS)
+        write(run, made(place, of), place.tokens)
         weights = load_file(run.folders.artifact / "model.safetensors")
         assert {w.dtype for w in weights.values()} == {torch.bfloat16}
         base = load_file(place.model / "model.safetensors")
@@ -133,7 +133,7 @@ def test_a_job_s_adapter_is_exported_later(place: Place, tmp_path: Path) -> None
     model = made(place, of)
     step(model)
     run = run_of(place, of, "export")
-    artifact.write(run, model, place.tokens, FACTS, METRICS, stop_ids=[2])
+    write(run, model, place.tokens, stop_ids=[2])
     done = export.export(of, run.folders, tmp_path / "out", base=place.model)
     assert done.drift is None
     torch.testing.assert_close(logits(plain(tmp_path / "out")), logits(model), atol=1e-4, rtol=1e-4)

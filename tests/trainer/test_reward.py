@@ -141,3 +141,59 @@ def test_a_fresh_head_is_drawn_from_the_seed(place: Place) -> None:
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     assert heads[0].std() == pytest.approx(0.02, rel=0.5)
+
+
+@pytest.mark.parametrize("mode", ["continue", "merge"])
+def test_a_job_of_stage_rm_goes_on_from_another_ones_scores(place: Place, mode: str) -> None:
+    of, model = trained(place, SFT)
+    expected = scores(model, place.tokens.pad_token_id)
+    first = save(place, of, model, f"first-{mode}")
+    lora = {} if mode == "continue" else {"lora": {"rank": 2}}
+    tuning = {"method": "lora", "adapter": {"source": "pvc://models/first", "mode": mode}, **lora}
+    of = tiny.job(stage="rm", tuning=tuning, datasets=PAIRS)
+    again: Any = build.build(of, place.model, first, place.tokens, "fp32", place.scratch)
+    assert torch.allclose(scores(again, place.tokens.pad_token_id), expected, atol=1e-5)
+
+    disturb(again)
+    expected = scores(again, place.tokens.pad_token_id)
+    second = save(place, of, again, f"second-{mode}", adapter=first)
+    judge = loaded(place, of, second, f"ppo-{mode}")
+    assert torch.allclose(judge.score(*batch(place.tokens.pad_token_id)), expected, atol=1e-5)
+
+
+def test_the_end_is_found_where_padding_is_the_end_token(place: Place) -> None:
+    tokens: Any = AutoTokenizer.from_pretrained(place.model)
+    tokens.pad_token = tokens.eos_token
+    there = Place(place.root, place.model, tokens)
+    of, model = trained(there, {"method": "full"})
+    assert model.config.pad_token_id == tokens.eos_token_id
+    texts = torch.tensor([[5, 9, 30, tokens.eos_token_id], [7, 8, tokens.eos_token_id, tokens.eos_token_id]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    with torch.inference_mode():
+        expected = model(input_ids=texts, attention_mask=mask).logits[:, 0]
+    folder = save(there, of, model, "rm-eos")
+    judge = loaded(there, of, folder, "ppo-eos")
+    assert torch.allclose(judge.score(texts, mask), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_quantised_reward_model_keeps_its_head_whole(tmp_path: Path, merged: bool) -> None:
+    folder = tiny.save_model(tmp_path / "models" / "model", hidden_size=64, intermediate_size=128)
+    there = Place(tmp_path, folder, AutoTokenizer.from_pretrained(folder))
+    adapter = None
+    tuning: dict[str, Any] = {"method": "qlora", "lora": {"rank": 4}}
+    if merged:
+        policy = tiny.job(tuning=SFT)
+        made = build.build(policy, folder, None, there.tokens, "fp32", there.scratch)
+        adapter = save(there, policy, made, "sft")
+        tuning["adapter"] = {"source": "pvc://models/sft", "mode": "merge"}
+    of, model = trained(there, tuning, adapter)
+    heads = {name: weight for name, weight in model.named_parameters() if ".score." in name}
+    assert all(weight.is_floating_point() for weight in heads.values())
+    assert [weight.requires_grad for name, weight in heads.items() if "default" in name] == [True]
+    assert any(not weight.is_floating_point() for weight in model.parameters())
+    assert model.peft_config["default"].task_type == "SEQ_CLS"
+    found = scores(model, there.tokens.pad_token_id)
+    artifact = save(there, of, model, "rm", adapter=adapter)
+    judge = loaded(there, of, artifact, "ppo").score(*batch(there.tokens.pad_token_id))
+    assert torch.allclose(judge, found, atol=0.5)  # of the unquantised base
