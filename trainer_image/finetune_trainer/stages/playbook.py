@@ -22,6 +22,7 @@ from finetune_trainer.model import adapters, sharding
 from finetune_trainer.model.base import Precision
 from finetune_trainer.reporting import metrics, plots, provenance
 from finetune_trainer.reporting.progress import ProgressReport
+from finetune_trainer.reporting.trackers.callback import Trackers
 from finetune_trainer.run import Outcome, Run
 from finetune_trainer.stages import agree, arguments
 from finetune_trainer.stages.engine import Engine
@@ -57,6 +58,7 @@ class Training:
     steps: Steps
     progress: ProgressReport
     evaluation: Evaluation
+    trackers: Trackers
     total_steps: int
     precision: Precision
 
@@ -88,6 +90,7 @@ def set_up(
     evaluation = Evaluation(run, data.evaluation, tokens.pad_token_id, attention, progress.alive)
     saver = Saver(run)
     steps = Steps(run, progress, evaluation, saver)
+    trackers = Trackers(run)
     sharded = training.parallelism == "fsdp"
     if sharded:
         if run.world_size == 1:
@@ -107,14 +110,14 @@ def set_up(
         args=args,
         data_collator=data.train.collator(tokens.pad_token_id, attention),
         processing_class=tokens,
-        callbacks=[progress, steps],
+        callbacks=[progress, trackers, steps],
         **stage,
     )
     if sharded:
         sharding.check(trainer)
     trainer.remove_callback(PrinterCallback)
     steps.trainer = trainer
-    return Training(trainer, steps, progress, evaluation, total_steps, precision)
+    return Training(trainer, steps, progress, evaluation, trackers, total_steps, precision)
 
 
 def train(run: Run, made: Training) -> None:
@@ -136,10 +139,11 @@ def train(run: Run, made: Training) -> None:
         made.precision,
         made.steps.newest or "the start",
     )
-    with made.steps.landing():
-        made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
-    made.steps.measure_at_end()
-    made.steps.take_best()
+    with made.trackers.unless_stopped():
+        with made.steps.landing():
+            made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
+        made.steps.measure_at_end()
+        made.steps.take_best()
 
 
 def finish(
@@ -180,4 +184,5 @@ def finish(
             extra=extra,
         )
         outcome = Outcome(made_artifact, metrics.for_status(final), made.steps.message)
+        made.trackers.close()
     return agree.from_main(outcome)  # type: ignore[no-any-return]
