@@ -63,7 +63,8 @@ class DpoSpec(ApiModel):
     beta: float = Field(default=0.1, gt=0, le=100)
     """How strongly the model is held to the reference; of ipo the regularization tau, of orpo the weight of the odds
     ratio, of simpo the scale of rewards."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    # Not lt=0.5: API servers compare a default that is a whole number with bounds cut to whole numbers.
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
     """Share of pairs whose labels are wrong (conservative DPO)."""
     simpo_gamma: float = Field(default=0.5, ge=0, le=100)
     """Margin that simpo aims for, in rewards."""
