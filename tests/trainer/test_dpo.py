@@ -46,8 +46,9 @@ def logged(run: Run, name: str) -> list[float]:
 FIRST = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}
 
 
-@pytest.mark.parametrize("loss", FIRST)
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("loss", "method"), [("sigmoid", "lora"), ("sigmoid", "full"), ("hinge", "lora"), ("ipo", "full")]
+)
 def test_nothing_differs_from_the_reference_before_the_first_step(root: Path, loss: str, method: str) -> None:
     run = trained(root, method, dpo={"loss": loss}, training={"maxSteps": 12, "learningRate": 0.003})
     losses, margins = tiny.losses(run), logged(run, "rewards/margins")
