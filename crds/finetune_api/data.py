@@ -63,8 +63,37 @@ class TagsSpec(ApiModel):
     """What a tool answered. Unset: tool for openai, observation for sharegpt."""
 
 
+_PROMPTS: tuple[Format, ...] = ("alpaca", "preference", "kto")
+_MESSAGES: tuple[Format, ...] = ("sharegpt", "openai", "preference", "kto")
+READ_BY: dict[str, tuple[Format, ...]] = {
+    "prompt": _PROMPTS,
+    "query": _PROMPTS,
+    "response": ("alpaca", "kto"),
+    "history": _PROMPTS,
+    "system": ("alpaca", *_MESSAGES),
+    "tools": ("alpaca", *_MESSAGES),
+    "messages": _MESSAGES,
+    "text": ("text",),
+    "chosen": ("preference",),
+    "rejected": ("preference",),
+    "label": ("kto",),
+}
+"""Column -> the formats that have it. A name that nothing reads is a mistake that would show only in the model."""
+UNREAD = "columns are read so: " + "; ".join(f"{name} of {', '.join(formats)}" for name, formats in READ_BY.items())
+UNTAGGED = f"tags name the parts of messages, which rows of {', '.join(_MESSAGES)} have"
+_COLUMNS_FIT = " && ".join(
+    f"(!has(self.columns.{name}) || self.format in {list(formats)})" for name, formats in READ_BY.items()
+)
+_DATASET_RULES: list[JsonDict] = [
+    cel(f"!has(self.columns) || ({_COLUMNS_FIT})", UNREAD),
+    cel(f"!has(self.tags) || self.format in {list(_MESSAGES)}", UNTAGGED),
+]
+
+
 class DatasetSpec(ApiModel):
     """One data set: a file, or a folder of files of one kind."""
+
+    model_config = ConfigDict(json_schema_extra=validated(_DATASET_RULES))
 
     source: DataSource
     """json, jsonl, csv, parquet, arrow or txt, also compressed (.gz, .bz2, .xz, .zst): one file or a folder of them, as
@@ -90,6 +119,14 @@ class DatasetSpec(ApiModel):
     # No default in the schema, as nowhere in lists: kubectl and Argo CD would see a difference for ever.
     max_invalid_rows: int | None = Field(default=None, ge=0, le=1_000_000_000)
     """Broken rows that may be left out. One more, and the job fails before a GPU is held. Unset: 0."""
+
+    @model_validator(mode="after")
+    def _names_are_read(self) -> Self:
+        if self.columns and any(self.format not in READ_BY[name] for name in self.columns.to_dict()):
+            raise ValueError(UNREAD)
+        if self.tags and self.format not in _MESSAGES:
+            raise ValueError(UNTAGGED)
+        return self
 
 
 class GenerateSpec(ApiModel):

@@ -37,7 +37,7 @@ from finetune_api.consistency import (
 )
 from finetune_api.contract import AttemptFacts, resolve
 from finetune_api.crd import CRD_BYTES, crd, schema
-from finetune_api.data import STOPPING
+from finetune_api.data import STOPPING, UNREAD, UNTAGGED
 from finetune_api.job import FineTuneJob
 from finetune_api.job_name import NAME_MAX
 from finetune_api.model import ONE_MODEL, PINNED
@@ -297,6 +297,10 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec.datasets.source", INSIDE): (("datasets", 0, "source"), "pvc://models/./rows.jsonl"),
     ("spec.evaluation.datasets.source", DATA): (("evaluation", "datasets", 0, "source"), "ftp://host/rows.jsonl"),
     ("spec.evaluation.datasets.source", INSIDE): (("evaluation", "datasets", 0, "source"), "s3://bucket/../rows"),
+    ("spec.datasets", UNREAD): (("datasets", 0, "columns", "text"), "body"),
+    ("spec.datasets", UNTAGGED): (("datasets", 0, "tags"), {"role": "who"}),
+    ("spec.evaluation.datasets", UNREAD): (("evaluation", "datasets", 1, "columns", "prompt"), "question"),
+    ("spec.evaluation.datasets", UNTAGGED): (("evaluation", "datasets", 0, "tags"), {"role": "who"}),
     ("spec.evaluation", "set exactly one of datasets and splitFraction"): (("evaluation", "splitFraction"), 0.1),
     ("spec.evaluation", STOPPING): (("evaluation", "everySteps"), None),
     ("spec.template", "trainOnPrompt trains everything: maskHistory contradicts it"): (
