@@ -1,0 +1,99 @@
+"""Stage sft: held-out prompts are answered after training, measured and written down, however the rows are shared."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_trainer.data.row import Row
+from finetune_trainer.errors import Preempted
+from finetune_trainer.evaluation import held_out, text_metrics
+from finetune_trainer.run import Run
+from finetune_trainer.stages.sft import workflow
+
+from tests.trainer import tiny
+
+METRICS = ("bleu_4", "rouge_1", "rouge_2", "rouge_l", "exact_match")
+
+
+def make_run(root: Path, *, attempt: int = 1, generate: dict[str, Any] | None = None, **training: Any) -> Run:
+    """Held-out rows that are like the trained ones, so that some answers are right."""
+    tiny.save_rows(root / "data" / "held.jsonl", rows=9)
+    job = tiny.job(
+        evaluation={
+            "datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}],
+            "generate": {"maxNewTokens": 16, **(generate or {})},
+        },
+        tuning={"method": "full"},
+        training={"maxSteps": 60, "logEverySteps": 20, "learningRate": 0.01, **training},
+    )
+    return tiny.make_run(root, job, attempt=attempt)
+
+
+def predictions(run: Run) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (run.folders.reports / "predictions.jsonl").read_text().splitlines()]
+
+
+def answered_by_hand(run: Run, prompt: str) -> str:
+    """By the artifact, as its user would ask it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokens: Any = AutoTokenizer.from_pretrained(run.folders.artifact)
+    model: Any = AutoModelForCausalLM.from_pretrained(run.folders.artifact)
+    ids = torch.tensor([tokens(prompt, add_special_tokens=False)["input_ids"]])
+    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+    return str(tokens.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def test_what_was_trained_answers_held_out_prompts(root: Path) -> None:
+    run = make_run(root)
+    outcome = workflow.run(run)
+    lines = predictions(run)
+    asked = [tiny.conversation(index)["messages"] for index in range(9)]
+    assert [line["label"] for line in lines] == [answer["content"] for _, answer in asked]
+    assert [line["prompt"] for line in lines] == [
+        f"<|im_start|>user\n{question['content']}<|im_end|>\n<|im_start|>assistant\n" for question, _ in asked
+    ]
+    assert [line["predict"] for line in lines] == [answered_by_hand(run, line["prompt"]) for line in lines]
+    assert any(line["predict"] == line["label"] for line in lines)
+
+    measured = text_metrics.measure([line["predict"] for line in lines], [line["label"] for line in lines])
+    results = json.loads((run.folders.reports / "eval_results.json").read_text())
+    assert {name: results[f"eval_{name}"] for name in METRICS} == pytest.approx(measured)
+    assert float(outcome.metrics["evalExactMatch"]) == pytest.approx(measured["exact_match"], rel=1e-5)
+    assert tiny.logged(run, "eval_bleu_4") == [pytest.approx(measured["bleu_4"])]
+    assert "| evaluation: exact_match |" in (run.folders.artifact / "README.md").read_text()
+
+
+def test_a_run_told_to_stop_meanwhile_leaves_it_to_the_next(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = False
+    answers = held_out.generate.answers
+
+    def told_to_stop(*args: Any, **settings: Any) -> Any:
+        nonlocal stop
+        stop = True
+        return answers(*args, **settings)
+
+    run = make_run(root, maxSteps=2, microBatchSize=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(held_out.generate, "answers", told_to_stop)
+        with pytest.raises(Preempted, match="goes on from step 2"):
+            workflow.run(replace(run, stop_requested=lambda: stop))
+    assert not (run.folders.reports / "predictions.jsonl").exists()
+    again = make_run(root, attempt=2, maxSteps=2, microBatchSize=1)
+    assert "evalBleu4" in workflow.run(again).metrics
+    assert len(predictions(again)) == 9
+
+
+def test_no_more_rows_are_asked_than_wanted(root: Path) -> None:
+    run = make_run(root, generate={"maxRows": 4}, maxSteps=1)
+    workflow.run(run)
+    assert len(predictions(run)) == 4
+
+
+def test_a_row_asks_for_its_last_answer() -> None:
+    assert held_out.parted(Row([1, 2, 3, 4, 5, 6], [(1, 2), (4, 6)])) == ([1, 2, 3, 4], [5, 6])
+    assert held_out.parted(Row([1, 2, 3], [(0, 3)])) is None  # all of it is trained: there is no prompt
+    assert held_out.parted(Row([1, 2, 3], [])) is None
