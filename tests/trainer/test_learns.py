@@ -58,7 +58,8 @@ def test_sft_learns_to_reverse(root: Path, seed: int) -> None:
     trained = learning.words(seed, 4000)
     unseen = [word for word in learning.words(HELD_OUT, 200) if word not in set(trained)]
     assert learning.exact(learning.load(root / "models" / "model"), unseen) < 0.1
-    run = learn(root, "sft", learning.reversals(trained), seed, {"maxSteps": 250})
+    training = {"maxSteps": 300, "globalBatchSize": 64, "microBatchSize": 64, "learningRate": 0.004}
+    run = learn(root, "sft", learning.reversals(trained), seed, training)
     assert learning.exact(learning.load(run.folders.artifact), unseen) > 0.8
 
 
