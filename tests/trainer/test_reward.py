@@ -120,6 +120,24 @@ def test_one_that_began_with_a_merged_adapter_takes_it_in_first(place: Place) ->
     assert torch.allclose(judge.score(*batch(place.tokens.pad_token_id)), expected, atol=1e-5)
 
 
+def test_in_bf16_it_scores_as_it_was_trained_in_bf16(place: Place) -> None:
+    of = tiny.job(
+        stage="rm",
+        tuning={"method": "lora", "lora": {"rank": 4, "modulesToSave": ["embed_tokens"]}},
+        training={"precision": "bf16"},
+        datasets=PAIRS,
+    )
+    model = build.build(of, place.model, None, place.tokens, "bf16", place.scratch)
+    adapters.cast_trainable(model, "bf16")
+    disturb(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = scores(model, place.tokens.pad_token_id)
+    folder = save(place, of, model, "rm-bf16")
+    found = loaded(place, of, folder, "ppo-bf16").score(*batch(place.tokens.pad_token_id))
+    assert found.dtype == expected.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 def test_adapters_of_the_other_kind_are_refused(place: Place) -> None:
     of, model = trained(place, SFT)
     scoring = save(place, of, model, "scoring")

@@ -10,6 +10,9 @@ import pytest
 import torch
 from finetune_trainer.data.pairs import Pairs
 from finetune_trainer.data.store import open_split
+from finetune_trainer.errors import InvalidSpec
+from finetune_trainer.export import export
+from finetune_trainer.generate import generate
 from finetune_trainer.run import Outcome, Run
 from finetune_trainer.stages.rm.trainer import losses
 from safetensors.torch import load_file
@@ -145,6 +148,19 @@ def test_an_adapter_can_be_merged_into_one_model(root: Path) -> None:
     assert said[: len(pairs)] == pytest.approx([line["chosen"] for line in lines], abs=1e-4)
     facts = json.loads((run.folders.artifact / "provenance.json").read_text())["merge"]
     assert facts["difference"] < 1e-4
+    assert facts["rounding"]["score"] < 1e-6 < facts["rounding"]["spread"]
+    with pytest.raises(InvalidSpec, match="scores answers and can't write any"):
+        generate(run.job, run.folders, "say alpha", False, 4)
+
+
+def test_an_adapter_is_exported_as_one_model(root: Path, tmp_path: Path) -> None:
+    run = train(root, steps=6)
+    made = export(run.job, run.folders, tmp_path / "whole")
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        assert torch.allclose(whole(input_ids=ids).logits, plain(run, "lora")(input_ids=ids).logits, atol=1e-5)
+    assert made.difference < 1e-4
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

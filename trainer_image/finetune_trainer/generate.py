@@ -11,7 +11,7 @@ from finetune_api.contract import ResolvedJob
 
 from finetune_trainer.data.samples import Message
 from finetune_trainer.data.templates import Template
-from finetune_trainer.errors import NotFound
+from finetune_trainer.errors import InvalidSpec, NotFound
 from finetune_trainer.model import base as base_model
 from finetune_trainer.model import build, tokenizer, vocabulary
 from finetune_trainer.model import folder as model_folder
@@ -21,7 +21,10 @@ from finetune_trainer.run import Folders
 
 
 def generate(job: ResolvedJob, folders: Folders, prompt: str, base: bool, max_new_tokens: int) -> str:
-    """The answer of the artifact, or of the base model with ``base``. Raises NotFound when there is no artifact yet."""
+    """The answer of the artifact, or of the base model with ``base``. Raises NotFound when there is no artifact yet,
+    InvalidSpec for one that gives no answers."""
+    if job.stage == "rm" and not base:
+        raise InvalidSpec(f"{job.name} is of stage rm: what it makes scores answers and can't write any")
     if not base and not folders.artifact.is_dir():
         raise NotFound(f"{job.name} has no artifact yet: {folders.artifact} is not there")
     quiet()

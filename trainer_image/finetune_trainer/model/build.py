@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from finetune_api.contract import ResolvedJob
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import distributed
 from transformers import PreTrainedModel
 
@@ -187,15 +188,31 @@ def attach(
     source: str,
     *,
     trainable: bool = False,
+    exact: bool = False,
     field: str = "tuning.adapter.source",
 ) -> PeftModel:
-    """The model with an adapter from files. Raises InvalidSpec when it is of another model."""
+    """The model with an adapter from files, to train it further, or with ``exact`` to compute as in training: modules
+    that it brings whole are in fp32 then, which they meet others in bf16 in by autocast. Raises InvalidSpec when it is
+    of another model."""
     try:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, use_safetensors=True)
+        made = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, use_safetensors=True)
+        if trainable or exact:
+            _unrounded(made, adapter)
+        return made
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, KeyError) as error:
         raise InvalidSpec(f"{field}: {source} does not fit the model: {error}") from error
+
+
+def _unrounded(model: PeftModel, adapter: Path) -> None:
+    """peft makes the modules that an adapter brings whole in the base's number type, and rounds them to it."""
+    brought = [weight for name, weight in model.named_parameters() if ".modules_to_save." in name]
+    if all(weight.dtype == torch.float32 for weight in brought):
+        return
+    for weight in brought:
+        weight.data = weight.data.float()
+    set_peft_model_state_dict(model, load_file(adapter / model_folder.ADAPTER_WEIGHTS))
 
 
 def rows(adapter: Path) -> int:

@@ -29,6 +29,8 @@ class RewardModel:
 
     model: Any
     pad_id: int
+    mixed: bool
+    """Whether most of it is in bf16."""
     mean: float | None
     """Of held-out scores, as stage rm measured them; None where it didn't make this."""
     std: float | None
@@ -40,11 +42,13 @@ class RewardModel:
         order = (1 - attention_mask.long()).argsort(dim=1, stable=True)
         ids, mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         device = self.model.device
-        said = self.model(
-            input_ids=ids.masked_fill(mask == 0, self.pad_id).to(device),
-            attention_mask=mask.to(device),
-            use_cache=False,
-        )
+        # Trained fp32 weights in a bf16 model meet as they did in training.
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):
+            said = self.model(
+                input_ids=ids.masked_fill(mask == 0, self.pad_id).to(device),
+                attention_mask=mask.to(device),
+                use_cache=False,
+            )
         scores: torch.Tensor = said.logits[:, 0].float()
         return scores
 
@@ -58,12 +62,13 @@ def load(run: Run, device: torch.device | None = None) -> RewardModel:
     origin = run.prepared.reward_base if is_adapter else folder
     assert origin is not None
     earlier = folder / model_folder.BASE_ADAPTER
+    dtype = adapters.load_dtype("lora", base.precision(run.job.training))
     model: Any = build.merged(
         origin,
         [earlier] if is_adapter and earlier.is_dir() else [],
         source,
         "reward",
-        dtype=adapters.load_dtype("lora", base.precision(run.job.training)),
+        dtype=dtype,
         attention=run.job.model.attention,
         # Code of a model is only run where the job says so, which it says of its own.
         allow_remote_code=base.remote_code(run.job) and origin == run.prepared.model,
@@ -71,13 +76,19 @@ def load(run: Run, device: torch.device | None = None) -> RewardModel:
     )
     if is_adapter:
         vocabulary.grow(model, build.rows(folder))
-        model = build.attach(model, folder, source, field=FIELD)
+        model = build.attach(model, folder, source, exact=True, field=FIELD)
     pad_id = _pad_id(run.prepared, folder, model.config)
     model.config.get_text_config().pad_token_id = pad_id
     model.requires_grad_(False)
     model.eval()
     statistics = _statistics(folder)
-    return RewardModel(model.to(device), pad_id, statistics.get("mean"), statistics.get("std"))
+    return RewardModel(
+        model=model.to(device),
+        pad_id=pad_id,
+        mixed=dtype == torch.bfloat16,
+        mean=statistics.get("mean"),
+        std=statistics.get("std"),
+    )
 
 
 def _pad_id(prepared: PreparedJob, folder: Path, config: Any) -> int:
