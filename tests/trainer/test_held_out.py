@@ -9,7 +9,7 @@ import pytest
 import torch
 from finetune_trainer.data.row import Row
 from finetune_trainer.errors import Preempted
-from finetune_trainer.evaluation import held_out, text_metrics
+from finetune_trainer.evaluation import generate, held_out, text_metrics
 from finetune_trainer.run import Run
 from finetune_trainer.stages.sft import workflow
 
@@ -18,13 +18,13 @@ from tests.trainer import tiny
 METRICS = ("bleu_4", "rouge_1", "rouge_2", "rouge_l", "exact_match")
 
 
-def make_run(root: Path, *, attempt: int = 1, generate: dict[str, Any] | None = None, **training: Any) -> Run:
+def make_run(root: Path, *, attempt: int = 1, asked: dict[str, Any] | None = None, **training: Any) -> Run:
     """Held-out rows that are like the trained ones, so that some answers are right."""
     tiny.save_rows(root / "data" / "held.jsonl", rows=9)
     job = tiny.job(
         evaluation={
             "datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}],
-            "generate": {"maxNewTokens": 16, **(generate or {})},
+            "generate": {"maxNewTokens": 16, **(asked or {})},
         },
         tuning={"method": "full"},
         training={"maxSteps": 60, "logEverySteps": 20, "learningRate": 0.01, **training},
@@ -69,7 +69,7 @@ def test_what_was_trained_answers_held_out_prompts(root: Path) -> None:
 
 def test_a_run_told_to_stop_meanwhile_leaves_it_to_the_next(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = False
-    answers = held_out.generate.answers
+    answers = generate.answers
 
     def told_to_stop(*args: Any, **settings: Any) -> Any:
         nonlocal stop
@@ -78,7 +78,7 @@ def test_a_run_told_to_stop_meanwhile_leaves_it_to_the_next(root: Path, monkeypa
 
     run = make_run(root, maxSteps=2, microBatchSize=1)
     with monkeypatch.context() as patched:
-        patched.setattr(held_out.generate, "answers", told_to_stop)
+        patched.setattr(generate, "answers", told_to_stop)
         with pytest.raises(Preempted, match="goes on from step 2"):
             workflow.run(replace(run, stop_requested=lambda: stop))
     assert not (run.folders.reports / "predictions.jsonl").exists()
@@ -88,7 +88,7 @@ def test_a_run_told_to_stop_meanwhile_leaves_it_to_the_next(root: Path, monkeypa
 
 
 def test_no_more_rows_are_asked_than_wanted(root: Path) -> None:
-    run = make_run(root, generate={"maxRows": 4}, maxSteps=1)
+    run = make_run(root, asked={"maxRows": 4}, maxSteps=1)
     workflow.run(run)
     assert len(predictions(run)) == 4
 
