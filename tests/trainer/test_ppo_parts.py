@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from finetune_api.stages import PpoSpec
+from finetune_api.tuning import TuningSpec
 from finetune_trainer.checkpoints import kept
 from finetune_trainer.data.row import IGNORED
-from finetune_trainer.model import base, value_head
+from finetune_trainer.model import adapters, base, value_head
 from finetune_trainer.stages import logprobs
-from finetune_trainer.stages.ppo import heads, kl
+from finetune_trainer.stages.ppo import heads, kl, sharing
 from finetune_trainer.stages.ppo.buffer import Memory, collate
 from finetune_trainer.stages.ppo.experience import Seen, rollout
 from finetune_trainer.stages.ppo.reward import ModelScorer
@@ -146,3 +147,28 @@ def test_a_reward_model_sees_what_it_saw_in_training(tmp_path: Path) -> None:
         ]
     assert list(found) == [0, 1, 2, 3, 4]
     assert list(found.values()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_reward_model_and_policy_have_in_common_is_there_once(model: Path) -> None:
+    """A reward model on the policy's base; one of its layers was trained, and is its own. Scores stay what they are."""
+    from transformers import AutoModelForSequenceClassification
+
+    tuning = TuningSpec.model_validate({"method": "lora", "lora": {"rank": 2}})
+    policy: Any = adapters.apply(base.load(model, "pvc://models/model", torch.float32), tuning, 0)
+    torch.manual_seed(0)
+    judge: Any = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+    judge.requires_grad_(False)
+    own = judge.model.layers[1].mlp.up_proj.weight
+    own += 1
+    ids = torch.arange(5, 15).reshape(1, -1)
+    before = judge(ids).logits
+    shared = sharing.place(judge, torch.device("cpu"), policy)
+    assert torch.equal(judge(ids).logits, before)
+
+    backbone = policy.get_base_model().model
+    assert judge.model.embed_tokens.weight.data_ptr() == backbone.embed_tokens.weight.data_ptr()
+    adapted = backbone.layers[0].self_attn.q_proj.base_layer
+    assert judge.model.layers[0].self_attn.q_proj.weight.data_ptr() == adapted.weight.data_ptr()
+    whole = sum(weight.numel() * weight.element_size() for weight in judge.parameters())
+    assert shared == whole - sum(weight.numel() * weight.element_size() for weight in (own, judge.score.weight))
+    assert own.data_ptr() != backbone.layers[1].mlp.up_proj.base_layer.weight.data_ptr()

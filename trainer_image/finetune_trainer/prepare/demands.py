@@ -32,7 +32,7 @@ def of(job: ResolvedJob, more: Sequence[Other], precision: Precision, longest: i
         copy=reference is None and _copied(job),
         reference=_size(reference, quantised, precision, "causal") if reference else 0,
         passing=job.dpo is not None and job.dpo.precompute_reference,
-        reward=_size(reward, UNQUANTISED, precision, "reward") if reward else 0,
+        reward=_reward(job, reward, precision) if reward else 0,
         critic=job.ppo is not None,
         answers=(job.ppo.rollout_micro_batch_size or 1, longest) if job.ppo else (0, 0),
     )
@@ -53,6 +53,17 @@ def _copied(job: ResolvedJob) -> bool:
 def _merged(reference: Other) -> bool:
     """Whether its adapters are taken into the model, which then isn't quantised."""
     return reference.base is not None and (reference.got.path / model_folder.BASE_ADAPTER).is_dir()
+
+
+def _reward(job: ResolvedJob, reward: Other, precision: Precision) -> int:
+    """Of an adapter on the policy's own frozen base the adapter alone: `stages.ppo.sharing`."""
+    tuning, model = job.tuning, job.model
+    same = reward.base is not None and reward.base.uri == model.source and not _merged(reward)
+    merges = tuning.adapter is not None and tuning.adapter.mode == "merge"
+    grows = model.new_tokens or model.new_special_tokens
+    if same and tuning.method == "lora" and job.training.parallelism == "ddp" and not merges and not grows:
+        return 4 * _numbers(reward.got.path, reward)
+    return _size(reward, UNQUANTISED, precision, "reward")
 
 
 def _size(other: Other, tuning: TuningSpec, precision: Precision, kind: Kind) -> int:

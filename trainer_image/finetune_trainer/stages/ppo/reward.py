@@ -4,6 +4,7 @@ Made by the workflow, asked by the trainer. Texts are token ids, prompt and answ
 its stop token.
 """
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,16 @@ import torch
 from finetune_api.stages import HttpRewardSpec
 
 from finetune_trainer import heartbeat
+from finetune_trainer.hostmemory import gibibytes
 from finetune_trainer.model import reward as reward_model
 from finetune_trainer.run import Run, nothing
 from finetune_trainer.stages import agree
+from finetune_trainer.stages.ppo import sharing
 from finetune_trainer.stages.ppo.buffer import collate
 from finetune_trainer.stages.ppo.http import CHUNK, HttpReward
 from finetune_trainer.stages.ppo.scores import KeptScores
+
+log = logging.getLogger(__name__)
 
 SIGN_OF_LIFE = 10.0
 
@@ -34,8 +39,8 @@ class Scorer(Protocol):
     """Of held-out scores, where they were measured."""
     std: float | None
 
-    def place(self, device: torch.device) -> None:
-        """Where it computes, if it does."""
+    def place(self, device: torch.device, policy: Any) -> None:
+        """Where it computes, if it does; ``policy`` is there already. None of a policy whose weights will be shares."""
 
     def of(self, texts: Sequence[list[int]]) -> list[float]:
         """Of this rank's texts, whatever others do."""
@@ -55,8 +60,11 @@ class ModelScorer:
         self._model, self._size = reward_model.load(run), run.micro_batch_size
         self.mean, self.std = self._model.mean, self._model.std
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: torch.device, policy: Any) -> None:
+        shared = sharing.place(self._model.model, device, policy) if policy is not None else 0
         self._model.model.to(device)
+        if shared:
+            log.info("the reward model shares %s of weights with the policy", gibibytes(shared))
 
     def of(self, texts: Sequence[list[int]]) -> list[float]:
         longest_first = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
@@ -87,7 +95,7 @@ class ServiceScorer:
         self._run, self._tokens, self._service = run, tokens, HttpReward(spec)
         self._kept = KeptScores(run.folders.job, [spec.url, spec.model])
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: torch.device, policy: Any) -> None:
         pass
 
     def of(self, texts: Sequence[list[int]]) -> list[float]:

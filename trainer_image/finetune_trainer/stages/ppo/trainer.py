@@ -61,7 +61,7 @@ class PpoTrainer(Engine):
         super().__init__(data=data, run=run, processing_class=processing_class, keeps=self.memory, **kwargs)
         heads.without_dropout(self.model)
         reference.place(self)
-        scorer.place(self.args.device)
+        scorer.place(self.args.device, None if self.is_fsdp_enabled else self.model)
         self.saver.told.append(lambda saved: scorer.forget(saved.step))
 
     @classmethod
