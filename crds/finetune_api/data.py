@@ -139,7 +139,7 @@ class GenerateSpec(ApiModel):
 
 
 class EarlyStoppingSpec(ApiModel):
-    """Stop when the evaluation loss no longer falls."""
+    """Stop when the evaluation loss no longer falls (of ppo: when the mean reward no longer rises)."""
 
     patience: int = Field(ge=1, le=1000)
     """Evaluations in a row that may bring nothing better."""

@@ -25,7 +25,8 @@ class OutputSpec(ApiModel):
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Number type of a whole model's weights. auto: the one that the base model came in."""
     weights: Literal["last", "best"] = "last"
-    """best: the artifact is the checkpoint with the lowest evaluation loss; needs evaluation.everySteps."""
+    """best: the artifact is the checkpoint with the lowest evaluation loss (of ppo: the highest mean reward); needs
+    evaluation.everySteps."""
 
 
 class SecretsSpec(ApiModel):
