@@ -104,6 +104,13 @@ def test_what_scores_nothing_or_nonsense_is_refused(root: Path, source: str, dam
         tiny.make_run(root, ppo(source))
 
 
+def test_a_reference_may_not_know_the_tokens_that_the_job_adds(root: Path) -> None:
+    new = {"source": "pvc://models/model", "newTokens": ["<new>"]}
+    reference = {"source": "pvc://models/model"}
+    run = tiny.make_run(root, stages.job("dpo", "lora", model=new, dpo={"reference": reference}))
+    assert run.prepared.reference == root / "models" / "model"
+
+
 def test_a_reward_model_is_no_reference(root: Path) -> None:
     with pytest.raises(InvalidSpec, match=r"ppo\.reference: .*ForSequenceClassification, which scores texts"):
         tiny.make_run(root, ppo(reference={"source": REWARD}))

@@ -103,7 +103,7 @@ def run(
     tools, template = _tools(job, model)
     tokens_digest = tokenizers.digest(tools.tokenizer, model.digest)
     for other in more:
-        others.check(other, tools.tokenizer)
+        others.check(job, other, tools.tokenizer)
     contents = [got.digest for _, got in (*sets, *held)]
     key = cache.key(job, contents, tokens_digest, template)
     reports = f"jobs/{job.name}/reports"

@@ -68,8 +68,8 @@ def _reward(job: ResolvedJob, reward: Other, precision: Precision) -> int:
 
 def _size(other: Other, tuning: TuningSpec, precision: Precision, kind: Kind) -> int:
     """Bytes of another model, with the adapter that stays apart on a reward model's base."""
-    model = (other.base or other.got).path
-    config = base.check(model, other.got.uri, kind=kind, field=other.field)
+    model = other.model
+    config = base.check(model.path, model.uri, allow_remote_code=other.code, kind=kind, field=other.field)
     size = memory.frozen(config, tuning, precision, kind)
     if other.base is not None and kind == "reward":
         size += 4 * _numbers(other.got.path, other)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api.contract import ResolvedJob, source_of
+from finetune_api.model import ModelSettings
 from finetune_api.source import HF_REPOSITORY, HubPath, parse
 
 from finetune_trainer.errors import InvalidData, InvalidSpec, NotFound
@@ -32,6 +33,13 @@ class Other:
     got: Fetched
     base: Fetched | None
     """Where ``got`` is an adapter: the model that it goes on."""
+    code: bool = False
+    """Whether that model's own code may run: where it is the job's own."""
+
+    @property
+    def model(self) -> Fetched:
+        """The whole model of it."""
+        return self.base or self.got
 
     @property
     def tokenizer(self) -> Path:
@@ -51,7 +59,8 @@ def fetch_others(job: ResolvedJob, fetched: Callable[[str], Fetched]) -> list[Ot
         got = fetched(uri)
         field = f"{job.stage}.{use}"
         base = fetched(_base_of(job, use, got, field)) if model_folder.is_adapter(got.path) else None
-        found.append(Other(use, field, got, base))
+        code = model_folder.may_run_code(job) and (base or got).uri == job.model.source
+        found.append(Other(use, field, got, base, code))
     return found
 
 
@@ -93,8 +102,9 @@ def check_pins(job: ResolvedJob, fetched: Iterable[Fetched]) -> None:
             )
 
 
-def check(other: Other, tokens: Any) -> None:
-    """It can be loaded as what it is for, and its tokens are the job's. Raises InvalidSpec, NotFound."""
+def check(job: ResolvedJob, other: Other, tokens: Any) -> None:
+    """It can be loaded as what it is for, and its tokens are the job's. A reference may do without those that the job
+    adds, as the model has that the job began with. Raises InvalidSpec, NotFound."""
     from finetune_trainer.model import base, weights  # torch
     from finetune_trainer.reporting.quiet import quiet
 
@@ -102,7 +112,7 @@ def check(other: Other, tokens: Any) -> None:
     scores = other.use == "rewardModel"
     kind: base.Kind = "reward" if scores else "causal"
     folder, source, field = other.got.path, other.got.uri, other.field
-    model = other.base or other.got
+    model = other.model
     if other.base is not None:
         config = model_folder.check_adapter(folder, source, field)
         if model_folder.scores(config) != scores:
@@ -112,9 +122,21 @@ def check(other: Other, tokens: Any) -> None:
             raise InvalidSpec(f"{field}: {source} has no weights of a head that scores: name what stage rm made")
     else:
         _check_architecture(folder, source, field, scores)
-    config = base.check(model.path, model.uri, kind=kind, field=field)
+    config = base.check(model.path, model.uri, allow_remote_code=other.code, kind=kind, field=field)
     weights.check_model(config, weights.of_model(model.path, model.uri, field), model.uri, kind=kind, field=field)
-    tokenizers.check_same(tokens, other.tokenizer, source, field)
+    added = [*(job.model.new_tokens or []), *(job.model.new_special_tokens or [])]
+    theirs = _tokenizer(other, field)
+    tokenizers.check_same(tokens, theirs, source, field, besides=() if scores else added)
+
+
+def _tokenizer(other: Other, field: str) -> Any:
+    from finetune_trainer.model import tokenizer
+
+    settings = ModelSettings(trust_remote_code=other.code)
+    try:
+        return tokenizer.load(other.tokenizer, settings, allow_remote_code=other.code)
+    except InvalidSpec as error:
+        raise InvalidSpec(str(error).replace("model.source: its", f"{field}: {other.got.uri}: its", 1)) from error
 
 
 def _check_architecture(folder: Path, source: str, field: str, scores: bool) -> None:

@@ -6,7 +6,7 @@ other's tokens as they are.
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 from finetune_trainer.errors import InvalidSpec
@@ -32,17 +32,12 @@ def _lasting(backend: Any) -> dict[str, Any]:
     return {name: part for name, part in said.items() if name not in ("padding", "truncation")}
 
 
-def check_same(tokens: Any, folder: Path, source: str, field: str) -> None:
-    """A model that is shown the job's tokens as they are was trained on tokens that mean the same; it may know more of
-    them. Raises InvalidSpec."""
-    from finetune_trainer.model import tokenizer
-
-    try:
-        other = tokenizer.load(folder)
-    except InvalidSpec as error:
-        raise InvalidSpec(str(error).replace("model.source: its", f"{field}: {source}: its", 1)) from error
-    theirs = other.get_vocab()
+def check_same(tokens: Any, other: Any, source: str, field: str, besides: Collection[str] = ()) -> None:
+    """A model that is shown the job's tokens as they are, ``besides`` left out, was trained on tokens that mean the
+    same; it may know more of them. Raises InvalidSpec."""
+    theirs, skipped = other.get_vocab(), set(besides)
     wrong = [token for token, number in tokens.get_vocab().items() if theirs.get(token) != number]
+    wrong = [token for token in wrong if token not in skipped]
     if wrong:
         raise InvalidSpec(
             f"{field}: {source} has another tokenizer than this job's model: {len(wrong)} tokens are not the same in"
