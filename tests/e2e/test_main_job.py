@@ -47,8 +47,9 @@ def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
     assert again.get("progress", {}).get("activity") != "Training"
 
 
-EXAMPLES = {"sft-lora": "adapter", "sft-full": "model", "sft-qlora": "model", "pt": "model"}
-"""The trainer alone runs all of them (tests/trainer/test_examples.py); these differ in what pods need."""
+EXAMPLES = {"sft-lora": "adapter", "sft-qlora": "model"}
+"""The trainer alone runs all of them (tests/trainer/test_examples.py), and the API server takes all of them; these
+differ in what pods need."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -1,0 +1,21 @@
+"""The examples as `kubectl apply` sees them: the API server takes each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kube import Kube
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FILES = sorted(EXAMPLES.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(EXAMPLES).as_posix())
+def test_the_api_server_takes_every_example_as_it_stands(file: Path, kube: Kube, namespace: str) -> None:
+    for manifest in yaml.safe_load_all(file.read_text()):
+        path = f"/apis/finetune-operator.io/v1alpha1/namespaces/{namespace}/finetunejobs"
+        taken = kube.call("POST", path, manifest, dryRun="All", fieldValidation="Strict")
+        assert taken["spec"]["stage"] == manifest["spec"]["stage"]
