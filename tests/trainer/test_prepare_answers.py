@@ -12,7 +12,7 @@ from finetune_trainer import prepare
 from finetune_trainer.data.pairs import Pairs
 from finetune_trainer.data.prompts import Prompts
 from finetune_trainer.data.store import open_split
-from finetune_trainer.errors import InvalidData
+from finetune_trainer.errors import InvalidData, InvalidSpec
 from finetune_trainer.prepare import cache, pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,6 +133,19 @@ def test_answers_of_one_kind_alone_are_warned_of_in_status_and_report(root: Path
     assert prepare.describe(summary, "kto").endswith(f"Warning: {said}")
     assert f"Wanted: {5 * wanted}; unwanted: {5 * (not wanted)}." in report
     assert f"{what}:\n<|im_start|>user\nsay 0<|im_end|>\n<|im_start|>assistant\n[[alpha<|im_end|>]]" in report
+
+
+def test_a_prompt_with_another_row_s_answer_must_fit_the_model_too(root: Path) -> None:
+    rows = [
+        {"prompt": "say" + " gamma" * 150, "completion": "alpha", "label": True},
+        {"prompt": "say beta", "completion": " gamma" * 150, "label": False},
+    ]
+    stages.save(root / "data" / "answers.jsonl", rows)
+    with pytest.raises(
+        InvalidSpec, match=r"cutoffLength: rows are up to 300 tokens long, but the model is made for 256"
+    ):
+        tiny.make_run(root, job("kto", "answers.jsonl", training={"cutoffLength": 300}))
+    assert tiny.make_run(root, job("kto", "answers.jsonl", training={"cutoffLength": 256})).prepared.summary.rows == 2
 
 
 def test_labels_are_kept_with_their_answers_through_a_split(tmp_path: Path) -> None:

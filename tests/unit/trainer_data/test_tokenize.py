@@ -164,6 +164,15 @@ def test_preferences_and_labelled_answers_share_the_prompt() -> None:
     assert rows(Labelled(ONE[:1], other, desirable=False), chatml) == [rejected._replace(desirable=False)]
 
 
+@pytest.mark.parametrize("broken_first", [True, False])
+def test_a_pair_is_refused_with_either_of_its_answers(broken_first: bool) -> None:
+    melting: list[Message] = [{"role": "assistant", "content": "\n\nbeta"}]
+    answers = (melting, ONE[1:]) if broken_first else (ONE[1:], melting)
+    refused = make(Preference(ONE[:1], *answers), template())
+    assert isinstance(refused, BadRow)
+    assert refused.rule == "whiteSpace"
+
+
 def test_answers_that_are_compared_end_at_their_stop_token_as_generated_ones_do() -> None:
     chatml = template()
     (row,) = rows(Labelled(ONE[:1], ONE[1:], desirable=True), chatml)
