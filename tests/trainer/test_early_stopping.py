@@ -146,6 +146,18 @@ def test_the_artifact_is_made_of_the_best_weights(root: Path, monkeypatch: pytes
     assert weights(again) == weights(short)
 
 
+def test_a_best_evaluation_that_was_left_to_a_later_run_counts(root: Path) -> None:
+    """The checkpoint that the first run saved doesn't know its evaluation."""
+    straight = make_run(root, workspace="straight", output={"weights": "best"})
+    workflow.run(straight)
+    best, _ = end_of(lines(straight, "eval_loss"))
+    with pytest.raises(Preempted, match=f"goes on from step {best} "):
+        workflow.run(stopped_at(make_run(root, output={"weights": "best"}), best - 1))
+    resumed = make_run(root, attempt=2, output={"weights": "best"})
+    assert workflow.run(resumed).metrics["weightsStep"] == str(best)
+    assert weights(resumed) == weights(straight)
+
+
 def test_a_best_checkpoint_that_broke_gives_way_to_the_next(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,6 +203,15 @@ def test_a_loss_of_zero_ends_the_training(root: Path, monkeypatch: pytest.Monkey
         Diverged, match=r"exactly 0 in the last 10 lines of the log, from step 1 to 18: nothing is learn"
     ):
         workflow.run(run)
+
+
+def test_a_step_in_which_nothing_counts_says_so() -> None:
+    training = tiny.job().training
+    assert "none of its rows has a token that is trained" in str(guard.diverged(training, 3, math.nan, 0.0))
+    assert "step 3: the loss is nan. Lower training.learningRate (0.01)" in str(
+        guard.diverged(training, 3, math.nan, 5.0)
+    )
+    assert "step 3: the gradient is no longer a number" in str(guard.diverged(training, 3, 1.0, 5.0))
 
 
 def test_a_loss_that_is_not_always_zero_is_none_of_its_business() -> None:

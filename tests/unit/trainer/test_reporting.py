@@ -7,7 +7,7 @@ import pytest
 from finetune_api.contract import ResolvedJob
 from finetune_api.spec import Stage
 from finetune_api.status import Prepared, Result
-from finetune_trainer.reporting import metrics, model_card, plots
+from finetune_trainer.reporting import metrics, model_card, plots, progress
 from finetune_trainer.reporting.counters import Counters
 
 from tests.trainer import tiny
@@ -64,6 +64,12 @@ def test_there_is_a_picture_of_each_metric(stage: str, tmp_path: Path) -> None:
     expected = {f"training_{prefix}{name}.png" for name in names for prefix in ("", "eval_")}
     assert {file.name for file in tmp_path.iterdir()} == expected
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.iterdir())
+
+
+def test_the_log_has_accuracy_where_tools_look_for_it() -> None:
+    assert progress.with_aliases({"rewards/accuracies": 0.5}) == {"rewards/accuracies": 0.5, "accuracy": 0.5}
+    assert progress.with_aliases({"eval_rewards/accuracies": 0.5}, "eval_")["eval_accuracy"] == 0.5
+    assert progress.with_aliases({"loss": 1.0}) == {"loss": 1.0}
 
 
 def test_the_smoothed_curve_does_not_favour_its_start() -> None:

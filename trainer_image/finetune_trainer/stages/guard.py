@@ -1,11 +1,13 @@
 """A training that learns nothing ends, instead of holding GPUs to its last step.
 
-Called by `steps` with each line of the log, on all ranks: they log the same. What isn't a number any more is noticed
-there, at once.
+Called by `steps` on all ranks, which know the same: after each step, and with each line of the log.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+from finetune_api.training import TrainingSpec
 
 from finetune_trainer.errors import Diverged
 
@@ -13,6 +15,20 @@ STEPS = 10
 """Log lines in a row after which a loss of zero is no accident."""
 STAGES = ("pt", "sft")
 """Their loss is a cross-entropy, which comes near zero and never reaches it; others' losses may be zero in earnest."""
+
+
+def diverged(training: TrainingSpec, step: int, loss: float, counted: float) -> Diverged:
+    """What to say of a step whose loss or gradient is no number; ``counted`` is what its loss was divided by."""
+    if not counted:
+        return Diverged(
+            f"step {step}: none of its rows has a token that is trained. Look at the rows and their template"
+        )
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is no longer a number"
+    return Diverged(
+        f"step {step}: {what}. Lower training.learningRate ({training.learning_rate:g}), raise warmupRatio"
+        f" ({training.warmup_ratio:g}) or lower maxGradNorm ({training.max_grad_norm:g}); look at the data trained"
+        " last for rows unlike the others"
+    )
 
 
 def check_loss(stage: str, history: Sequence[dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from finetune_trainer import heartbeat
 from finetune_trainer.checkpoints import best
 from finetune_trainer.checkpoints.choose import Choice
 from finetune_trainer.checkpoints.saver import Saved, Saver
-from finetune_trainer.errors import Diverged, Preempted, Superseded
+from finetune_trainer.errors import Preempted, Superseded
 from finetune_trainer.peers import is_broken
 from finetune_trainer.reporting.progress import ProgressReport
 from finetune_trainer.run import Run
@@ -95,6 +95,8 @@ class Steps(TrainerCallback):
             if not self.evaluation.measure(self.trainer):
                 raise Preempted(f"told to stop: {self._newest_message()}")
             self.measured_step = state.global_step
+            if self._is_best(state):  # what that run saved doesn't know its evaluation
+                self.trainer._save_checkpoint(self.trainer.model_wrapped, None)
         self._end_early(state)
         if state.global_step >= state.max_steps:  # all that an earlier run left is what comes after training
             control.should_training_stop = True
@@ -117,7 +119,7 @@ class Steps(TrainerCallback):
             self.saver.collect()
         if not all(sane_on):
             self._land(state)
-            raise Diverged(self._diverged_message(state.global_step, loss))
+            raise guard.diverged(self.run.job.training, state.global_step, loss, facts.counts[0])
         self.progress.step_done(state, facts.tokens)
         last = state.global_step >= state.max_steps
         if last:
@@ -140,7 +142,7 @@ class Steps(TrainerCallback):
             self._stop(state, control)
             return
         self.measured_step = state.global_step
-        if self.run.job.output.weights == "best" and self.trainer.counters.best_step == state.global_step:
+        if self._is_best(state):
             control.should_save, self.last_save = True, time.monotonic()
         if self._end_early(state):
             control.should_training_stop = True
@@ -202,6 +204,10 @@ class Steps(TrainerCallback):
         elif metrics:
             self.evaluation.results |= metrics
             self.trainer.log(dict(metrics))
+
+    def _is_best(self, state: Any) -> bool:
+        """Whether the artifact may be made of this step, measured just now."""
+        return self.run.job.output.weights == "best" and self.progress.counters.best_step == int(state.global_step)
 
     def _end_early(self, state: Any) -> bool:
         """Whether the step just done, or gone on from, is to be the last."""
@@ -269,12 +275,3 @@ class Steps(TrainerCallback):
         if self.newest is None:
             return "there is no checkpoint yet; the next attempt starts over"
         return f"the next attempt goes on from {self.newest}"
-
-    def _diverged_message(self, step: int, loss: float) -> str:
-        training = self.run.job.training
-        what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is no longer a number"
-        return (
-            f"step {step}: {what}. Lower training.learningRate ({training.learning_rate:g}), raise warmupRatio"
-            f" ({training.warmup_ratio:g}) or lower maxGradNorm ({training.max_grad_norm:g}); look at the data trained"
-            " last for rows unlike the others"
-        )
