@@ -124,12 +124,13 @@ def _load(run: Run, tokens: Any) -> Any:
     # Quantised weights can't take adapters in.
     quantization = job.tuning.quantization if job.tuning.method == "qlora" and not before else None
     dtype = adapters.load_dtype("lora", base.precision(job.training))
+    origin = prepared.reference_base or folder
     settings: dict[str, Any] = {
         "attention": job.model.attention,
-        "allow_remote_code": base.remote_code(job),
+        # A job says of its own model that its code may run.
+        "allow_remote_code": base.remote_code(job) and origin == prepared.model,
         "field": f"{job.stage}.reference",
     }
-    origin = prepared.reference_base or folder
     if is_adapter and quantization is None:
         model: Any = build.merged(origin, [*before, folder], source, "causal", dtype=dtype, **settings)
     else:
