@@ -1,6 +1,7 @@
 """Stage ppo as a whole, on the tiny model and a tiny reward model."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -248,3 +249,23 @@ def test_shares_of_a_model_roll_out_and_learn_as_the_whole_does(forge: Forge, ro
     names = [set(load_file(one.home / "artifact" / "model.safetensors")) for one in series.values()]
     assert names[0] == names[1]
     assert not [name for name in names[0] if "value_head" in name]
+
+
+def test_the_adapter_of_stage_rm_scores_on_the_policys_own_base(
+    volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The base is in memory once, and scores are on the scale that stage rm has measured."""
+    (tmp_path / "data").symlink_to(volumes / "data")
+    shutil.copytree(volumes / "models", tmp_path / "models")
+    judge = tiny.make_run(tmp_path, stages.job("rm", "lora", training={"maxSteps": 2}), workspace="rm")
+    stages.train(judge)
+    shutil.copytree(judge.folders.artifact, tmp_path / "models" / "judge")
+    settings = {"rewardModel": {"source": "pvc://models/judge"}, "rewardClip": 1000}
+    run = make_run(tmp_path, training={"maxSteps": 1}, ppo=settings)
+    with caplog.at_level("INFO"):
+        workflow.run(run)
+    assert "the reward model shares" in caplog.text
+    measured = json.loads((judge.folders.artifact / "reward_statistics.json").read_text())
+    ((raw,), (normal,)) = (tiny.logged(run, name) for name in ("reward", "reward_normalized"))
+    unended = 1 - tiny.logged(run, "eos_rate")[0]
+    assert normal + unended == pytest.approx((raw - measured["mean"]) / measured["std"], rel=1e-4)
