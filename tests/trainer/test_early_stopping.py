@@ -18,7 +18,8 @@ from finetune_trainer.stages.sft import workflow
 from finetune_trainer.stages.sft.trainer import SftTrainer
 from safetensors.torch import load_file
 
-from tests.trainer import tiny
+from tests.trainer import fsdp_cpu, tiny
+from tests.trainer.forge import Forge
 from tests.trainer.test_equivalence import stopped_at
 
 STEPS = 12
@@ -32,6 +33,8 @@ def make_run(
     attempt: int = 1,
     patience: int | None = 2,
     steps: int = STEPS,
+    generate: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
     **more: Any,
 ) -> Run:
     """So fast a learner that it is soon worse on what it has not seen: rows of other words."""
@@ -44,9 +47,10 @@ def make_run(
         "datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}],
         "everySteps": 2,
         **({"earlyStopping": {"patience": patience}} if patience else {}),
+        **({"generate": generate} if generate else {}),
     }
-    training = {"maxSteps": steps, "learningRate": 0.05, "scheduler": "constant", "logEverySteps": 5}
-    job = tiny.job(evaluation=evaluation, training=training, tuning={"method": "lora"}, **more)
+    fast = {"maxSteps": steps, "learningRate": 0.05, "scheduler": "constant", "logEverySteps": 5}
+    job = tiny.job(evaluation=evaluation, training=fast | (training or {}), tuning={"method": "lora"}, **more)
     return tiny.make_run(root, job, workspace=workspace, attempt=attempt)
 
 
@@ -156,6 +160,27 @@ def test_a_best_evaluation_that_was_left_to_a_later_run_counts(root: Path) -> No
     resumed = make_run(root, attempt=2, output={"weights": "best"})
     assert workflow.run(resumed).metrics["weightsStep"] == str(best)
     assert weights(resumed) == weights(straight)
+
+
+def test_two_ranks_that_share_the_weights_end_as_one(root: Path, forge: Forge) -> None:
+    """Together they stop early, take the best weights and answer with them."""
+    sharded = {"parallelism": "fsdp", "microBatchSize": 2}
+    generate = {"maxNewTokens": 4}
+    run = make_run(root, workspace="best", output={"weights": "best"}, generate=generate, training=sharded)
+    ranks = fsdp_cpu.train(forge, root, run.job, 2, "best")
+    assert [rank.sharded for rank in ranks] == [True, True]
+    measured = lines(run, "eval_loss")
+    best, end = end_of(measured)
+    assert max(measured) == end
+
+    short = make_run(root, workspace="short", patience=None, steps=best, training=sharded)
+    fsdp_cpu.train(forge, root, short.job, 2, "short")
+    assert weights(run) == weights(short)
+    results = json.loads((run.folders.reports / "all_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(measured[best], rel=1e-6)
+    assert results["weights_step"] == best
+    assert "eval_bleu_4" in results
+    assert len((run.folders.reports / "predictions.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_best_checkpoint_that_broke_gives_way_to_the_next(
