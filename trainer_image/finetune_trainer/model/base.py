@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from finetune_trainer import heartbeat
 from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.model import score
@@ -132,6 +133,7 @@ def load(
             f"{field}: {len(missing)} weights are missing in the safetensors of {source}, as {missing[0]!r}:"
             " the copy is not complete"
         )
+    heartbeat.alive()  # a job may load three, each of which takes its time
     _keep_packing(model)
     if kind == "reward":
         score.exact(model)

@@ -30,6 +30,7 @@ from finetune_trainer.model.base import Precision
 from finetune_trainer.reporting.counters import Counters
 from finetune_trainer.run import Run
 from finetune_trainer.stages.agree import share
+from finetune_trainer.stages.noted import Noted
 
 Batch = dict[str, torch.Tensor]
 Values = dict[str, npt.NDArray[np.float64]]
@@ -112,10 +113,11 @@ class Engine(Trainer):
     ) -> None:
         self.data, self.run, self.precision = data, run, precision
         self.saver, self.counters = saver, counters
-        self.kept: Mapping[str, Stateful] = {"counters": counters, **({} if keeps is None else {"stage": keeps})}
+        self.noted = Noted()
+        own = {} if keeps is None else {"stage": keeps}
+        self.kept: Mapping[str, Stateful] = {"counters": counters, "noted": self.noted, **own}
         """What goes on after a resume besides weights and optimizer; ``keeps`` is the stage's own."""
         self.step_facts = Step()
-        self._noted: dict[str, list[Any]] = {}
         keys = Keys(self.items_per_epoch(data, run))
         super().__init__(**{"train_dataset": keys, **kwargs})
         self.train_dataset = keys
@@ -153,9 +155,7 @@ class Engine(Trainer):
         ranks and the steps since the last line of the log. ``__`` in a name stands for ``/``. Whatever is noted, is
         noted on every rank."""
         for name, (total, count) in values.items():
-            noted = self._noted.setdefault(name.replace("__", "/"), [0.0, 0.0])
-            noted[0] = noted[0] + (total.detach() if isinstance(total, torch.Tensor) else total)
-            noted[1] = noted[1] + count
+            self.noted.add(name.replace("__", "/"), total, count)
 
     @property
     def ranks(self) -> int:
@@ -166,13 +166,8 @@ class Engine(Trainer):
     # What we change
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._noted:
-            names = sorted(self._noted)
-            mine = [float(value) for name in names for value in self._noted[name]]
-            sums = np.sum(share(mine, self.args.device), axis=0)
-            noted = zip(names, sums[::2], sums[1::2], strict=True)
-            logs |= {name: float(total / count) for name, total, count in noted if count}
-            self._noted = {}
+        if "loss" in logs:  # the library's own is of the steps since it was started
+            logs |= self.noted.means(self.args.device)
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:  # noqa: ARG002
@@ -242,6 +237,7 @@ class Engine(Trainer):
 
         step = self.state.global_step
         beat("save", step)
+        self.noted.settle(self.args.device)
         measured = next((e for e in reversed(self.state.log_history) if e["step"] == step and "eval_loss" in e), {})
         self.saver.save(
             Facts(

@@ -120,6 +120,7 @@ class Steps(TrainerCallback):
         if not all(sane_on):
             self._land(state)
             raise guard.diverged(self.run.job.training, state.global_step, loss, facts.counts[0])
+        self.trainer.noted.add_for_all("loss", loss)
         self.progress.step_done(state, facts.tokens)
         last = state.global_step >= state.max_steps
         if last:

@@ -49,14 +49,15 @@ class Fixed:
 @dataclass
 class Adaptive(Fixed):
     """The coefficient follows the target (Ziegler et al., section 2.2): with e = clip(KL / target - 1, -0.2, 0.2) it is
-    multiplied by 1 + K e, where K is the share of ``horizon`` that the answers make."""
+    multiplied by 1 + K e, where K is the share of ``horizon`` that the answers make, at most all of it: else a large
+    rollout could turn the price into a reward."""
 
     target: float
     horizon: int
 
     def update(self, divergence: float, answers: int) -> None:
         error = min(max(divergence / self.target - 1, -LARGEST_ERROR), LARGEST_ERROR)
-        self.coefficient *= 1 + error * answers / self.horizon
+        self.coefficient *= 1 + error * min(1.0, answers / self.horizon)
 
 
 def controller(settings: PpoSpec) -> Fixed:

@@ -39,8 +39,6 @@ class RmTrainer(Engine):
             accuracy=((margins > 0).sum(), pairs),
             margin=(margins.sum(), pairs),
             mean_reward=(scores.sum(), 2 * pairs),
-            min_reward=(scores.min(), 1),
-            max_reward=(scores.max(), 1),
         )
         loss: torch.Tensor = losses(chosen, rejected, self.center).sum() / num_items_in_batch * self.ranks
         return loss

@@ -36,10 +36,11 @@ def run(run: Run) -> Outcome:
 
     # Train and evaluate
     training = playbook.set_up(run, RmTrainer, model, tokens, data, precision, center=job.rm.center_rewards)
-    playbook.train(run, training)
+    with training.trackers.unless_stopped():
+        playbook.train(run, training)
 
-    # Score, save and report
-    said = scores.of(run, training, data)
-    if run.is_main:
-        said.write_rows(run.folders.reports)
-    return playbook.finish(run, training, tokens, data, [], said.write_statistics)
+        # Score, save and report
+        said = scores.of(run, training, data)
+        if run.is_main:
+            said.write_rows(run.folders.reports)
+        return playbook.finish(run, training, tokens, data, [], said.write_statistics)

@@ -63,5 +63,5 @@ def of_tokens(values: Values) -> dict[str, float]:
     """Loss and perplexity (its exponential), and the share of tokens that were the likeliest."""
     tokens = max(float(values["tokens"].sum()), 1.0)
     loss = float(values["loss"].sum()) / tokens
-    perplexity = math.exp(loss) if loss < 700 else math.inf
+    perplexity = math.exp(min(loss, 700.0))  # JSON has no infinity
     return {"loss": loss, "perplexity": perplexity, "accuracy": float(values["correct"].sum()) / tokens}
