@@ -63,7 +63,7 @@ def test_reports_say_what_happened(root: Path, monkeypatch: pytest.MonkeyPatch) 
 
     line = json.loads((reports / "trainer_log.jsonl").read_text().splitlines()[-1])
     keys = "current_steps total_steps loss lr epoch percentage elapsed_time remaining_time throughput total_tokens"
-    assert set(line) == set(keys.split())
+    assert set(line) == {*keys.split(), "grad_norm"}
     assert (line["current_steps"], line["percentage"]) == (40, 100.0)
     assert (reports / "training_loss.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((reports / "trainer_state.json").read_text())["global_step"] == 40
