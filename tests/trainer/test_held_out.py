@@ -97,3 +97,20 @@ def test_a_row_asks_for_its_last_answer() -> None:
     assert held_out.parted(Row([1, 2, 3, 4, 5, 6], [(1, 2), (4, 6)])) == ([1, 2, 3, 4], [5, 6])
     assert held_out.parted(Row([1, 2, 3], [(0, 3)])) is None  # all of it is trained: there is no prompt
     assert held_out.parted(Row([1, 2, 3], [])) is None
+
+
+def test_an_adapter_answers_with_modules_that_are_trained_whole(root: Path) -> None:
+    """They are in fp32, and what they meet is in bf16."""
+    tiny.save_rows(root / "data" / "held.jsonl", rows=3)
+    job = tiny.job(
+        evaluation={
+            "datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}],
+            "generate": {"maxNewTokens": 4},
+        },
+        model={"source": "pvc://models/model", "newTokens": ["unheard"]},
+        tuning={"method": "lora"},
+        training={"maxSteps": 1, "precision": "bf16"},
+    )
+    run = tiny.make_run(root, job)
+    workflow.run(run)
+    assert len(predictions(run)) == 3

@@ -51,7 +51,7 @@ def sft_metrics(
             return None
         block = numbers[first : first + rows * run.world_size]
         share = block[run.rank :: run.world_size]
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():
             made = generate.answers(
                 model,
                 tokens,
