@@ -10,7 +10,7 @@ from finetune_api.contract import ResolvedJob
 from finetune_api.status import Artifact, Reference
 from finetune_trainer import prepared
 from finetune_trainer.errors import InvalidData, InvalidSpec, TrainerError
-from finetune_trainer.fetch import Places, fetch
+from finetune_trainer.fetch import Places, fetch, pins
 from finetune_trainer.run import Run
 from finetune_trainer.workspace import digest_folder
 
@@ -137,3 +137,12 @@ def test_another_jobs_artifact_is_what_it_was(root: Path) -> None:
         shutil.rmtree(root / "work")
         with pytest.raises(InvalidData, match=message):
             chained(root, **{field: "sha256:other"})
+
+
+def test_another_jobs_artifact_is_still_that_when_it_is_trained_with(root: Path) -> None:
+    run = chained(root)
+    places = Places(root / "cache", {"models": root / "models"}, root, "run")
+    pins.check_again(run.job, run.prepared.digests, places, lambda: None)
+    (root / "models" / "rm" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InvalidData, match="the artifact of FineTuneJob judge, is no longer what it was"):
+        pins.check_again(run.job, run.prepared.digests, places, lambda: None)

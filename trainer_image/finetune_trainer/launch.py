@@ -36,6 +36,7 @@ from finetune_api.status import Reason, Result
 
 from finetune_trainer import devices, fencing, hostmemory, jobfile, prepared, results, workspace
 from finetune_trainer.errors import Preempted, RendezvousFailed, Superseded, TrainerError
+from finetune_trainer.fetch import pins
 from finetune_trainer.handover import RENDEZVOUS_SECONDS, Handover
 from finetune_trainer.outlet import Outlet
 from finetune_trainer.ranks import Ranks
@@ -163,11 +164,14 @@ def _run(options: Options, stop: Stop, outlet: Outlet) -> End:
             workspace.clear_leftovers(folders, fence)
         lost_fence = fencing.hold(folders, fence)
         if earlier is None:
-            if prepared.read(folders, job) is None:
+            ready = prepared.read(folders, job)
+            if ready is None:
                 log.info("Nothing is prepared for this job yet: doing so first, on the CPU")
                 end = _run_ranks(options, alone, lost_fence, stop)
                 if end.code != ExitCode.DONE:
                     return end
+            else:
+                pins.check_again(job, ready.digests, alone.places, lambda: _check_stop(stop, "train"))
             end = _run_ranks(options, training, lost_fence, stop, environment)
             if end.code != ExitCode.DONE:
                 return end
@@ -249,12 +253,16 @@ def _local_facts(job: ResolvedJob, root: Path, run_id: str) -> AttemptFacts:
     return AttemptFacts(namespace="default", name=job.name, uid=LOCAL_UID, attempt=attempt, job_name=job.name)
 
 
+def _check_stop(stop: Stop, task: str) -> None:
+    if stop.requested:
+        raise Preempted(f"Told to stop before it began to {task}; there was nothing to save")
+
+
 def _run_ranks(
     options: Options, handover: Handover, lost_fence: Event, stop: Stop, environment: dict[str, str] | None = None
 ) -> End:
     """Start the ranks and see them to their end."""
-    if stop.requested:
-        raise Preempted(f"Told to stop before it began to {handover.task}; there was nothing to save")
+    _check_stop(stop, handover.task)
     log.info(
         "Job %s, attempt %s, run %s: %s with %s of %s rank(s)",
         handover.job.name,

@@ -20,7 +20,7 @@ from finetune_trainer import prepared
 from finetune_trainer.data.store import open_split
 from finetune_trainer.data.templates.template import Template
 from finetune_trainer.errors import InvalidData
-from finetune_trainer.fetch import Fetched, Places, fetch
+from finetune_trainer.fetch import Fetched, Places, fetch, pins
 from finetune_trainer.fetch.prune import prune
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.prepare import build, cache, memory, others, report, tokenizers
@@ -92,7 +92,7 @@ def run(
     adapter = fetched(job.tuning.adapter.source, "adapter") if job.tuning.adapter else None
     more = others.fetch_others(job, lambda uri: model if uri == job.model.source else fetched(uri, "model"))
     models = [model, *([adapter] if adapter else []), *(got for one in more for got in (one.got, one.base) if got)]
-    others.check_pins(job, models)
+    pins.check(job, models)
 
     # Check and tokenize, unless that was done before
     say("Validating")

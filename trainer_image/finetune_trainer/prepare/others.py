@@ -6,7 +6,7 @@ held to the digest that it had when this job was accepted.
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from finetune_api.contract import ResolvedJob, source_of
 from finetune_api.model import ModelSettings
 from finetune_api.source import HF_REPOSITORY, HubPath, parse
 
-from finetune_trainer.errors import InvalidData, InvalidSpec, NotFound
+from finetune_trainer.errors import InvalidSpec, NotFound
 from finetune_trainer.fetch import Fetched
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.prepare import tokenizers
@@ -81,25 +81,6 @@ def _base_of(job: ResolvedJob, use: Use, got: Fetched, field: str) -> str:
         " is no source: write the base model's (pvc://, hf:// or s3://) there as base_model_name_or_path, or merge the"
         " adapter into it"
     )
-
-
-def check_pins(job: ResolvedJob, fetched: Iterable[Fetched]) -> None:
-    """What other jobs made, and the models that it goes on, are what they were. Raises InvalidData."""
-    digests = {got.uri: got.digest for got in fetched}
-    for one in job.references:
-        made, now = one.artifact, digests.get(one.artifact.uri)
-        if now is not None and now != made.digest:
-            raise InvalidData(
-                f"{made.uri}, the artifact of FineTuneJob {one.job}, is no longer what it was when this job was"
-                f" accepted: {made.digest[:19]} then, {now[:19]} now. Restore it, or make {one.job} and this job again"
-            )
-        base = digests.get(made.base) if made.base else None
-        if base is not None and made.base_digest is not None and base != made.base_digest:
-            raise InvalidData(
-                f"{made.base}, which the artifact of FineTuneJob {one.job} goes on, is no longer what that job was"
-                f" trained on: {made.base_digest[:19]} then, {base[:19]} now. Name the revision that it was, or make"
-                f" {one.job} and this job again"
-            )
 
 
 def check(job: ResolvedJob, other: Other, tokens: Any) -> None:
