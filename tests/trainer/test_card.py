@@ -1,5 +1,6 @@
 """What a model card says to do works, word for word."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -23,8 +24,12 @@ def test_the_example_of_the_card_runs(volumes: Path, stage: str, method: str, fo
     stages.train(run)
     child = forge.start(follow, run.folders.artifact, run.prepared.model, log=tmp_path / "log")
     assert child.wait() == 0, child.log.read_text()
-    assert len(child.log.read_text().strip()) > 0
+    said = child.log.read_text().split()
+    assert len(said) > 0
     assert child.told == (["BASE"] if method == "lora" else [])
+    if stage == "rm":
+        scores = (run.folders.reports / "scores.jsonl").read_text().splitlines()
+        assert float(said[-1]) == pytest.approx(json.loads(scores[0])["chosen"], abs=1e-5)
 
 
 def follow(artifact: Path, base: Path) -> int:
@@ -35,5 +40,7 @@ def follow(artifact: Path, base: Path) -> int:
         assert "BASE: a copy of pvc://models/model" in code
         tell("BASE")
     os.chdir(artifact)
+    for message in (row := stages.row("rm", 0))["prompt"] + row["chosen"]:
+        code = code.replace('"content": "..."', f'"content": "{message["content"]}"', 1)
     exec(compile(code, "README.md", "exec"), {"BASE": str(base)})
     return 0

@@ -63,16 +63,17 @@ def test_tensorboard_shows_all_curves_of_all_attempts(root: Path) -> None:
     assert {"train/learning_rate", "train/grad_norm", "eval/perplexity"} <= set(shown)
 
 
-def test_steps_that_are_done_again_replace_those_that_were_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 3])
+def test_steps_that_are_done_again_replace_those_that_were_lost(kept: int, tmp_path: Path) -> None:
     first = tensorboard.EventFiles(tmp_path, "run1", 0)
     for step in range(1, 6):
         first.log(step, {"train/loss": 1.0})
     first.close(done=False)
-    second = tensorboard.EventFiles(tmp_path, "run2", 3)
-    for step in range(4, 7):
+    second = tensorboard.EventFiles(tmp_path, "run2", kept)
+    for step in range(kept + 1, 7):
         second.log(step, {"train/loss": 2.0})
     second.close(done=True)
-    assert curves(tmp_path)["train/loss"] == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 2.0}
+    assert curves(tmp_path)["train/loss"] == {step: 1.0 if step <= kept else 2.0 for step in range(1, 7)}
 
 
 @dataclass

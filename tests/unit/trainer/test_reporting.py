@@ -28,7 +28,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
 
 def history(stage: str, evaluated: bool) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = [
-        {"step": step, "epoch": step / 4, "loss": 4.0 - step, "learning_rate": 0.1}
+        {"step": step, "epoch": step / 4, "loss": 4.0 - step, "learning_rate": 0.1, "grad_norm": 1.0}
         | {name: step + at for at, name in enumerate(MEASURED[stage])}
         for step in (1, 2, 3)
     ]
@@ -62,6 +62,7 @@ def test_there_is_a_picture_of_each_metric(stage: str, tmp_path: Path) -> None:
     plots.write(tmp_path, history(stage, evaluated=True))
     names = {"loss", *(name.replace("/", "_") for name in MEASURED[stage])}
     expected = {f"training_{prefix}{name}.png" for name in names for prefix in ("", "eval_")}
+    expected |= {"training_learning_rate.png", "training_grad_norm.png"}
     assert {file.name for file in tmp_path.iterdir()} == expected
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.iterdir())
 
@@ -87,6 +88,7 @@ def provenance(job: ResolvedJob, **more: Any) -> dict[str, Any]:
         "reference": None,
         "rewardModel": None,
         "references": [],
+        "template": {"stopIds": [2, 7]},
         "data": [{"source": "pvc://data/rows.jsonl", "digest": "sha256:rows"}],
         "stepsPlanned": 3,
         "weightsStep": 3,
@@ -104,7 +106,7 @@ def test_the_card_of_a_reward_model_says_how_to_score() -> None:
     assert "A LoRA adapter that scores answers" in card
     assert "pipeline_tag: text-classification" in card
     assert "AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=1)" in card
-    assert "model(**inputs).logits[0, 0]" in card
+    assert "token in [2, 7]" in card
     assert "| evaluation: accuracy | 10 |" in card
     assert 'AutoModelForSequenceClassification.from_pretrained(".")' in render("rm", "model")
 

@@ -31,10 +31,15 @@ _CONTINUE = """
 inputs = tokenizer("...", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))"""
 _SCORE = """
-model.config.pad_token_id = tokenizer.pad_token_id  # to score several at once
-answered = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
-inputs = tokenizer.apply_chat_template(answered, return_tensors="pt", return_dict=True)
-print(model(**inputs).logits[0, 0])  # the higher, the better; it compares answers to one question"""
+import torch
+
+model.config.pad_token_id = tokenizer.pad_token_id  # by which it finds a text's end
+answered = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
+ids = tokenizer.apply_chat_template(answered, return_dict=True)["input_ids"]
+# As in training, an answer ends at the token that stops it, not at what the template puts after it.
+end = max((at for at, token in enumerate(ids) if token in {stops}), default=len(ids) - 1) + 1
+score = model.eval()(torch.tensor([ids[:end]])).logits[0, 0].item()
+print(score)  # the higher, the better; it compares answers to one question"""
 
 
 def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dict[str, Any]) -> str:
@@ -49,7 +54,8 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
         head=", num_labels=1" if scores else "",
         source=job.model.source,
     )
-    ask = _SCORE if scores else _CONTINUE if job.stage == "pt" else _ASK
+    score = _SCORE.format(stops=provenance["template"].get("stopIds", []))
+    ask = score if scores else _CONTINUE if job.stage == "pt" else _ASK
     library = "peft" if kind == "adapter" else "transformers"
     return "\n".join(
         [

@@ -10,7 +10,7 @@ from typing import Any
 from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.reporting.metrics import LOGGED
 
-DRAWN = ("loss", *LOGGED)
+DRAWN = ("loss", "perplexity", "learning_rate", "grad_norm", *LOGGED)
 """What is drawn, and the same with eval_ before it."""
 SMOOTHING = 0.8
 """Weight of the past in the smoothed line."""

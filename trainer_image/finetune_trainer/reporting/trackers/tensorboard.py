@@ -10,14 +10,15 @@ FLUSH_SECONDS = 10
 
 
 class EventFiles:
-    """One file a run. What earlier runs wrote after ``step`` is hidden: this one does those steps again."""
+    """One file a run. What earlier runs wrote after ``step`` is hidden: this one does those steps again. Step 0 is a
+    start like any other: a run may have crashed before its first checkpoint."""
 
     def __init__(self, folder: Path, run_id: str, step: int) -> None:
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(
             str(folder),
-            purge_step=step + 1 if step else None,
+            purge_step=step + 1,
             flush_secs=FLUSH_SECONDS,
             filename_suffix=f".{run_id}",
         )
