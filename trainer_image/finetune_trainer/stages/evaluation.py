@@ -49,11 +49,11 @@ class Evaluation:
         spec = self.run.job.evaluation
         if not self.splits or spec is None or spec.every_steps is None or not state.global_step:
             return False
-        done = any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
-        return not done and state.global_step % spec.every_steps == 0
+        return not _logged(state) and state.global_step % spec.every_steps == 0
 
     def measure(self, trainer: Engine, logged: bool = True) -> bool:
-        """Measure and log. On all ranks; when one is told to stop, all leave it unfinished and unlogged: False."""
+        """Measure and log, unless the run that this one goes on from did. On all ranks; when one is told to stop, all
+        leave it unfinished and unlogged: False."""
         if not self.splits:
             return True
         began = time.monotonic()
@@ -62,7 +62,7 @@ class Evaluation:
             log.warning("told to stop: the evaluation after step %d is left out", trainer.state.global_step)
             return False
         metrics = summary(trainer.summary, found)
-        if logged:
+        if logged and not _logged(trainer.state):
             trainer.log(dict(metrics))
         self.values = found
         self.results = metrics | {
@@ -134,6 +134,11 @@ class Evaluation:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def _logged(state: Any) -> bool:
+    """Whether an evaluation of the last step is in the log."""
+    return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
 
 
 def summary(of: Callable[[Values], dict[str, float]], found: dict[str, Values]) -> dict[str, float]:

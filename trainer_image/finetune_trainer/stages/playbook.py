@@ -139,11 +139,10 @@ def train(run: Run, made: Training) -> None:
         made.precision,
         made.steps.newest or "the start",
     )
-    with made.trackers.unless_stopped():
-        with made.steps.landing():
-            made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
-        made.steps.measure_at_end()
-        made.steps.take_best()
+    with made.steps.landing():
+        made.trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
+    made.steps.measure_at_end()
+    made.steps.take_best()
 
 
 def finish(

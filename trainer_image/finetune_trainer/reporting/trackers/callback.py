@@ -41,7 +41,8 @@ class Trackers(TrainerCallback):
 
     @contextmanager
     def unless_stopped(self) -> Iterator[None]:
-        """Around training: what an error, or being told to stop, leaves of the time is used to send what waits."""
+        """Around training and what follows it: what an error, or being told to stop, leaves of the time is used to send
+        what waits."""
         try:
             yield
         except BaseException:

@@ -56,5 +56,6 @@ def run(run: Run) -> Outcome:
         reference=compare_with,
         precomputed=precomputed,
     )
-    playbook.train(run, training)
-    return playbook.finish(run, training, tokens, data, stop_ids)
+    with training.trackers.unless_stopped():
+        playbook.train(run, training)
+        return playbook.finish(run, training, tokens, data, stop_ids)

@@ -44,5 +44,6 @@ def run(run: Run) -> Outcome:
     training = playbook.set_up(
         run, KtoTrainer, model, tokens, data, precision, settings=settings, reference=compare_with
     )
-    playbook.train(run, training)
-    return playbook.finish(run, training, tokens, data, stop_ids)
+    with training.trackers.unless_stopped():
+        playbook.train(run, training)
+        return playbook.finish(run, training, tokens, data, stop_ids)

@@ -39,5 +39,6 @@ def run(run: Run) -> Outcome:
 
     # Train, evaluate, save and report
     training = playbook.set_up(run, SftTrainer, model, tokens, data, precision, SFTConfig, SFT)
-    playbook.train(run, training)
-    return playbook.finish(run, training, tokens, data, stop_ids)
+    with training.trackers.unless_stopped():
+        playbook.train(run, training)
+        return playbook.finish(run, training, tokens, data, stop_ids)

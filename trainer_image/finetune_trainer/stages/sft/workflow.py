@@ -41,6 +41,9 @@ def run(run: Run) -> Outcome:
 
     # Train, evaluate, save and report
     training = playbook.set_up(run, SftTrainer, model, tokens, data, precision, SFTConfig, SFT)
-    playbook.train(run, training)
-    training.steps.answer_at_end(lambda: held_out.sft_metrics(run, training.trainer, tokens, data.evaluation, stop_ids))
-    return playbook.finish(run, training, tokens, data, stop_ids)
+    with training.trackers.unless_stopped():
+        playbook.train(run, training)
+        training.steps.answer_at_end(
+            lambda: held_out.sft_metrics(run, training.trainer, tokens, data.evaluation, stop_ids)
+        )
+        return playbook.finish(run, training, tokens, data, stop_ids)
