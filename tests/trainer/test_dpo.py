@@ -101,6 +101,31 @@ def test_a_reference_that_was_asked_before_training_says_the_same(
         assert logged(second, name) == pytest.approx(logged(asked_each_step, name), abs=1e-6)
 
 
+def test_what_the_reference_has_said_before_a_stop_is_not_asked_again(root: Path) -> None:
+    job = stages.job("dpo", "full", training=SMALL, dpo={"precomputeReference": True})
+    whole = tiny.make_run(root, job, workspace="whole")
+    stages.train(whole)
+
+    told: list[str] = []
+    first = tiny.make_run(
+        root,
+        job,
+        workspace="cut",
+        report_progress=lambda p: told.append(p.summary),
+        stop_requested=lambda: bool(told[1:]),
+    )
+    with pytest.raises(Preempted, match="so far is kept"):
+        stages.train(first)
+    seen_first = told[-1]
+    told.clear()
+    second = tiny.make_run(root, job, attempt=2, workspace="cut", report_progress=lambda p: told.append(p.summary))
+    stages.train(second)
+    seen = [int(summary.split()[-2].partition("/")[0]) for summary in [seen_first, *told] if "reference" in summary]
+    assert seen == sorted(set(seen))
+    assert 0 < seen[0] < seen[-1] == stages.ROWS
+    assert tiny.losses(second) == tiny.losses(whole)
+
+
 def test_its_memory_is_given_back_before_the_first_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, left, make = [], [], reference.make
 

@@ -1,21 +1,25 @@
 """`dpo.precomputeReference`: the reference sees all pairs before the first step, and then its memory is given back.
 
 Made by the workflow, and called by the trainer before it trains, when the model lies where it will be trained. What it
-says is two numbers a pair, kept under the job's folder with the digest of the job: an attempt that goes on from there
-reads them, and loads no second model at all.
+says is two numbers a pair, kept under the job's folder with the digest of the job, every few minutes and at a stop: an
+attempt that goes on from there asks of the other pairs only, in the same batches, and where there are none loads no
+second model at all.
 """
 
 # ruff: noqa: ARG002  (a callback's arguments are given, used or not)
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import torch
+from finetune_api.status import Progress
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import TrainerCallback
@@ -33,10 +37,12 @@ from finetune_trainer.workspace import sync_folder
 log = logging.getLogger(__name__)
 
 FILE = "reference.safetensors"
+KEEP_SECONDS = 120.0
+"""So much of the reference's work a killed run may lose."""
 REFERENCE = "reference"
 """In a batch: what the reference makes of its answers, [2B]."""
 Scores = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
-"""Split -> [pairs, (chosen, rejected)]."""
+"""Split -> [pairs, (chosen, rejected)]; NaN where it isn't known yet."""
 
 
 class ScoredPairs(Pairs):
@@ -63,46 +69,96 @@ class Precomputed(TrainerCallback):
         self.run, self.splits, self.pad_id = run, splits, pad_id
         self.file = run.folders.job / FILE
         self.trainer: Any = None
-        kept = from_main(_read(self.file, run.job.digest, splits) if run.is_main else None)
-        self.known = kept is not None
-        """Whether an earlier attempt has kept it, so that nobody needs the reference any more."""
-        self._fill(kept or {})
+        kept: Scores | None = from_main(_read(self.file, run.job.digest, splits) if run.is_main else None)
+        for name, values in (kept or {}).items():
+            splits[name].scores[:] = values
+        self.kept_at = time.monotonic()
+
+    @property
+    def seen(self) -> int:
+        """Pairs that it has seen, in this attempt or before."""
+        return sum(int((~_unknown(pairs.scores)).sum()) for pairs in self.splits.values())
+
+    @property
+    def known(self) -> bool:
+        """Whether it has seen all, so that nobody needs the reference any more."""
+        return self.seen == self._pairs
+
+    @property
+    def _pairs(self) -> int:
+        return sum(len(pairs) for pairs in self.splits.values())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.known:
+        if self.trainer.reference is None:
             return
-        log.info("the reference sees %d pairs", sum(len(pairs) for pairs in self.splits.values()))
-        scores = {name: self._see(pairs) for name, pairs in self.splits.items()}
         if self.run.is_main:
-            _write(self.file, self.run.job.digest, scores)
-        self._fill(scores)
-        self.known = True
+            log.info("the reference sees %d pairs, and has seen %d before", self._pairs, self.seen)
+        for pairs in self.splits.values():
+            self._see(pairs)
+        self._keep()
         self.trainer.reference.give_back()
         self.trainer.reference = None
 
-    def _fill(self, scores: Scores) -> None:
-        for name, values in scores.items():
-            self.splits[name].scores[:] = values
-
-    def _see(self, pairs: ScoredPairs) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _see(self, pairs: ScoredPairs) -> None:
         """All pairs of a split, each by one rank. Longest first: what doesn't fit into memory shows at once."""
         rows, ranks = self.run.micro_batch_size, self.run.world_size
         order = np.argsort(-pairs.lengths.astype(np.int64), kind="stable")
         collate = pairs.collator(self.pad_id, "")
-        seen: list[tuple[list[int], Any]] = []
+        said: list[tuple[list[int], Any]] = []
+        before, done = self.seen, 0
         for first in range(0, len(order), rows * ranks):
+            together = order[first : first + rows * ranks]
+            if not _unknown(pairs.scores[together]).any():
+                continue
             heartbeat.alive()
-            mine = order[first + self.run.rank * rows :][:rows].tolist()
+            mine = together[self.run.rank * rows :][:rows].tolist()
             # A rank that has none left still takes part: sharded weights are gathered by all or by none.
             batch = self.trainer._prepare_inputs(collate(mine or order[-1:].tolist()))
             answers = self.trainer.of_reference(self.trainer.model, batch)
-            seen.append((mine, answers.reshape(2, -1).T.cpu().numpy()))
-            if any(stop for (stop,) in share([self.run.stop_requested()], self.trainer.args.device)):
-                raise Preempted("told to stop before training began; nothing is lost, the next attempt starts over")
-        scores = np.empty((len(pairs), 2), dtype=np.float32)
-        for mine, values in (one for rank in gather(seen) for one in rank):
-            scores[mine] = values[: len(mine)]
-        return scores
+            said.append((mine, answers.reshape(2, -1).T.cpu().numpy()))
+            done += len(together)
+            self._report(min(before + done, self._pairs))
+            told = [self.run.stop_requested(), time.monotonic() - self.kept_at > KEEP_SECONDS]
+            stop_on, due_on = zip(*share(told, self.trainer.args.device), strict=True)
+            if any(stop_on) or due_on[0]:
+                _take(pairs, said)
+                self._keep()
+            if any(stop_on):
+                raise Preempted("told to stop before training began; what the reference has said so far is kept")
+        _take(pairs, said)
+
+    def _keep(self) -> None:
+        if self.run.is_main:
+            _write(self.file, self.run.job.digest, {name: pairs.scores for name, pairs in self.splits.items()})
+        self.kept_at = time.monotonic()
+
+    def _report(self, seen: int) -> None:
+        """status.progress: a run that says nothing for long counts as hung."""
+        if not self.run.is_main:
+            return
+        step, steps = self.trainer.state.global_step, self.trainer.state.max_steps
+        percent = 100 * step // steps
+        self.run.report_progress(
+            Progress(
+                attempt=self.run.attempt.attempt,
+                step=step,
+                total_steps=steps,
+                percent=percent,
+                summary=f"{step}/{steps} ({percent}%), reference {seen}/{self._pairs} pairs",
+                last_update_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            )
+        )
+
+
+def _unknown(scores: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.asarray(np.isnan(scores).any(axis=1))
+
+
+def _take(pairs: ScoredPairs, said: list[tuple[list[int], Any]]) -> None:
+    """What all ranks have heard, on all of them; ``said`` is empty afterwards."""
+    for mine, values in (one for rank in gather(said) for one in rank):
+        pairs.scores[mine] = values[: len(mine)]
+    said.clear()
 
 
 def _read(file: Path, digest: str, splits: dict[str, ScoredPairs]) -> Scores | None:
