@@ -1,7 +1,8 @@
 """A linear layer that says one number for each position: rewards, and the values of states.
 
 Made by `reward` and `value_head`. What is trained are differences of such numbers, and the three digits of bf16 are too
-few for them: it computes in fp32, whatever the model around it does.
+few for them: it computes in fp32, whatever the model around it does. Sharding with bf16 gathers its weights in bf16,
+though, as it does all weights.
 """
 
 import torch
@@ -13,7 +14,7 @@ class Scalar(nn.Linear):
     """In place of nn.Linear, with weights of the same names."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Also where autocast, or sharding, would have it in bf16."""
+        """Also where autocast would have it in bf16."""
         with torch.autocast(input.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return functional.linear(input.float(), self.weight.float(), bias)
