@@ -75,4 +75,5 @@ def of(run: Run, made: Training, data: Data) -> Scores:
     values = Evaluation(run, {TRAINED: First(data.train)}, pad_id, attention, made.progress.alive).scan(made.trainer)
     if values is None:
         made.steps.leave()
+    assert values is not None  # leaving is not coming back
     return Scores(values)
