@@ -12,6 +12,7 @@ from finetune_api.status import Progress
 from finetune_trainer import artifact
 from finetune_trainer.errors import Diverged, Preempted
 from finetune_trainer.reporting.counters import Counters
+from finetune_trainer.reporting.trackers.callback import Trackers
 from finetune_trainer.run import Run
 from finetune_trainer.stages import guard
 from finetune_trainer.stages.sft import workflow
@@ -245,3 +246,19 @@ def test_a_loss_that_is_not_always_zero_is_none_of_its_business() -> None:
     guard.check_loss("sft", [*zeros, {"loss": 1e-9, "step": 10}])
     guard.check_loss("sft", [{"loss": 1e-9, "step": 0}, *zeros, {"eval_loss": 0.0, "step": 9}])
     guard.check_loss("dpo", [*zeros, {"loss": 0.0, "step": 10}])  # a hinge that no pair is behind of
+
+
+def test_what_fails_after_the_last_evaluation_closes_trackers_and_measures_nothing_twice(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(Trackers, "close", lambda _self, done=True, **_: closed.append(done))
+    fails_at_the_end(make_run(root, checkpoints={"everySteps": 2}), monkeypatch)
+    assert closed == [False]
+    run = make_run(root, attempt=2, checkpoints={"everySteps": 2})
+    workflow.run(run)
+    log = (run.folders.reports / "trainer_log.jsonl").read_text().splitlines()
+    measured = [line["current_steps"] for line in map(json.loads, log) if "eval_loss" in line]
+    assert measured == sorted(set(measured))
+    assert (run.folders.artifact / "provenance.json").is_file()
+    assert closed == [False, True]
