@@ -1,11 +1,13 @@
 """PPO's reward service: what is sent, what is made of its answers, and that it is asked once."""
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -128,7 +130,8 @@ def test_waiting_ends_where_the_job_is_told_to_stop(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(retry, "PAUSES", (3600.0,))
 
     def told() -> None:
-        raise Preempted("told to stop")
+        if server.asked:
+            raise Preempted("told to stop")
 
     with service((503, {})) as server, pytest.raises(Preempted):
         HttpReward(server.spec).ask(["a"], told)
@@ -165,3 +168,58 @@ def test_a_damaged_file_is_asked_for_again(tmp_path: Path) -> None:
     (file,) = (tmp_path / "scores").iterdir()
     file.write_text('{"scores": [1.')
     assert KeptScores(tmp_path, []).get(0, ["a"], lambda _: [2.0]) == [2.0]
+
+
+@contextmanager
+def silent() -> Iterator[tuple[HttpRewardSpec, Event]]:
+    """A service that takes what it is asked, and never answers; the event is set once it was asked."""
+    asked = Event()
+
+    def take() -> None:
+        connection, _ = listening.accept()
+        connection.recv(1)
+        asked.set()
+        closed.wait()
+        connection.close()
+
+    closed = Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = Thread(target=take, daemon=True)
+        thread.start()
+        try:
+            yield HttpRewardSpec(url=f"http://127.0.0.1:{listening.getsockname()[1]}", model="judge"), asked
+        finally:
+            closed.set()
+            thread.join()
+
+
+def test_a_job_that_is_told_to_stop_does_not_wait_for_an_answer() -> None:
+    def check_stop() -> None:
+        if asked.is_set():
+            raise Preempted("stop")
+
+    with silent() as (spec, asked), pytest.raises(Preempted):
+        HttpReward(spec.model_copy(update={"timeout_seconds": 3600})).ask(["a"], check_stop)
+
+
+def test_no_try_begins_once_patience_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs are held meanwhile."""
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 100.0
+        return now
+
+    monkeypatch.setattr(time, "monotonic", clock)
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        asked += 1
+        raise retry.Unsteady("away")
+
+    monkeypatch.setattr(retry, "PAUSES", (0.0,) * 9)
+    with pytest.raises(SourceUnreachable, match="away"):
+        retry.patiently(ask, nothing, until=550.0)
+    assert 1 < asked < 5

@@ -3,7 +3,7 @@
 Called between optimizer steps or after training, on every rank with its own prompts. The model comes as the trainer
 holds it, not as DDP wraps it, and is left as it was: training mode and generation settings. The caller sets autocast
 (`accelerator.autocast`): in training it is around the forward pass of the trainer's model, and this goes past it to the
-base model's. With sharded weights all ranks come here, and all generate as long as one of them does.
+base model's own. With sharded weights all ranks come here, and all generate as long as one of them does.
 
 The library's ``generate`` does the rest: it knows the caches of all architectures. Its settings that a model brings
 along (sampling, penalties for repetition) are left out, so that the answer is the likeliest token each time, over the

@@ -3,6 +3,7 @@
 Called by ``hub``, ``s3`` and ``store``. A pause ends early when the job is told to stop.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,12 +20,15 @@ class Unsteady(SourceUnreachable):
     """The network broke, or the server is busy or broken: worth another try."""
 
 
-def patiently(ask: Callable[[], Answer], check_stop: Callable[[], None]) -> Answer:
-    """The answer, after as many tries as it takes or are allowed. Raises what the last try raised."""
+def patiently(ask: Callable[[], Answer], check_stop: Callable[[], None], until: float = math.inf) -> Answer:
+    """The answer, after as many tries as it takes or are allowed; none begins once the clock (`time.monotonic`) is at
+    ``until``. Raises what the last try raised."""
     for pause in PAUSES:
         try:
             return ask()
         except Unsteady:
+            if time.monotonic() + pause >= until:
+                raise
             wait(pause, check_stop)
     return ask()
 

@@ -6,7 +6,10 @@ Used by `reward`. The protocol is LLaMA-Factory's, ``POST {"model": ..., "messag
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Any
 
 import httpx2
@@ -17,6 +20,10 @@ from finetune_trainer.fetch.retry import Unsteady, patiently
 
 CHUNK = 64
 """Texts of one request."""
+PATIENCE = 300.0
+"""Seconds after which it isn't tried again: GPUs are held meanwhile. A first try may take its timeoutSeconds."""
+GLANCE = 0.2
+"""Seconds between looks at whether the job is told to stop."""
 FIELD = "ppo.rewardModel.http"
 TOKEN = "REWARD_TOKEN"
 BUSY = (408, 425, 429)
@@ -34,13 +41,20 @@ class HttpReward:
 
     def ask(self, texts: Sequence[str], check_stop: Callable[[], None]) -> list[float]:
         """The texts' scores, of at most `CHUNK` texts. Asked again where that may help; ``check_stop`` may raise, to
-        end the waiting."""
-        return patiently(lambda: self._once(texts), check_stop)
+        end the waiting, at any time."""
+        until = time.monotonic() + max(PATIENCE, self._spec.timeout_seconds)
 
-    def _once(self, texts: Sequence[str]) -> list[float]:
+        def once() -> list[float]:
+            seconds = min(self._spec.timeout_seconds, until - time.monotonic())
+            return _watched(lambda: self._once(texts, seconds), check_stop)
+
+        return patiently(once, check_stop, until)
+
+    def _once(self, texts: Sequence[str], seconds: float) -> list[float]:
         what = f"{FIELD}: {self._spec.url}"
+        asked = {"model": self._spec.model, "messages": list(texts)}
         try:
-            answer = self._client.post(self._spec.url, json={"model": self._spec.model, "messages": list(texts)})
+            answer = self._client.post(self._spec.url, json=asked, timeout=max(seconds, GLANCE))
         except httpx2.TimeoutException:
             patience = self._spec.timeout_seconds
             raise Unsteady(f"{what} didn't answer within timeoutSeconds ({patience}) for {len(texts)} texts") from None
@@ -61,6 +75,23 @@ class HttpReward:
         if status >= 500 or status in BUSY:
             return Unsteady(f"{what} answers {status}")
         return SourceUnreachable(f"{what} answers {status}: is it the address of a reward service? {_EXPECTED}")
+
+
+def _watched(ask: Callable[[], list[float]], check_stop: Callable[[], None]) -> list[float]:
+    """Its answer, while ``check_stop`` is asked again and again. A thread that is left alone ends with the process."""
+    future: Future[list[float]] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(ask())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, name="reward-service", daemon=True).start()
+    while not future.done():
+        check_stop()
+        wait([future], GLANCE)
+    return future.result()
 
 
 _EXPECTED = 'a POST of {"model": ..., "messages": [text, ...]} is to be answered by {"scores": [a number for each]}'

@@ -5,6 +5,7 @@ its stop token.
 """
 
 import logging
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from finetune_api.stages import HttpRewardSpec
 from finetune_trainer import heartbeat
 from finetune_trainer.hostmemory import gibibytes
 from finetune_trainer.model import reward as reward_model
-from finetune_trainer.run import Run, nothing
+from finetune_trainer.run import Run
 from finetune_trainer.stages import agree
 from finetune_trainer.stages.ppo import sharing
 from finetune_trainer.stages.ppo.buffer import collate
@@ -49,7 +50,7 @@ class Scorer(Protocol):
         """Of this rank's rows of a rollout that begins at this step. Called by all ranks."""
 
     def forget(self, step: int) -> None:
-        """A checkpoint of this step is in its place."""
+        """A checkpoint of this step is in its place, or what this step was the last for."""
 
 
 class ModelScorer:
@@ -100,9 +101,12 @@ class ServiceScorer:
 
     def of(self, texts: Sequence[list[int]]) -> list[float]:
         scores: list[float] = []
-        with waiting():
-            for chunk in _chunks(self._read(texts)):
-                scores += self._service.ask(chunk, nothing)
+        try:
+            with waiting():
+                for chunk in _chunks(self._read(texts)):
+                    scores += self._service.ask(chunk, self._check_stop)
+        except Stopped:  # ranks agree on it after each batch, and then leave the evaluation out
+            return [math.nan] * len(texts)
         return scores
 
     def of_rollout(self, step: int, texts: Mapping[int, list[int]]) -> dict[int, float]:

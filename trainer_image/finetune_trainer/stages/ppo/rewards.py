@@ -3,6 +3,7 @@
 Used by the rollout. Running statistics are kept in checkpoints.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,8 @@ import numpy as np
 from finetune_api.stages import PpoSpec
 
 from finetune_trainer.stages.ppo.advantages import Floats, Mask
+
+log = logging.getLogger(__name__)
 
 Normalization = Literal["model", "running", "none"]
 
@@ -48,6 +51,7 @@ class Normalizer:
         self.kind: Normalization = settings.reward_normalization
         if self.kind == "model" and self.measured is None:
             self.kind = "running"
+            log.info("what scores comes without statistics of its own: rewards are normalized by running ones")
         self.running = Running()
 
     def __call__(self, scores: Floats, ended: Mask) -> Floats:

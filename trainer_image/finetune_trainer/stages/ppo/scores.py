@@ -2,7 +2,7 @@
 
 Used by rank 0. Each answer is a file of its own, written whole before its scores are used and named by the step that
 asked and the digest of what was asked. A run that goes on from before that step asks the files. Once a checkpoint past
-it is in its place, which holds the scores, they go.
+it is in its place, which holds the scores, or the artifact is, they go.
 """
 
 import hashlib
@@ -40,11 +40,13 @@ class KeptScores:
         return scores
 
     def forget(self, step: int) -> None:
-        """All that was asked before this step: a checkpoint of it is in its place."""
+        """All that was asked before this step, which won't be done again, and a folder that has nothing else."""
         try:
             for file in self._folder.glob("*.json"):
                 if int(file.name.partition("-")[0]) < step:
                     file.unlink(missing_ok=True)
+            if self._folder.is_dir() and not any(self._folder.iterdir()):
+                self._folder.rmdir()
         except (OSError, ValueError) as error:
             log.warning("old scores are left: %s", error)
 

@@ -115,7 +115,8 @@ class PpoTrainer(Engine):
 
     def summary(self, values: Values) -> dict[str, float]:
         """The loss is what the best checkpoint has least of."""
-        self.samples.write(self.state.global_step)
+        if self._steps.weights_step is None:  # the best weights' answers were written when these were the newest
+            self.samples.write(self.state.global_step)
         means = {name: float(values[name].mean()) for name in ("reward", "answer_length", "eos_rate")}
         return {"loss": -means["reward"], **means}
 
@@ -153,15 +154,14 @@ class PpoTrainer(Engine):
         for rows in dealt(list(prompts), [len(prompt) for prompt in prompts.values()], size, *self._place):
             self._look_out()
             keys = [sampling.row_key(self.args.seed, number, row) for row in rows]
-            with self.compute_loss_context_manager():
-                made = self._answers(
-                    self.model,
-                    [prompts[row] for row in rows],
-                    size,
-                    lambda batch, width, keys=keys: sampling.processors(
-                        self.settings, [keys[number] for number in batch], width
-                    ),
-                )
+            made = self._answers(
+                self.model,
+                [prompts[row] for row in rows],
+                size,
+                lambda batch, width, keys=keys: sampling.processors(
+                    self.settings, [keys[number] for number in batch], width
+                ),
+            )
             found |= dict(zip(rows, made, strict=True))
         return found
 
@@ -192,16 +192,17 @@ class PpoTrainer(Engine):
         sharding.reshard(self.model)
 
     def _answers(self, model: Any, prompts: list[list[int]], size: int, processors: Any = None) -> list[list[int]]:
-        return answers(
-            model,
-            self.tokens,
-            prompts,
-            max_new_tokens=self.settings.max_new_tokens,
-            stop_ids=self.stop_ids,
-            pad_id=self.pad_id,
-            batch_size=size,
-            processors=processors,
-        )
+        with self.accelerator.autocast():
+            return answers(
+                model,
+                self.tokens,
+                prompts,
+                max_new_tokens=self.settings.max_new_tokens,
+                stop_ids=self.stop_ids,
+                pad_id=self.pad_id,
+                batch_size=size,
+                processors=processors,
+            )
 
     def _look_out(self) -> None:
         """Between two batches of a rollout, which may take long. Raises Stopped on all ranks, if one was told to."""

@@ -53,6 +53,9 @@ def run(run: Run) -> Outcome:
         scorer=scorer,
         stop_ids=stop_ids,
     )
-    playbook.train(run, training)
-    value_head.remove(training.trainer.model)
-    return playbook.finish(run, training, tokens, data, stop_ids)
+    with training.trackers.unless_stopped():
+        playbook.train(run, training)
+        value_head.remove(training.trainer.model)
+        outcome = playbook.finish(run, training, tokens, data, stop_ids)
+    scorer.forget(training.total_steps)
+    return outcome
