@@ -127,7 +127,7 @@ def test_a_service_that_is_not_there_is_unreachable() -> None:
 
 
 def test_waiting_ends_where_the_job_is_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "PAUSES", (3600.0,))
+    monkeypatch.setattr(retry, "PAUSES", (60.0,))
 
     def told() -> None:
         if server.asked:
