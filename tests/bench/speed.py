@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -231,7 +232,7 @@ def save_model(folder: Path, model: Path | None, tiny_one: bool) -> None:
 
         tiny.save_model(folder, max_position_embeddings=CUTOFF)
     else:
-        folder.symlink_to((model or volume.make() / volume.MODEL).resolve())
+        shutil.copytree(model or volume.make() / volume.MODEL, folder)  # a link would lead out of the volume
 
 
 def table(kind: str, found: dict[str, list[Measured]]) -> list[str]:
