@@ -139,3 +139,10 @@ def test_statistics_go_on_where_they_were() -> None:
     before(np.array([1.0, 5.0]), np.array([True, True]))
     after.load_state_dict(before.state_dict())
     assert after.running == before.running
+
+
+def test_an_empty_answer_is_worth_the_least_where_the_reward_model_does_not_see_its_end() -> None:
+    scores, ended, empty = np.array([9.0, 1.0]), np.array([True, True]), np.array([True, False])
+    settings = spec(rewardNormalization="none", rewardClip=5)
+    np.testing.assert_allclose(Normalizer(settings, None, None, blind=True)(scores, ended, empty), [-5.0, 1.0])
+    np.testing.assert_allclose(Normalizer(settings, None, None)(scores, ended, empty), [5.0, 1.0])

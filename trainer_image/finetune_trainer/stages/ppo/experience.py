@@ -41,7 +41,7 @@ def rollout(
     )
     ended = np.array([one.answer[-1] in stop_ids for one in seen])
     scores = np.array([one.score for one in seen])
-    normal = memory.normalize(scores, ended)
+    normal = memory.normalize(scores, ended, ended & (answers == 1))
 
     apart = kl.divergence(log_probs, reference, mask)
     coefficient = memory.control.coefficient

@@ -7,7 +7,7 @@ its stop token.
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -39,6 +39,8 @@ class Scorer(Protocol):
     mean: float | None
     """Of held-out scores, where they were measured."""
     std: float | None
+    blind: bool
+    """Whether an answer's end is hidden from it."""
 
     def place(self, device: torch.device, policy: Any) -> None:
         """Where it computes, if it does; ``policy`` is there already. None of a policy whose weights will be shares."""
@@ -54,12 +56,13 @@ class Scorer(Protocol):
 
 
 class ModelScorer:
-    """A reward model, which scores each text by its last token: of an answer that came to its end the stop token, as
-    of all texts that stage rm has trained it on."""
+    """A reward model, which scores each text where stage rm has trained it: by its last token that isn't its padding
+    token. Of an answer that came to its end that is the stop token, or the one before where it pads with that."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, stop_ids: Collection[int] = ()) -> None:
         self._model, self._size = reward_model.load(run), run.micro_batch_size
         self.mean, self.std = self._model.mean, self._model.std
+        self.blind = self._model.pad_id in stop_ids
 
     def place(self, device: torch.device, policy: Any) -> None:
         shared = sharing.place(self._model.model, device, policy) if policy is not None else 0
@@ -91,6 +94,7 @@ class ServiceScorer:
 
     mean: float | None = None
     std: float | None = None
+    blind = False
 
     def __init__(self, run: Run, spec: HttpRewardSpec, tokens: Any) -> None:
         self._run, self._tokens, self._service = run, tokens, HttpReward(spec)
@@ -146,11 +150,11 @@ class ServiceScorer:
         return read
 
 
-def make(run: Run, tokens: Any) -> Scorer:
+def make(run: Run, tokens: Any, stop_ids: Collection[int]) -> Scorer:
     """The job's."""
     assert run.job.ppo is not None
     spec = run.job.ppo.reward_model
-    return ServiceScorer(run, spec.http, tokens) if spec.http is not None else ModelScorer(run)
+    return ServiceScorer(run, spec.http, tokens) if spec.http is not None else ModelScorer(run, stop_ids)
 
 
 def _chunks(texts: list[str]) -> Iterator[list[str]]:

@@ -43,9 +43,11 @@ class Running:
 
 
 class Normalizer:
-    """Of one job. ``mean`` and ``std`` are those that stage rm measured, where it did."""
+    """Of one job. ``mean`` and ``std`` are those that stage rm measured, where it did; ``blind`` is a scorer that
+    doesn't see whether an answer came to its end."""
 
-    def __init__(self, settings: PpoSpec, mean: float | None, std: float | None) -> None:
+    def __init__(self, settings: PpoSpec, mean: float | None, std: float | None, blind: bool = False) -> None:
+        self.blind = blind
         self.clip, self.penalty = settings.reward_clip, settings.missing_eos_penalty
         self.measured = (mean or 0.0, std) if std else None
         self.kind: Normalization = settings.reward_normalization
@@ -54,8 +56,10 @@ class Normalizer:
             log.info("what scores comes without statistics of its own: rewards are normalized by running ones")
         self.running = Running()
 
-    def __call__(self, scores: Floats, ended: Mask) -> Floats:
-        """Normalized, clipped, and less by the penalty where an answer didn't come to its end."""
+    def __call__(self, scores: Floats, ended: Mask, empty: Mask | None = None) -> Floats:
+        """Normalized, clipped, and less by the penalty where an answer didn't come to its end. An ``empty`` one, which
+        has nothing but its end, is worth the least to a scorer that is blind: it has scored the prompt, where nothing
+        was trained, and a policy would soon find that out."""
         mean, std = 0.0, 1.0
         if self.kind == "model" and self.measured is not None:
             mean, std = self.measured
@@ -63,6 +67,8 @@ class Normalizer:
             self.running.add(scores)
             mean, std = self.running.mean, self.running.std
         normal = np.clip((scores.astype(np.float64) - mean) / std, -self.clip, self.clip)
+        if self.blind and empty is not None:
+            normal = np.where(empty, -self.clip, normal)
         return np.where(ended, normal, normal - self.penalty)
 
     def state_dict(self) -> dict[str, Any]:

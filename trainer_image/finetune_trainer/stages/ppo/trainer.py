@@ -54,7 +54,8 @@ class PpoTrainer(Engine):
         assert run.job.ppo is not None
         self.settings = run.job.ppo
         self.schedule = schedule(data, run)
-        self.memory = Memory(kl.controller(self.settings), Normalizer(self.settings, scorer.mean, scorer.std))
+        normalizer = Normalizer(self.settings, scorer.mean, scorer.std, scorer.blind)
+        self.memory = Memory(kl.controller(self.settings), normalizer)
         self.reference, self.scorer, self.stop_ids = reference, scorer, list(stop_ids)
         self.tokens, self.pad_id = processing_class, processing_class.pad_token_id
         self.samples = Samples(run, processing_class)

@@ -38,7 +38,7 @@ def run(run: Run) -> Outcome:
     value_head.add(model)
 
     # Reward
-    scorer = reward.make(run, tokens)
+    scorer = reward.make(run, tokens, stop_ids)
     check_stop(run)
 
     # Train, evaluate, save and report
