@@ -102,8 +102,9 @@ class Observer:
         fresh = job_view(raw) if raw else None
         if known is not None and (fresh is None or fresh.uid != known.uid):
             self.cache.jobs.drop(known)
-        if fresh is not None:
-            self.cache.jobs.put(fresh)
+        if fresh is not None and self.cache.jobs.put(fresh):
+            # What its own watch will show of it is no news any more, so nobody else would look after it.
+            self.cache.jobs.wake(key)
         return fresh
 
     async def _live_job(self, view: JobView) -> JobView | None:
