@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +16,7 @@ from finetune_api.status import Progress
 from finetune_trainer.errors import Preempted
 from finetune_trainer.run import Run
 from finetune_trainer.stages.ppo import workflow
+from finetune_trainer.stages.ppo.http import HttpReward
 from finetune_trainer.stages.ppo.trainer import PpoTrainer
 from safetensors.torch import load_file
 
@@ -269,3 +270,29 @@ def test_the_adapter_of_stage_rm_scores_on_the_policys_own_base(
     ((raw,), (normal,)) = (tiny.logged(run, name) for name in ("reward", "reward_normalized"))
     unended = 1 - tiny.logged(run, "eos_rate")[0]
     assert normal + unended == pytest.approx((raw - measured["mean"]) / measured["std"], rel=1e-4)
+
+
+def test_the_best_weights_leave_what_was_answered_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first evaluation is the best. In bf16, with a head that is trained whole in fp32."""
+    asked = 0
+
+    def always_less(self: HttpReward, texts: Sequence[str], check_stop: Any) -> list[float]:
+        nonlocal asked
+        asked += 1
+        return [-float(asked)] * len(texts)
+
+    monkeypatch.setattr(HttpReward, "ask", always_less)
+    run = make_run(
+        root,
+        tuning={"method": "lora", "lora": {"modulesToSave": ["lm_head"]}},
+        training={"maxSteps": 4, "precision": "bf16"},
+        evaluation={"splitFraction": 0.2, "everySteps": 2},
+        output={"weights": "best"},
+        ppo={"rewardModel": {"http": {"url": "http://nowhere"}}},
+    )
+    workflow.run(run)
+    assert json.loads((run.folders.reports / "all_results.json").read_text())["weights_step"] == 2
+    lines = [json.loads(line) for line in (run.folders.reports / "samples.jsonl").read_text().splitlines()]
+    assert [line["current_steps"] for line in lines] == sorted(line["current_steps"] for line in lines)
+    assert {line["current_steps"] for line in lines} == {2, 4}
+    assert not (run.folders.job / "scores").exists()
