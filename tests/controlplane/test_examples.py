@@ -16,6 +16,6 @@ FILES = sorted(EXAMPLES.rglob("*.yaml"))
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(EXAMPLES).as_posix())
 def test_the_api_server_takes_every_example_as_it_stands(file: Path, kube: Kube, namespace: str) -> None:
     for manifest in yaml.safe_load_all(file.read_text()):
-        path = f"/apis/finetune-operator.io/v1alpha1/namespaces/{namespace}/finetunejobs"
+        path = f"apis/finetune-operator.io/v1alpha1/namespaces/{namespace}/finetunejobs"
         taken = kube.call("POST", path, manifest, dryRun="All", fieldValidation="Strict")
         assert taken["spec"]["stage"] == manifest["spec"]["stage"]
