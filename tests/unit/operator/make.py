@@ -47,7 +47,7 @@ def other(name: str, stage: str = "sft", status: dict[str, Any] | None = None, *
 def artifact(job: str, tokenizer: str | None = "sha256:t", **changes: Any) -> dict[str, Any]:
     """What a job made, on the workspace that all share."""
     plain = {
-        "uri": f"pvc://work/jobs/{job}/artifact",
+        "uri": f"pvc://{SPEC['workspace']['claimName']}/jobs/{job}/artifact",
         "kind": "adapter",
         "digest": f"sha256:{job}",
         "sizeBytes": 1,

@@ -52,7 +52,7 @@ def test_what_the_others_made_is_fixed_with_acceptance_before_any_job_is_made() 
     assert resolved.references == first.status.references
     assert resolved.model.source == "pvc://models/base"
     assert resolved.tuning.adapter is not None
-    assert resolved.tuning.adapter.source == "pvc://work/jobs/sft/artifact"
+    assert resolved.tuning.adapter.source == artifact("sft")["uri"]
 
 
 @pytest.mark.parametrize("now", [(), (succeeded("sft", digest="sha256:new"), other("rm", "rm", over("Failed")))])

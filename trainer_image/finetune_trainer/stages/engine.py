@@ -6,6 +6,7 @@ that is overridden here or there is listed in `upstream` and pinned by a test on
 """
 
 import random
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,13 +143,13 @@ class Engine(Trainer):
     def begin_step(self, batches: list[Batch]) -> None:
         """On all ranks, with this rank's micro-batches, before the first of them is trained."""
 
+    @abstractmethod
     def measured(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """What `summary` needs of a batch, each in one dimension: a value a row, or one for all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def summary(self, values: Values) -> dict[str, float]:
         """Metrics of a split, ``loss`` among them, from what was measured on all of it."""
-        raise NotImplementedError
 
     def note(self, **values: tuple[torch.Tensor | float, torch.Tensor | float]) -> None:
         """Metrics of a micro-batch, each as (sum, count): logged as sum of sums by sum of counts over micro-batches,
