@@ -30,7 +30,7 @@ def model(folder: Path) -> Any:
 
 def answers(model: Any, prompts: list[list[int]] = PROMPTS, **settings: Any) -> list[list[int]]:
     chosen = {"max_new_tokens": LENGTH, "stop_ids": [], "pad_id": 0, "batch_size": 3, **settings}
-    return generate.answers(model, None, prompts, **chosen)
+    return generate.answers(model, prompts, **chosen)
 
 
 def step_by_step(model: Any, prompt: list[int]) -> list[int]:

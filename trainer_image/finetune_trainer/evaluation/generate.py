@@ -30,7 +30,6 @@ processor gets all ids so far, prompts padded to that width included."""
 
 def answers(
     model: Any,
-    tokens: Any,  # noqa: ARG001  (what a caller has at hand; texts are its business)
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,

@@ -54,7 +54,6 @@ def sft_metrics(
         with trainer.accelerator.autocast():
             made = generate.answers(
                 model,
-                tokens,
                 [asked[number][0] for number in share],
                 max_new_tokens=max(1, min(spec.max_new_tokens, positions - len(asked[block[0]][0]))),
                 stop_ids=stop_ids,

@@ -57,7 +57,7 @@ class PpoTrainer(Engine):
         normalizer = Normalizer(self.settings, scorer.mean, scorer.std, scorer.blind)
         self.memory = Memory(kl.controller(self.settings), normalizer)
         self.reference, self.scorer, self.stop_ids = reference, scorer, list(stop_ids)
-        self.tokens, self.pad_id = processing_class, processing_class.pad_token_id
+        self.pad_id = processing_class.pad_token_id
         self.samples = Samples(run, processing_class)
         super().__init__(data=data, run=run, processing_class=processing_class, keeps=self.memory, **kwargs)
         heads.without_dropout(self.model)
@@ -196,7 +196,6 @@ class PpoTrainer(Engine):
         with self.accelerator.autocast():
             return answers(
                 model,
-                self.tokens,
                 prompts,
                 max_new_tokens=self.settings.max_new_tokens,
                 stop_ids=self.stop_ids,
