@@ -181,8 +181,8 @@ class PpoSpec(ApiModel):
     whiten_rewards: bool = False
     """Scale rewards of a rollout to unit variance."""
     reward_normalization: Literal["model", "running", "none"] = "model"
-    """model: by mean and deviation that stage rm measured on its held-out pairs. running: by those of the scores so
-    far. none: scores as they are. A model without a measurement, or a service: running."""
+    """model: by mean and deviation that stage rm measured, on held-out pairs where it had any. running: by those of
+    the scores so far. none: scores as they are. A model without a measurement, or a service: running."""
     reward_clip: float = Field(default=5.0, gt=0, le=1000)
     """Largest normalized score, either way."""
     missing_eos_penalty: float = Field(default=1.0, ge=0, le=1000)

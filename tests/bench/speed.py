@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from finetune_trainer.data import order
 
 from examples import preferences
 from examples.demo import volume
@@ -35,8 +36,11 @@ from tests.bench.prepare import MIB, SAMPLED, memory
 KINDS = {"sft": "sft", "packed": "sft", "dpo": "dpo", "rm": "rm", "kto": "kto"}
 """Kind of measurement -> stage."""
 FORMATS = {"sft": "openai", "dpo": "preference", "rm": "preference", "kto": "kto"}
-ROWS, BATCH, MICRO, CUTOFF, PACK = 240, 8, 4, 512, 2
+ROWS, BATCH, MICRO, CUTOFF, PACK, SEED = 240, 8, 4, 512, 2, 42
 """BATCH rows are a step, or PACK packs, which hold about as many tokens."""
+ROLES = ("system", "user", "assistant")
+SYSTEM = {"role": "system", "content": "You answer in one sentence."}
+"""In each row: where there is none, SmolLM2's template writes one of its own and LLaMA-Factory's chatml doesn't."""
 
 
 class Line(NamedTuple):
@@ -58,7 +62,8 @@ class Measured(NamedTuple):
 
 
 def save_rows(folder: Path, scale: int) -> dict[str, int]:
-    """A file for each stage: answers of very different length, as instruction sets have them. Characters in each."""
+    """A file for each stage: answers of very different length, as instruction sets have them; and one for the others,
+    in the order of our first epoch. Characters in each."""
     chance = random.Random(1)
     lines = (volume.DATA / "finetunejobs.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = preferences.pairs([json.loads(line) for line in lines])
@@ -69,7 +74,7 @@ def save_rows(folder: Path, scale: int) -> dict[str, int]:
 
     rows: dict[str, list[dict[str, Any]]] = {"sft": [], "pairs": [], "kto": []}
     for number in range(ROWS):
-        asked = pairs[number % len(pairs)]["prompt"]
+        asked = [SYSTEM, *pairs[number % len(pairs)]["prompt"]]
         chosen, rejected, wanted = answer("chosen"), answer("rejected"), number % 2 == 0
         rows["sft"].append({"messages": asked + chosen})
         rows["pairs"].append({"prompt": asked, "chosen": chosen, "rejected": rejected})
@@ -77,6 +82,8 @@ def save_rows(folder: Path, scale: int) -> dict[str, int]:
     rows["dpo"] = rows["rm"] = rows.pop("pairs")
     for name, each in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+        ordered = [each[at] for at in order.epoch_order(ROWS, BATCH, SEED, 0)]
+        (folder / f"{name}.ordered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ordered))
     return {name: len((folder / f"{name}.jsonl").read_text()) for name in rows}
 
 
@@ -100,6 +107,7 @@ def ours(root: Path, kind: str, steps: int, place: Path) -> Iterator[Line]:
                 "precision": "fp32",
                 "gradientCheckpointing": False,
                 "logEverySteps": 1,
+                "seed": SEED,
                 **({"packing": "bfd"} if packed else {}),
             },
             "workspace": {"claimName": "workspace"},
@@ -125,7 +133,7 @@ def llama_factory(python: str, root: Path, kind: str, steps: int, place: Path) -
     """Its own YAML and registry of data; of preferences it wants sharegpt's words."""
     stage, packed = KINDS[kind], kind == "packed"
     names = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"}
-    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    tags = {"role_tag": "role", "content_tag": "content"} | {f"{role}_tag": role for role in ROLES}
     kept = {"sft": ["messages"], "kto": ["messages", "kto_tag"]}.get(stage, ["messages", "chosen", "rejected"])
     info = {
         "file_name": "rows.jsonl",
@@ -136,7 +144,7 @@ def llama_factory(python: str, root: Path, kind: str, steps: int, place: Path) -
     }
     (place / "dataset_info.json").write_text(json.dumps({"rows": info}))
     with (place / "rows.jsonl").open("w") as out:
-        for text in (root / "data" / f"{stage}.jsonl").read_text().splitlines():
+        for text in (root / "data" / f"{stage}.ordered.jsonl").read_text().splitlines():
             row = json.loads(text)
             asked, answered = row.get("prompt", []), row.get("completion", [])
             made: dict[str, Any] = {"conversations": row.get("messages") or asked + answered}
@@ -167,6 +175,7 @@ def llama_factory(python: str, root: Path, kind: str, steps: int, place: Path) -
         "bf16": False,
         "disable_gradient_checkpointing": True,
         "overwrite_cache": True,
+        "disable_shuffling": True,
         **({"packing": True, "neat_packing": True} if packed else {}),
     }
     (place / "config.yaml").write_text(yaml.safe_dump(config))

@@ -47,12 +47,13 @@ def main(root: Path, kind: str, steps: int, place: Path) -> None:
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
     }
     folder, stage = root / "models" / "model", "sft" if packed else kind
-    rows = [json.loads(line) for line in (root / "data" / f"{stage}.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (root / "data" / f"{stage}.ordered.jsonl").read_text().splitlines()]
     if stage == "sft":
         rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows]
-        arguments |= {"packing": True} if packed else {}
+        arguments |= {"packing": True} if packed else {"shuffle_dataset": False}
     file, name = NAMES[stage]
     config = getattr(import_module(f"trl.trainer.{file}_config"), f"{name}Config")
     trainer = getattr(import_module(f"trl.trainer.{file}_trainer"), f"{name}Trainer")

@@ -1,6 +1,7 @@
 """One thread a process, set before torch is imported: small models are faster so, and sums are the same everywhere."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,22 @@ def root(tmp_path: Path, model: Path) -> Path:
 
     (tmp_path / "models").symlink_to(model.parent)
     tiny.save_rows(tmp_path / "data" / "rows.jsonl")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def stage_volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `stages.save_volumes` makes; tests only read it."""
+    from tests.trainer import stages
+
+    return stages.save_volumes(tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture
+def stage_root(tmp_path: Path, stage_volumes: Path) -> Path:
+    """The same models, a copy of the data, and room for a workspace."""
+    (tmp_path / "models").symlink_to(stage_volumes / "models")
+    shutil.copytree(stage_volumes / "data", tmp_path / "data")
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from finetune_api.contract import AttemptFacts, resolve
 from finetune_api.job import FineTuneJob
-from finetune_api.status import Result
+from finetune_api.status import Reference, Result
 
 from tests.trainer.fake_api import FakeApi
 
@@ -61,6 +61,8 @@ class Pod:
     bounds: dict[str, float] = field(default_factory=dict)
     kills: Literal["unknown", "steady", "growing"] = "unknown"
     """How many processes the kernel ended for want of memory, as it counts them."""
+    references: list[Reference] = field(default_factory=list)
+    """What other jobs made, as the operator resolves it."""
 
     def __post_init__(self) -> None:
         self.workspace = self.workspace or self.folder / "workspace"
@@ -71,6 +73,7 @@ class Pod:
         self.termination.touch()
         parsed = FineTuneJob.model_validate(self.job)
         resolved = resolve(parsed, allow_cpu=self.allow_cpu, progress_interval_seconds=1)
+        resolved = resolved.model_copy(update={"references": self.references})
         facts = AttemptFacts(
             namespace="team",
             name=resolved.name,

@@ -101,3 +101,9 @@ def job(stage: str, method: str = "full", **sections: Any) -> ResolvedJob:
 def train(run: Run) -> Outcome:
     """The run's stage, as the worker runs it."""
     return find_workflow(run.job.stage)(run)
+
+
+def history(run: Run, name: str) -> list[float]:
+    """What trainer_state.json says of a metric, evaluations included."""
+    entries = json.loads((run.folders.reports / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in entries if name in entry]

@@ -32,7 +32,6 @@ from finetune_trainer.stages.sft import workflow
 from finetune_trainer.workspace import Fence
 
 from tests.trainer import tiny
-from tests.trainer.test_equivalence import stopped_at
 from tests.unit.trainer.test_manifest import other_version
 
 
@@ -42,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Run:
     root = tmp_path_factory.mktemp("saved")
     (root / "models").symlink_to(model.parent)
     tiny.save_rows(root / "data" / "rows.jsonl")
-    run = stopped_at(tiny.make_run(root, tiny.job(checkpoints={"everySteps": 2})), 3)
+    run = tiny.stopped_at(tiny.make_run(root, tiny.job(checkpoints={"everySteps": 2})), 3)
     with pytest.raises(Preempted):
         workflow.run(run)
     return run
@@ -312,7 +311,7 @@ def test_what_a_stage_keeps_is_read_again(tmp_path: Path) -> None:
 
 def test_no_save_is_begun_that_cannot_end_in_time(root: Path) -> None:
     job = tiny.job(checkpoints={"everySteps": 2})
-    run = stopped_at(tiny.make_run(root, job), 2, seconds_left=lambda: 0.0)
+    run = tiny.stopped_at(tiny.make_run(root, job), 2, seconds_left=lambda: 0.0)
     with pytest.raises(Preempted, match=r"too little time to save: the next attempt goes on from step 2 "):
         workflow.run(run)
     assert [path.name for path in run.folders.run_checkpoints.iterdir()] == ["checkpoint-2"]
@@ -331,13 +330,13 @@ def test_a_stop_near_the_end_leaves_the_evaluation_and_the_artifact_to_the_next_
     straight = tiny.make_run(root, job, workspace="straight")
     expected = workflow.run(straight)
 
-    stopped = stopped_at(tiny.make_run(root, job), total if when == "final evaluation" else total - 1)
+    stopped = tiny.stopped_at(tiny.make_run(root, job), total if when == "final evaluation" else total - 1)
     goes_on = rf"goes on from step {total} \(jobs/tiny/checkpoints/1-run1/checkpoint-{total}\)"
     for _ in range(2):  # the second one is stopped in the evaluation, too, and has nothing to save
         with pytest.raises(Preempted, match=goes_on):
             workflow.run(stopped)
         assert not stopped.folders.artifact.exists()
-        stopped = stopped_at(tiny.make_run(root, job, attempt=2), total)
+        stopped = tiny.stopped_at(tiny.make_run(root, job, attempt=2), total)
 
     third = tiny.make_run(root, job, attempt=3)
     outcome = workflow.run(third)

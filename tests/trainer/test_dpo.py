@@ -13,22 +13,14 @@ from finetune_trainer.run import Run
 from finetune_trainer.stages import reference
 
 from tests.trainer import stages, tiny
-from tests.trainer.test_equivalence import stopped_at
 from tests.trainer.test_reference import save_adapter
 
 SMALL = {"maxSteps": 3, "learningRate": 0.01}
 
 
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stages.save_volumes(tmp_path_factory.mktemp("dpo"))
-
-
 @pytest.fixture
-def root(tmp_path: Path, volumes: Path) -> Path:
-    (tmp_path / "models").symlink_to(volumes / "models")
-    shutil.copytree(volumes / "data", tmp_path / "data")
-    return tmp_path
+def root(stage_root: Path) -> Path:
+    return stage_root
 
 
 def trained(root: Path, method: str = "lora", workspace: str = "work", **sections: Any) -> Run:
@@ -36,11 +28,6 @@ def trained(root: Path, method: str = "lora", workspace: str = "work", **section
     run = tiny.make_run(root, stages.job("dpo", method, training=training, **sections), workspace=workspace)
     stages.train(run)
     return run
-
-
-def logged(run: Run, name: str) -> list[float]:
-    history = json.loads((run.folders.reports / "trainer_state.json").read_text())["log_history"]
-    return [entry[name] for entry in history if name in entry]
 
 
 FIRST = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}
@@ -51,13 +38,13 @@ FIRST = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 25.0}
 )
 def test_nothing_differs_from_the_reference_before_the_first_step(root: Path, loss: str, method: str) -> None:
     run = trained(root, method, dpo={"loss": loss}, training={"maxSteps": 12, "learningRate": 0.003})
-    losses, margins = tiny.losses(run), logged(run, "rewards/margins")
+    losses, margins = tiny.losses(run), stages.history(run, "rewards/margins")
     assert losses[0] == pytest.approx(FIRST[loss])
-    assert margins[0] == logged(run, "rewards/chosen")[0] == logged(run, "rewards/rejected")[0] == 0.0
+    assert margins[0] == stages.history(run, "rewards/chosen")[0] == stages.history(run, "rewards/rejected")[0] == 0.0
     assert losses[-1] < losses[0]
     assert margins[-1] > 0
-    assert logged(run, "rewards/accuracies")[-1] > 0.5
-    assert all(value < 0 for value in logged(run, "logps/chosen"))
+    assert stages.history(run, "rewards/accuracies")[-1] > 0.5
+    assert all(value < 0 for value in stages.history(run, "logps/chosen"))
 
 
 @pytest.mark.parametrize("loss", ["orpo", "simpo"])
@@ -66,7 +53,7 @@ def test_losses_without_a_reference_make_none(root: Path, loss: str, monkeypatch
     run = trained(root, dpo={"loss": loss})
     assert tiny.losses(run)[-1] < tiny.losses(run)[0]
     if loss == "orpo":
-        parts = zip(logged(run, "sft_loss"), logged(run, "odds_ratio_loss"), strict=True)
+        parts = zip(stages.history(run, "sft_loss"), stages.history(run, "odds_ratio_loss"), strict=True)
         assert tiny.losses(run) == pytest.approx([sft + 0.1 * odds for sft, odds in parts])
 
 
@@ -75,7 +62,7 @@ def test_the_supervised_term_is_that_of_all_chosen_tokens(root: Path) -> None:
     whole = trained(root, workspace="whole", dpo={"sftWeight": 2.0}, training={"microBatchSize": 8})
     single = trained(root, workspace="single", dpo={"sftWeight": 2.0}, training={"microBatchSize": 1})
     assert tiny.losses(single) == pytest.approx(tiny.losses(whole), abs=1e-5)
-    sft = logged(whole, "sft_loss")
+    sft = stages.history(whole, "sft_loss")
     assert tiny.losses(whole)[0] == pytest.approx(tiny.losses(plain)[0] + 2.0 * sft[0])
     assert sft[-1] < sft[0]
 
@@ -90,7 +77,7 @@ def test_a_reference_that_was_asked_before_training_says_the_same(
     job = stages.job("dpo", method, training=SMALL, checkpoints={"everySteps": 1}, **sections)
     first = tiny.make_run(root, job, workspace="before")
     with pytest.raises(Preempted):
-        stages.train(stopped_at(first, 1))
+        stages.train(tiny.stopped_at(first, 1))
     assert (first.folders.job / "reference.safetensors").is_file()
 
     monkeypatch.setattr(reference, "make", None)  # who goes on needs no second model
@@ -98,7 +85,7 @@ def test_a_reference_that_was_asked_before_training_says_the_same(
     stages.train(second)
     assert tiny.losses(second) == pytest.approx(tiny.losses(asked_each_step), abs=1e-6)
     for name in ("eval_loss", "eval_rewards/margins"):
-        assert logged(second, name) == pytest.approx(logged(asked_each_step, name), abs=1e-6)
+        assert stages.history(second, name) == pytest.approx(stages.history(asked_each_step, name), abs=1e-6)
 
 
 def test_what_the_reference_has_said_before_a_stop_is_not_asked_again(root: Path) -> None:
@@ -159,7 +146,9 @@ def test_the_named_reference_is_compared_with(root: Path, method: str) -> None:
     tiny.save_model(root / "data" / "other", seed=7)
     shutil.copytree(root / "models" / "model", root / "data" / "same")
     first = {
-        name: logged(trained(root, method, name, dpo={"reference": {"source": f"pvc://data/{name}"}}), "rewards/chosen")
+        name: stages.history(
+            trained(root, method, name, dpo={"reference": {"source": f"pvc://data/{name}"}}), "rewards/chosen"
+        )
         for name in ("other", "same")
     }
     assert abs(first["other"][0]) > 0.001
@@ -173,8 +162,8 @@ def test_the_named_reference_may_be_an_adapter(root: Path) -> None:
     for mode in ("continue", "merge"):
         tuning = {"method": "lora", "adapter": {**earlier, "mode": mode}}
         run = trained(root, workspace=mode, tuning=tuning, dpo={"reference": earlier})
-        assert logged(run, "rewards/chosen")[0] == pytest.approx(0, abs=1e-5)
-    assert abs(logged(trained(root, dpo={"reference": earlier}), "rewards/chosen")[0]) > 0.001
+        assert stages.history(run, "rewards/chosen")[0] == pytest.approx(0, abs=1e-5)
+    assert abs(stages.history(trained(root, dpo={"reference": earlier}), "rewards/chosen")[0]) > 0.001
 
 
 @pytest.mark.parametrize(
@@ -184,14 +173,14 @@ def test_the_named_reference_may_be_an_adapter(root: Path) -> None:
 def test_a_reference_computes_as_the_policy_does(root: Path, method: str, precision: str) -> None:
     tuning = {"method": method, **({"freeze": {"layers": 1}} if method == "freeze" else {})}
     run = trained(root, tuning=tuning, training={"precision": precision, "gradientCheckpointing": True})
-    assert logged(run, "rewards/chosen")[0] == logged(run, "rewards/rejected")[0] == 0.0
-    assert logged(run, "rewards/chosen")[-1] != 0.0
+    assert stages.history(run, "rewards/chosen")[0] == stages.history(run, "rewards/rejected")[0] == 0.0
+    assert stages.history(run, "rewards/chosen")[-1] != 0.0
 
 
 def test_the_copy_of_an_adapter_is_rounded_as_the_adapter_is(root: Path) -> None:
     tuning = {"method": "lora", "adapter": save_adapter(root)}
     run = trained(root, tuning=tuning, training={"precision": "pureBf16"})
-    assert logged(run, "rewards/chosen")[0] == 0.0
+    assert stages.history(run, "rewards/chosen")[0] == 0.0
 
 
 def test_held_out_pairs_are_measured_as_pairs(root: Path) -> None:
@@ -218,7 +207,7 @@ def test_an_adapter_that_goes_on_is_compared_with_what_it_was(root: Path) -> Non
     files = [file.name for file in whole.folders.artifact.rglob("*")]
     assert "ref" not in files
     with pytest.raises(Preempted):
-        stages.train(stopped_at(cut, 1))
+        stages.train(tiny.stopped_at(cut, 1))
     again = tiny.make_run(root, job, attempt=2, workspace="cut")
     stages.train(again)
     assert tiny.losses(again) == tiny.losses(whole)

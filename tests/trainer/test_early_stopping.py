@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 
 from tests.trainer import fsdp_cpu, tiny
 from tests.trainer.forge import Forge
-from tests.trainer.test_equivalence import stopped_at
 
 STEPS = 12
 ZERO = torch.zeros(())
@@ -108,7 +107,7 @@ def test_a_resumed_run_ends_at_the_same_step(root: Path, before: int) -> None:
     _, end = end_of(lines(straight, "eval_loss"))
 
     with pytest.raises(Preempted):
-        workflow.run(stopped_at(make_run(root), end - before))
+        workflow.run(tiny.stopped_at(make_run(root), end - before))
     resumed = make_run(root, attempt=2)
     workflow.run(resumed)
     assert lines(resumed, "eval_loss") == lines(straight, "eval_loss")
@@ -157,7 +156,7 @@ def test_a_best_evaluation_that_was_left_to_a_later_run_counts(root: Path) -> No
     workflow.run(straight)
     best, _ = end_of(lines(straight, "eval_loss"))
     with pytest.raises(Preempted, match=f"goes on from step {best} "):
-        workflow.run(stopped_at(make_run(root, output={"weights": "best"}), best - 1))
+        workflow.run(tiny.stopped_at(make_run(root, output={"weights": "best"}), best - 1))
     resumed = make_run(root, attempt=2, output={"weights": "best"})
     assert workflow.run(resumed).metrics["weightsStep"] == str(best)
     assert weights(resumed) == weights(straight)

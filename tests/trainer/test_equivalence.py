@@ -5,13 +5,11 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from finetune_api.status import Checkpoint, Progress
+from finetune_api.status import Checkpoint
 from finetune_trainer.errors import Preempted
-from finetune_trainer.run import Run
 from finetune_trainer.stages.sft import workflow
 
 from tests.trainer import tiny
@@ -52,17 +50,6 @@ def test_two_ranks_train_as_one_and_stop_together(root: Path) -> None:
     assert tiny.losses(run) == pytest.approx(alone, abs=CLOSE)
 
 
-def stopped_at(run: Run, step: int, **more: object) -> Run:
-    """The run, told to stop while it does the step after ``step``."""
-    stop = False
-
-    def progress(report: Progress) -> None:
-        nonlocal stop
-        stop = report.step >= step
-
-    return replace(run, stop_requested=lambda: stop, report_progress=progress, **more)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(root: Path, method: str) -> None:
     tuning = {"method": "lora", "lora": {"dropout": 0.2}} if method == "lora" else {"method": "full"}
@@ -71,7 +58,7 @@ def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(root: Path, 
     expected = workflow.run(straight)
 
     saved: list[Checkpoint] = []
-    first = stopped_at(tiny.make_run(root, job, workspace="resumed"), 4, report_checkpoint=saved.append)
+    first = tiny.stopped_at(tiny.make_run(root, job, workspace="resumed"), 4, report_checkpoint=saved.append)
     with pytest.raises(Preempted, match=r"goes on from step 5 \(jobs/tiny/checkpoints/1-run1/checkpoint-5\)"):
         workflow.run(first)
     assert [(c.step, c.path) for c in saved] == [(5, "jobs/tiny/checkpoints/1-run1/checkpoint-5")]

@@ -15,7 +15,6 @@ from finetune_trainer.stages.sft import workflow
 from finetune_trainer.stages.sft.trainer import of_tokens
 
 from tests.trainer import tiny
-from tests.trainer.test_equivalence import stopped_at
 
 CLOSE = 1e-5
 
@@ -93,7 +92,7 @@ def test_a_resumed_run_measures_what_the_stop_left_out(root: Path) -> None:
     straight = make_run(root, workspace="straight")
     workflow.run(straight)
     with pytest.raises(Preempted):
-        workflow.run(stopped_at(make_run(root, workspace="again"), 1))  # saved after step 2, when one was due
+        workflow.run(tiny.stopped_at(make_run(root, workspace="again"), 1))  # saved after step 2, when one was due
     second = make_run(root, workspace="again", attempt=2)
     workflow.run(second)
     assert tiny.logged(second, "eval_loss") == tiny.logged(straight, "eval_loss")

@@ -1,7 +1,6 @@
 """Whole runs of stage kto: the reference point is that of the global batch, however that is cut up."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,13 @@ from finetune_trainer.run import Run
 from finetune_trainer.stages.kto.trainer import KtoTrainer
 
 from tests.trainer import stages, tiny
-from tests.trainer.test_dpo import logged
-from tests.trainer.test_equivalence import stopped_at
 
 SMALL = {"maxSteps": 4, "learningRate": 0.01}
 
 
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stages.save_volumes(tmp_path_factory.mktemp("kto"))
-
-
 @pytest.fixture
-def root(tmp_path: Path, volumes: Path) -> Path:
-    (tmp_path / "models").symlink_to(volumes / "models")
-    shutil.copytree(volumes / "data", tmp_path / "data")
-    return tmp_path
+def root(stage_root: Path) -> Path:
+    return stage_root
 
 
 def trained(root: Path, method: str = "lora", workspace: str = "work", **sections: Any) -> Run:
@@ -45,10 +35,10 @@ def test_each_row_borrows_the_answer_of_the_one_before_it_in_its_batch() -> None
 def test_it_begins_at_the_reference_and_tells_wanted_answers_from_others(root: Path, method: str) -> None:
     weights = {"desirableWeight": 1.0, "undesirableWeight": 1.5}
     run = trained(root, method, kto=weights, training={"maxSteps": 12})
-    assert logged(run, "kl")[0] == logged(run, "rewards/margins")[0] == 0.0
+    assert stages.history(run, "kl")[0] == stages.history(run, "rewards/margins")[0] == 0.0
     assert 0.5 * 1.0 <= tiny.losses(run)[0] <= 0.5 * 1.5
-    assert logged(run, "rewards/margins")[-1] > 0.01
-    assert all(kl >= 0 for kl in logged(run, "kl"))
+    assert stages.history(run, "rewards/margins")[-1] > 0.01
+    assert all(kl >= 0 for kl in stages.history(run, "kl"))
 
 
 def test_the_micro_batch_changes_nothing(root: Path) -> None:
@@ -63,10 +53,10 @@ def test_the_micro_batch_changes_nothing(root: Path) -> None:
         for micro in (8, 2, 1)
     ]
     whole, *others = runs
-    assert max(logged(whole, "kl")) > 0.01
+    assert max(stages.history(whole, "kl")) > 0.01
     for name in ("loss", "kl", "sft_loss", "rewards/margins", "rewards/chosen", "rewards/accuracies"):
         for run in others:
-            assert logged(run, name) == pytest.approx(logged(whole, name), abs=1e-5)
+            assert stages.history(run, name) == pytest.approx(stages.history(whole, name), abs=1e-5)
             eval_results = [json.loads((one.folders.reports / "eval_results.json").read_text()) for one in (run, whole)]
             assert eval_results[0][f"eval_{name}"] == pytest.approx(eval_results[1][f"eval_{name}"], abs=1e-5)
 
@@ -76,7 +66,7 @@ def test_a_resumed_run_is_bit_equal(root: Path) -> None:
     whole, cut = (tiny.make_run(root, job, workspace=name) for name in ("whole", "cut"))
     stages.train(whole)
     with pytest.raises(Preempted):
-        stages.train(stopped_at(cut, 2))
+        stages.train(tiny.stopped_at(cut, 2))
     again = tiny.make_run(root, job, attempt=2, workspace="cut")
     stages.train(again)
     assert tiny.losses(again) == tiny.losses(whole)

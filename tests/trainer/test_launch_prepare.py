@@ -1,11 +1,14 @@
 """Preparing and publishing, through the real launcher: who does it when, and how that is told."""
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.status import Artifact, Reference
+from finetune_trainer.workspace import digest_folder
 
 from tests.trainer.fake_api import FakeApi
 from tests.trainer.pod import Pod, manifest
@@ -55,6 +58,27 @@ def test_training_prepares_first_where_nobody_has(tmp_path: Path) -> None:
     again = Pod(tmp_path, [DONE, DONE], run_id="run-2", attempt=2)
     assert again.run() == 0
     assert "Nothing is prepared" not in again.log.read_text()
+
+
+def test_what_another_job_made_is_looked_at_again_before_each_training(tmp_path: Path) -> None:
+    """It lies on a volume where anybody may write, and days may pass after it was prepared with."""
+    made, uri = tmp_path / "workspace" / "jobs" / "base" / "artifact", "pvc://work/jobs/base/artifact"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text("{}")
+    artifact = Artifact(uri=uri, kind="model", digest=digest_folder(made)[0], size_bytes=2)
+    named: dict[str, Any] = {
+        "references": [Reference(use="model", job="base", uid="1", stage="sft", artifact=artifact)]
+    }
+    first = Pod(tmp_path, [["crash", "a bug"]] * 2, **named)
+    assert first.run() == 70
+    file = first.home / "PREPARED.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"digests": {uri: artifact.digest}}))
+    second = Pod(tmp_path, [["crash", "a bug"]] * 2, run_id="run-2", attempt=2, **named)
+    assert second.run() == 70
+    (made / "config.json").write_text('{"other": 1}')
+    third = Pod(tmp_path, [DONE, DONE], run_id="run-3", attempt=3, **named)
+    assert third.run() == 65
+    assert f"{uri}, the artifact of FineTuneJob base, is no longer what it was" in third.said.message
 
 
 @pytest.mark.parametrize("deaf", [[], ["deaf"]], ids=["listens", "deaf"])

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from finetune_trainer.data import collate
 from finetune_trainer.data.row import IGNORED, Row
-from finetune_trainer.model.head import TrainedPositions
 from finetune_trainer.stages.sft import workflow
 
 from tests.trainer import tiny
@@ -50,24 +49,6 @@ def test_the_first_token_of_a_document_is_not_learnt_from_the_one_before() -> No
     labels = collate.packed([DOCUMENTS], pad_id=0)["labels"][0].tolist()
     assert [labels[start] for start in (0, 5, 6, 9)] == [IGNORED] * 4
     assert labels[7:9] == [21, 22]
-
-
-@pytest.mark.parametrize("fill", ["packed", "flat"])
-def test_scoring_only_what_is_trained_changes_no_loss(model: Path, fill: str) -> None:
-    """`head.TrainedPositions` finds the same positions in packed rows as TRL's head does among all."""
-    import torch
-    from trl.trainer.utils import add_fused_lm_head
-
-    batch = collate.packed([DOCUMENTS[:3], DOCUMENTS[3:]], 0) if fill == "packed" else collate.flat(DOCUMENTS)
-    del batch["tokens"]
-    whole, reduced = load(model, "sdpa"), load(model, "sdpa")
-    add_fused_lm_head(whole)
-    add_fused_lm_head(reduced)
-    positions = TrainedPositions(reduced)
-    with torch.no_grad():
-        expected = whole(**batch, use_cache=False, fused_lm_head=True).log_probs.sum()
-        found = reduced(**positions.inputs(batch), use_cache=False, fused_lm_head=True).log_probs.sum()
-    assert float(found) == pytest.approx(float(expected), abs=CLOSE)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -17,6 +17,7 @@ from finetune_trainer.errors import Preempted
 from finetune_trainer.run import Run
 from finetune_trainer.stages.ppo import workflow
 from finetune_trainer.stages.ppo.http import HttpReward
+from finetune_trainer.stages.ppo.samples import Samples
 from finetune_trainer.stages.ppo.trainer import PpoTrainer
 from safetensors.torch import load_file
 
@@ -26,20 +27,11 @@ from tests.trainer.forge import Forge
 from tests.trainer.test_exact import Sharded, sharded
 
 CLOSE = 1e-5
-PROMPTS = 21
-
-
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models and data of all tests here, which only read them."""
-    return stages.save_volumes(tmp_path_factory.mktemp("ppo"), rows=PROMPTS)
 
 
 @pytest.fixture
-def root(volumes: Path, tmp_path: Path) -> Path:
-    for name in ("models", "data"):
-        (tmp_path / name).symlink_to(volumes / name)
-    return tmp_path
+def root(stage_root: Path) -> Path:
+    return stage_root
 
 
 @dataclass
@@ -206,6 +198,69 @@ def test_told_to_stop_while_it_answers_it_saves_the_step_before(root: Path) -> N
     assert tiny.logged(second, "reward_normalized") == tiny.logged(straight, "reward_normalized")
 
 
+def test_told_to_stop_while_a_service_judges_an_evaluation_it_measures_that_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was in the middle of is not logged: the next attempt begins with it."""
+    stop, asked = False, 0
+
+    def of_its_length(self: HttpReward, texts: Sequence[str], check_stop: Any) -> list[float]:
+        nonlocal stop, asked
+        asked += 1
+        stop = stop or asked == stops_at
+        check_stop()
+        return [len(text) / 10 for text in texts]
+
+    monkeypatch.setattr(HttpReward, "ask", of_its_length)
+    sections: dict[str, Any] = {
+        "training": {"maxSteps": 4},
+        "evaluation": {"splitFraction": 0.2, "everySteps": 2},
+        "ppo": {"rewardModel": {"http": {"url": "http://nowhere"}}},
+    }
+    stops_at = 0
+    straight = make_run(root, "straight", **sections)
+    workflow.run(straight)
+    asked, stops_at = 0, 3  # the rollout, a batch of the evaluation after step 2, and the next one of it
+    first = replace(make_run(root, "cut", **sections), stop_requested=lambda: stop)
+    with pytest.raises(Preempted, match="goes on from step 2 "):
+        workflow.run(first)
+    assert not tiny.logged(first, "eval_reward")
+    stop = False
+    second = tiny.make_run(root, stages.job("ppo", "lora", **sections), attempt=2, workspace="cut")
+    workflow.run(second)
+    for name in ("eval_reward", "loss"):
+        assert tiny.logged(second, name) == tiny.logged(straight, name)
+
+
+def test_a_batch_that_is_measured_again_leaves_its_samples_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    sections: dict[str, Any] = {
+        "training": {"maxSteps": 2, "microBatchSize": 4},
+        "evaluation": {"splitFraction": 0.4, "everySteps": 2},
+    }
+    straight = make_run(root, "straight", **sections)
+    workflow.run(straight)
+    take, full = Samples.take, True
+
+    def no_room(self: Samples, *args: Any) -> None:
+        nonlocal full
+        take(self, *args)
+        if full:
+            full = False
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Samples, "take", no_room)
+    again = make_run(root, "again", **sections)
+    workflow.run(again)
+    assert not full
+    lines, expected = (
+        sorted(json.loads(line)["prompt"] for line in (run.folders.reports / "samples.jsonl").read_text().splitlines())
+        for run in (again, straight)
+    )
+    assert lines == expected
+
+
 def test_a_service_that_refuses_ends_all_ranks_with_its_reason(forge: Forge, root: Path, tmp_path: Path) -> None:
     with reward_service(status=403) as service:
         job = stages.job("ppo", "lora", ppo={"rewardModel": {"http": {"url": service.url}}})
@@ -253,11 +308,11 @@ def test_shares_of_a_model_roll_out_and_learn_as_the_whole_does(forge: Forge, ro
 
 
 def test_the_adapter_of_stage_rm_scores_on_the_policys_own_base(
-    volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stage_volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The base is in memory once, and scores are on the scale that stage rm has measured."""
-    (tmp_path / "data").symlink_to(volumes / "data")
-    shutil.copytree(volumes / "models", tmp_path / "models")
+    (tmp_path / "data").symlink_to(stage_volumes / "data")
+    shutil.copytree(stage_volumes / "models", tmp_path / "models")
     judge = tiny.make_run(tmp_path, stages.job("rm", "lora", training={"maxSteps": 2}), workspace="rm")
     stages.train(judge)
     shutil.copytree(judge.folders.artifact, tmp_path / "models" / "judge")

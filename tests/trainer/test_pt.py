@@ -11,7 +11,6 @@ from finetune_trainer.run import Run
 from finetune_trainer.stages.pt import workflow
 
 from tests.trainer import tiny
-from tests.trainer.test_equivalence import stopped_at
 
 
 def make_run(root: Path, *, workspace: str = "work", attempt: int = 1, **training: object) -> Run:
@@ -49,7 +48,7 @@ def test_the_stream_wastes_nothing_and_every_token_counts(root: Path) -> None:
 def test_a_resumed_run_over_packs_has_the_losses_of_one_that_was_never_stopped(root: Path) -> None:
     straight = make_run(root, workspace="straight", packing="bfd", cutoffLength=128, maxSteps=7)
     workflow.run(straight)
-    first = stopped_at(make_run(root, workspace="again", packing="bfd", cutoffLength=128, maxSteps=7), 3)
+    first = tiny.stopped_at(make_run(root, workspace="again", packing="bfd", cutoffLength=128, maxSteps=7), 3)
     with pytest.raises(Preempted):
         workflow.run(first)
     second = make_run(root, workspace="again", attempt=2, packing="bfd", cutoffLength=128, maxSteps=7)

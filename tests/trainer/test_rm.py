@@ -1,7 +1,6 @@
 """Whole runs of stage rm: the model learns which answer is better, says so, and is loaded by others."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,9 @@ STATISTICS, SCORES = "artifact/reward_statistics.json", "reports/scores.jsonl"
 HELD_OUT: dict[str, Any] = {"evaluation": {"datasets": [stages.dataset("rm")]}}
 
 
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stages.save_volumes(tmp_path_factory.mktemp("rm"))
-
-
 @pytest.fixture
-def root(tmp_path: Path, volumes: Path) -> Path:
-    (tmp_path / "models").symlink_to(volumes / "models")
-    shutil.copytree(volumes / "data", tmp_path / "data")
-    return tmp_path
+def root(stage_root: Path) -> Path:
+    return stage_root
 
 
 def train(root: Path, method: str = "lora", steps: int = 3, workspace: str = "work", **sections: Any) -> Run:

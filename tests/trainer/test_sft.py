@@ -16,7 +16,6 @@ from finetune_trainer.workspace import digest_folder
 from safetensors import safe_open
 
 from tests.trainer import tiny
-from tests.trainer.test_equivalence import stopped_at
 
 TRAINING = {"learningRate": 0.01, "globalBatchSize": 8, "microBatchSize": 8}
 
@@ -126,7 +125,7 @@ def test_small_number_types_and_recomputation_train_and_resume(root: Path, preci
     whole = tiny.make_run(root, job, workspace="whole")
     workflow.run(whole)
 
-    first = stopped_at(tiny.make_run(root, job, workspace="again"), 1)
+    first = tiny.stopped_at(tiny.make_run(root, job, workspace="again"), 1)
     with pytest.raises(Preempted):
         workflow.run(first)
     second = tiny.make_run(root, job, attempt=2, workspace="again")

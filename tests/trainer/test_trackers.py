@@ -25,7 +25,6 @@ from finetune_trainer.run import Run
 from finetune_trainer.stages.sft import workflow
 
 from tests.trainer import tiny
-from tests.trainer.test_equivalence import stopped_at
 
 STEPS = 4
 UID = "12345-uid"
@@ -54,7 +53,7 @@ def test_tensorboard_shows_all_curves_of_all_attempts(root: Path) -> None:
     tiny.save_rows(root / "data" / "held.jsonl", rows=3)
     evaluation = {"datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}], "everySteps": 2}
     with pytest.raises(Preempted):
-        workflow.run(stopped_at(make_run(root, {"tensorboard": True}, evaluation=evaluation), 1))
+        workflow.run(tiny.stopped_at(make_run(root, {"tensorboard": True}, evaluation=evaluation), 1))
     run = make_run(root, {"tensorboard": True}, attempt=2, evaluation=evaluation)
     workflow.run(run)
     shown = curves(run.folders.reports / "tensorboard")
@@ -162,7 +161,7 @@ def test_mlflow_gets_one_run_a_job(root: Path, mlflow: MlflowServer, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "opensesame")
     with pytest.raises(Preempted):
-        workflow.run(stopped_at(make_run(root, by_mlflow(mlflow.url)), 1))
+        workflow.run(tiny.stopped_at(make_run(root, by_mlflow(mlflow.url)), 1))
     (interrupted,) = mlflow.runs
     assert interrupted["status"] == "RUNNING"
     run = make_run(root, by_mlflow(mlflow.url), attempt=2)

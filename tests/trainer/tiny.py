@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune_api.contract import AttemptFacts, ResolvedJob, resolve
 from finetune_api.job import FineTuneJob
+from finetune_api.status import Progress
 from finetune_trainer import prepared as prepared_job
 from finetune_trainer.run import Folders, Run, nothing
 
@@ -174,6 +175,17 @@ def make_run(
         prepared=prepared,
     )
     return replace(run, **more)  # type: ignore[arg-type]
+
+
+def stopped_at(run: Run, step: int, **more: object) -> Run:
+    """The run, told to stop while it does the step after ``step``."""
+    stop = False
+
+    def progress(report: Progress) -> None:
+        nonlocal stop
+        stop = report.step >= step
+
+    return replace(run, stop_requested=lambda: stop, report_progress=progress, **more)  # type: ignore[arg-type]
 
 
 def losses(run: Run) -> list[float]:

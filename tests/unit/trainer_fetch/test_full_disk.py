@@ -1,5 +1,6 @@
 """A disk that is really full: a small tmpfs, which only root can mount."""
 
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from finetune_trainer.errors import NoSpace
 from finetune_trainer.fetch import Places, fetch, store
+from finetune_trainer.fetch.lease import lease
 
 from tests.hub import Hub
 
@@ -59,3 +61,17 @@ def test_a_disk_that_fills_up_meanwhile_keeps_no_half_entry(
     filler.unlink()
     fetched = fetch(f"hf://org/small@{commit}", "model", small)
     assert (fetched.path / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
+
+
+def test_a_lock_is_given_back_on_a_full_disk_too(small: Places) -> None:
+    lock, filler = small.cache / "locks" / "one", small.cache.parent / "filler"
+    with lease(lock, "run-1", lambda: None), pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(9 * MIB))
+    filler.unlink()
+    looks = itertools.count()
+
+    def waits() -> None:
+        assert not next(looks), "it waits for the one that gave it back"
+
+    with lease(lock, "run-2", waits):
+        pass

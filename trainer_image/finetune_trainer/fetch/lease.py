@@ -5,7 +5,7 @@ systems they do nothing, or stay when a node dies.
 
 A lease ``name`` is a row of files ``name.1``, ``name.2``, …: the highest is who holds it. Whoever finds it run out
 makes the next number with link(), which exactly one can do; nobody ever takes a file away from its owner, so no two can
-believe that they took over the same one. The highest stays when it is given back, marked as run out.
+believe that they took over the same one. The highest stays when it is given back, empty, which is run out.
 
 Nobody waits for the dead: a process of this machine that is gone holds nothing, nor does an earlier attempt of the same
 job, as the operator starts the next one when no pod of it is left. A pod that comes back from a lost node all the same
@@ -64,7 +64,7 @@ class Lease:
             try:
                 self._taken = max(_numbers(self._file), default=0) > self._number
                 self.check()
-                self._write(time.time() + LASTS)
+                _write(_numbered(self._file, self._number), self._owner, time.time() + LASTS, self._attempt)
                 self._renewed = began
             except LeaseLost:
                 return
@@ -72,16 +72,14 @@ class Lease:
                 log.warning("The lock %s could not be renewed: %s", self._file.name, error)
 
     def give_back(self) -> None:
+        """Empty the file, which reads as run out and is possible on a full disk, too."""
         self._ended.set()
         self._thread.join()
         try:
             self.check()
-            self._write(0)
+            os.truncate(_numbered(self._file, self._number), 0)
         except (LeaseLost, OSError) as error:
             log.warning("The lock %s could not be given back: %s", self._file.name, error)
-
-    def _write(self, expires: float) -> None:
-        _write(_numbered(self._file, self._number), self._owner, expires, self._attempt)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ model = {auto}.from_pretrained(".")
 tokenizer = AutoTokenizer.from_pretrained(".")""",
 }
 _ASK = """
-question = [{"role": "user", "content": "..."}]
+question = [{system}{{"role": "user", "content": "..."}}]
 inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))"""
 _CONTINUE = """
@@ -34,7 +34,7 @@ _SCORE = """
 import torch
 
 model.config.pad_token_id = tokenizer.pad_token_id  # by which it finds a text's end
-answered = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
+answered = [{system}{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
 ids = tokenizer.apply_chat_template(answered, return_dict=True)["input_ids"]
 # As in training, an answer ends at the token that stops it, not at what the template puts after it.
 end = max((at for at, token in enumerate(ids) if token in {stops}), default=len(ids) - 1) + 1
@@ -54,8 +54,7 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
         head=", num_labels=1" if scores else "",
         source=job.model.source,
     )
-    score = _SCORE.format(stops=provenance["template"].get("stopIds", []))
-    ask = score if scores else _CONTINUE if job.stage == "pt" else _ASK
+    use = _CONTINUE if job.stage == "pt" else _use(_SCORE if scores else _ASK, provenance["template"])
     library = "peft" if kind == "adapter" else "transformers"
     return "\n".join(
         [
@@ -65,7 +64,7 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
             f"{what}, made by FineTuneJob `{provenance['namespace']}/{job.name}` (stage {job.stage}) from"
             f" `{job.model.source}`.\n",
             "## Use\n",
-            f"```python\n{load}\n{ask}\n```\n",
+            f"```python\n{load}\n{use}\n```\n",
             "## Training\n",
             _table(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
             "## Result\n",
@@ -76,6 +75,13 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
             "`provenance.json` has digests, versions and the whole job. The tokenizer is that of the base model.\n",
         ]
     )
+
+
+def _use(code: str, template: dict[str, Any]) -> str:
+    """Code that talks to the model as its rows did."""
+    system = template.get("defaultSystem")
+    first = f'{{"role": "system", "content": {system!r}}}, ' if system else ""
+    return code.format(system=first, stops=template.get("stopIds", []))
 
 
 def _settings(job: ResolvedJob, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -46,9 +46,8 @@ def of_answers(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
         )
         return scored.log_probs.float()  # type: ignore[no-any-return]
     # There TRL's head would score every position, prompts and padding included.
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-    inputs = getattr(bare(model), POSITIONS).inputs(inputs)
-    scored = model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float()
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    scored = getattr(bare(model), POSITIONS).score(model, batch).log_probs.float()
     trained = labels[:, 1:] != IGNORED
     return scored.new_zeros(trained.shape).masked_scatter(trained, scored)  # type: ignore[no-any-return]
 

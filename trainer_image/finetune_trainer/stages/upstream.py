@@ -52,6 +52,11 @@ USED: dict[str, str] = {
     "trl.trainer.utils.add_fused_lm_head": (
         "(model, temperature=1.0, cast_lm_head_to_fp32=False, outputs=('log_probs',))"
     ),
+    # `model.head` stands in for it on CPUs, under the name of trl.trainer.utils._ChunkedLogProbFunction.
+    "trl.kernels.ChunkedLogProbFunction.forward": (
+        "(ctx, hidden, weight, bias, targets, temperature, chunk_size, final_logit_softcapping=None, logit_scale=1.0,"
+        " outputs=('entropy', 'log_sum_sq_probs', 'mean_logits', 'is_top1'))"
+    ),
     # The reference of stages dpo, kto and ppo: in shares as the policy is, or a copy of its adapter.
     "accelerate.utils.fsdp_utils.fsdp2_prepare_model": "(accelerator, model)",
     "peft.peft_model.PeftModel.add_adapter": (

@@ -34,8 +34,9 @@ def say(model: Any, batch: Batch) -> Said:
     there = labels[:, 1:] != IGNORED
     reduced = labels.device.type == "cpu"
     if reduced:
-        inputs = getattr(logprobs.bare(model), logprobs.POSITIONS).inputs(inputs)
-    output = model(**inputs, use_cache=False, fused_lm_head=True)
+        output = getattr(logprobs.bare(model), logprobs.POSITIONS).score(model, inputs, OUTPUTS)
+    else:
+        output = model(**inputs, use_cache=False, fused_lm_head=True)
 
     def flat(values: torch.Tensor | None) -> torch.Tensor | None:
         return None if values is None else (values[0] if reduced else values[there]).float()

@@ -43,10 +43,11 @@ class SftTrainer(Engine, SFTTrainer):
         return loss
 
     def scored(self, model: Any, inputs: Batch) -> Any:
-        """The forward pass: log-probabilities of the trained tokens of a micro-batch, and which of them are the
-        likeliest. Without a cache: with one, packed documents would see each other."""
+        """The forward pass: log-probabilities of the trained tokens of a micro-batch, and in evaluations which of them
+        are the likeliest. Without a cache: with one, packed documents would see each other."""
         if self.trained_positions is not None:
-            inputs = self.trained_positions.inputs(inputs)
+            outputs = ("log_probs",) if torch.is_grad_enabled() else ("log_probs", "is_top1")
+            return self.trained_positions.score(model, inputs, outputs)
         return model(**inputs, use_cache=False, fused_lm_head=True)
 
     def measured(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
