@@ -89,6 +89,7 @@ def provenance(job: ResolvedJob, **more: Any) -> dict[str, Any]:
         "rewardModel": None,
         "references": [],
         "template": {"stopIds": [2, 7]},
+        "settled": {},
         "data": [{"source": "pvc://data/rows.jsonl", "digest": "sha256:rows"}],
         "stepsPlanned": 3,
         "weightsStep": 3,
@@ -119,6 +120,18 @@ def test_the_card_of_a_policy_names_all_that_it_was_made_with() -> None:
     assert "AutoModelForCausalLM" in card
     assert "| reward model | `pvc://other/jobs/judge/artifact` | `sha256:judge` |" in card
     assert "| rewardModel | `judge` (rm, uid u-1) | `sha256:judge` |" in card
+
+
+def test_the_card_says_what_a_setting_came_to() -> None:
+    spec = {"rewardModel": {"source": "pvc://models/reward"}}
+    job = tiny.job(stage="ppo", ppo=spec, training={"maxSteps": 3})
+
+    def card(normalization: str) -> str:
+        known = provenance(job, settled={"rewardNormalization": normalization})
+        return model_card.render(job, "adapter", known, final("ppo", evaluated=True))
+
+    assert "| ppo.rewardNormalization | running (the job says model) |" in card("running")
+    assert "| ppo.rewardNormalization | model |" in card("model")
 
 
 def test_the_card_says_which_step_the_weights_are_of() -> None:

@@ -96,7 +96,16 @@ def _settings(job: ResolvedJob, provenance: dict[str, Any]) -> dict[str, Any]:
         "cut-off length": training.cutoff_length,
         "precision": provenance["precision"],
         "seed": training.seed,
-        **stage_settings(job),
+        **_settled(job, provenance["settled"]),
+    }
+
+
+def _settled(job: ResolvedJob, settled: dict[str, str]) -> dict[str, str | int | float | bool]:
+    """The stage's settings, as they came out where the job's word was not the last one."""
+    asked = stage_settings(job)
+    came_out = {f"{job.stage}.{name}": value for name, value in settled.items()}
+    return asked | {
+        name: f"{value} (the job says {asked[name]})" for name, value in came_out.items() if value != asked[name]
     }
 
 

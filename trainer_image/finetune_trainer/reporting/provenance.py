@@ -5,9 +5,11 @@ Called by workflows on rank 0 after training.
 
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -20,9 +22,16 @@ IMAGE = "FINETUNE_IMAGE"
 """Environment variable with the trainer image's name, where the pod has it."""
 
 
-def collect(run: Run, metrics: dict[str, float], total_steps: int, precision: str) -> dict[str, Any]:
-    """Digests, versions, seed and the resolved job, which names Secrets but never holds their values; and of other jobs
-    whose artifacts this one used, which exactly."""
+def collect(
+    run: Run,
+    metrics: dict[str, float],
+    total_steps: int,
+    precision: str,
+    settled: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Digests, versions, seed and the resolved job, which names Secrets but never holds their values; of other jobs
+    whose artifacts this one used, which exactly; and ``settled``, the settings of the stage's section that came out
+    while it ran, as they came out."""
     job, prepared = run.job, run.prepared
     evaluated = (job.evaluation.datasets if job.evaluation else None) or []
     return {
@@ -41,6 +50,7 @@ def collect(run: Run, metrics: dict[str, float], total_steps: int, precision: st
         "evaluation": [_source(run, dataset.source) for dataset in evaluated],
         "prepared": prepared.summary.digest,
         "template": prepared.template,
+        "settled": dict(settled),
         "seed": run.job.training.seed,
         "steps": metrics["train_steps"],
         "stepsPlanned": total_steps,

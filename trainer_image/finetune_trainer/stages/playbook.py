@@ -4,9 +4,10 @@ Called by their workflows, in the order of this file, on every rank.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -152,9 +153,10 @@ def finish(
     data: Data,
     stop_ids: list[int],
     extra: Callable[[Path], None] | None = None,
+    settled: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
     """Reports and the artifact, by rank 0; the outcome is known to all. ``extra`` adds files to the artifact, in the
-    folder that becomes it."""
+    folder that becomes it. ``settled`` is what the stage made of settings that leave it a choice."""
     heartbeat.beat("finish", made.total_steps)
     outcome = None
     model = made.trainer.accelerator.unwrap_model(made.trainer.model)
@@ -175,7 +177,7 @@ def finish(
             run,
             model,
             tokens,
-            provenance.collect(run, final, made.total_steps, made.precision),
+            provenance.collect(run, final, made.total_steps, made.precision, settled),
             final,
             weights=weights,
             stop_ids=stop_ids,

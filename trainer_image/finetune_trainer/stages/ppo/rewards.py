@@ -42,6 +42,11 @@ class Running:
         self.count = count
 
 
+def normalization(settings: PpoSpec, std: float | None) -> Normalization:
+    """What rewards are normalized by: as the job asks, but by running statistics where what scores brings none."""
+    return "running" if settings.reward_normalization == "model" and not std else settings.reward_normalization
+
+
 class Normalizer:
     """Of one job. ``mean`` and ``std`` are those that stage rm measured, where it did; ``blind`` is a scorer that
     doesn't see whether an answer came to its end."""
@@ -50,9 +55,8 @@ class Normalizer:
         self.blind = blind
         self.clip, self.penalty = settings.reward_clip, settings.missing_eos_penalty
         self.measured = (mean or 0.0, std) if std else None
-        self.kind: Normalization = settings.reward_normalization
-        if self.kind == "model" and self.measured is None:
-            self.kind = "running"
+        self.kind = normalization(settings, std)
+        if self.kind != settings.reward_normalization:
             log.info("what scores comes without statistics of its own: rewards are normalized by running ones")
         self.running = Running()
 

@@ -9,7 +9,7 @@ from finetune_trainer.model import base, build, tokenizer, value_head
 from finetune_trainer.reporting.quiet import quiet
 from finetune_trainer.run import Outcome, Run
 from finetune_trainer.stages import logprobs, playbook, reference
-from finetune_trainer.stages.ppo import heads, reward
+from finetune_trainer.stages.ppo import heads, reward, rewards
 from finetune_trainer.stages.ppo.questions import Questions
 from finetune_trainer.stages.ppo.trainer import PpoTrainer
 from finetune_trainer.stages.steps import check_stop
@@ -56,6 +56,7 @@ def run(run: Run) -> Outcome:
     with training.trackers.unless_stopped():
         playbook.train(run, training)
         value_head.remove(training.trainer.model)
-        outcome = playbook.finish(run, training, tokens, data, stop_ids)
+        settled = {"rewardNormalization": rewards.normalization(job.ppo, scorer.std)}
+        outcome = playbook.finish(run, training, tokens, data, stop_ids, settled=settled)
     scorer.forget(training.total_steps)
     return outcome
