@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from examples.demo import ending, volume
 from examples.demo.kubectl import DemoError, Kubectl, Pod, helm
 from examples.demo.view import View
@@ -23,7 +25,7 @@ OPERATOR_NAMESPACE = "finetune-system"
 NAMESPACE = "finetune-demo"
 RELEASE = "finetune-operator"
 CHART = volume.CHECKOUT / "charts" / "finetune-operator"
-CLAIMS = {"models": "2Gi", "workspace": "5Gi"}
+CLAIMS_FILE = volume.CHECKOUT / "examples" / "claims.yaml"
 RUN_AS = 10001
 DEMO_MARK = "installed-by"
 LOOK_SECONDS = 2
@@ -143,18 +145,23 @@ def image_values(key: str, image: str) -> dict[str, str]:
 
 
 def prepare(kubectl: Kubectl) -> None:
-    """Namespace and claims of the default StorageClass. They stay: the artifact is in one of them."""
+    """Namespace and claims. They stay: the artifact is in one of them. Those that are there may be larger, and can't be
+    made smaller."""
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    for name, size in CLAIMS.items():
-        if kubectl.get("pvc", name) is None:
-            spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
-            meta = {"name": name, "namespace": NAMESPACE}
-            kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+    for claim in claims():
+        if kubectl.get("pvc", claim["metadata"]["name"]) is None:
+            kubectl.apply(claim)
+
+
+def claims() -> list[dict[str, Any]]:
+    """What examples/claims.yaml has."""
+    return list(yaml.safe_load_all(CLAIMS_FILE.read_text()))
 
 
 def files_pod(image: str) -> dict[str, Any]:
     """A pod that does nothing but hold both volumes. Short-lived: other pods may not get at the volumes meanwhile."""
-    claims = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in CLAIMS]
+    names = [claim["metadata"]["name"] for claim in claims()]
+    mounted = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in names]
     container = {
         "name": "files",
         "image": image,
@@ -182,7 +189,7 @@ def files_pod(image: str) -> dict[str, Any]:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": [*claims, {"name": "tmp", "emptyDir": {}}],
+        "volumes": [*mounted, {"name": "tmp", "emptyDir": {}}],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "demo-files", "namespace": NAMESPACE}, "spec": spec}
 

@@ -97,7 +97,8 @@ def resolved(document: dict[str, Any], made: dict[str, Reference], sweep: bool) 
 
 
 def test_every_example_is_run() -> None:
-    assert set(KINDS) == {file.relative_to(EXAMPLES).with_suffix("").as_posix() for file in EXAMPLES.rglob("*.yaml")}
+    files = {file.relative_to(EXAMPLES).with_suffix("").as_posix() for file in EXAMPLES.rglob("*.yaml")}
+    assert set(KINDS) == files - {"claims"}
 
 
 def test_preferences_are_those_that_the_script_writes() -> None:

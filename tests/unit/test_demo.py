@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from finetune_api.job import FineTuneJob
 from examples.demo import cluster, plot, view, volume
 from examples.demo.kubectl import DemoError
 
+JOBS = sorted(set(volume.JOB_FILE.parent.rglob("*.yaml")) - {cluster.CLAIMS_FILE})
 PROGRESS = {"percent": 50, "summary": "40/80 (50%)", "loss": "0.6312", "eta": "1m12s"}
 
 
@@ -82,10 +84,16 @@ def test_an_image_without_tag_is_refused() -> None:
         cluster.image_values("image", "r.example:5000/b")
 
 
-@pytest.mark.parametrize("path", sorted(volume.JOB_FILE.parent.rglob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", JOBS, ids=lambda p: p.stem)
 def test_every_example_is_a_valid_job(path: Path) -> None:
     job = FineTuneJob.model_validate(yaml.safe_load(path.read_text()))
     assert fill_in(job.spec).training.learning_rate
+
+
+def test_the_examples_claims_are_those_that_they_name() -> None:
+    """What `make demo` makes, and README.md tells people to apply."""
+    named = {name for path in JOBS for name in re.findall(r"(?:pvc://|claimName: )([-a-z0-9]+)", path.read_text())}
+    assert {claim["metadata"]["name"] for claim in cluster.claims()} == named
 
 
 def test_the_data_are_questions_with_answers_and_not_the_demos_question() -> None:
