@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,14 +56,3 @@ def test_no_reference_or_null_is_left_in_the_schema() -> None:
     text = yaml.safe_dump(crd())
     assert "$ref" not in text
     assert "'null'" not in text
-
-
-def test_the_table_for_llamafactorys_users_names_fields_that_exist() -> None:
-    """docs/llamafactory.md: an argument, the field that it is here, and what to know."""
-    known = {path.replace("[]", "") for path, _ in nodes(schema()["properties"]["spec"])}
-    rows = [
-        line.split(" | ") for line in Path("docs/llamafactory.md").read_text().splitlines() if line.startswith("| ")
-    ]
-    named = {field for row in rows for field in re.findall(r"`([^`]+)`", row[1])}
-    assert "dpo.simpoGamma" in named
-    assert not {field for field in named if f".{field}" not in known}
