@@ -1,6 +1,7 @@
 """How fast and how lean training is, beside plain TRL, and where it is installed LLaMA-Factory, in the same run.
 
-``python -m tests.bench.speed [--rounds N] [--steps N] [--kinds sft packed dpo rm kto] [--model DIR] [--peer PYTHON]``
+``python -m tests.bench.speed [--rounds N] [--steps N] [--kinds sft packed dpo rm kto] [--model DIR] [--peer PYTHON]
+[--results FILE]``
 prints the table of docs/benchmarks.md. Each measurement is a process of its own on the same rows: ours is the command
 line that a pod runs, TRL's a short script on the raw rows, as people write it, LLaMA-Factory's its command line. They
 take turns, so that a machine on which others work slows all of them; ratios are medians of the rounds. LoRA of rank 8
@@ -244,6 +245,16 @@ def save_model(folder: Path, model: Path | None, tiny_one: bool) -> None:
         shutil.copytree(model or volume.make() / volume.MODEL, folder)  # a link would lead out of the volume
 
 
+def read_results(file: Path | None) -> dict[str, dict[str, list[Measured]]]:
+    """Kind -> trainer -> rounds, of earlier runs."""
+    if file is None or not file.exists():
+        return {}
+    return {
+        kind: {trainer: [Measured(*one) for one in rounds] for trainer, rounds in found.items()}
+        for kind, found in json.loads(file.read_text()).items()
+    }
+
+
 def table(kind: str, found: dict[str, list[Measured]]) -> list[str]:
     """A row for each trainer; ratios are to the fastest of the others."""
     others = [name for name in found if name != "ours"]
@@ -270,7 +281,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="default: SmolLM2-135M-Instruct")
     parser.add_argument("--tiny", action="store_true", help="a model of two layers and short rows: tries this program")
     parser.add_argument("--peer", metavar="PYTHON", help="of an environment with LLaMA-Factory")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="keep every round there, and add to those it has")
     args = parser.parse_args()
+    kept = read_results(args.results)
     with tempfile.TemporaryDirectory(prefix="bench-speed-") as name:
         root = Path(name)
         for folder in ("models", "data"):
@@ -280,7 +293,8 @@ def main() -> None:
         print("| kind | trainer | first step done | rows/s | peak memory | ours / the faster peer |", flush=True)
         print("|---|---|---:|---:|---:|---:|", flush=True)
         for kind in args.kinds:
-            found: dict[str, list[Measured]] = {"ours": [], "trl": [], **({"llama-factory": []} if args.peer else {})}
+            trainers = ["ours", "trl", *(["llama-factory"] if args.peer else [])]
+            found = kept.setdefault(kind, {trainer: [] for trainer in trainers})
             for _ in range(args.rounds):
                 for trainer, results in found.items():
                     with tempfile.TemporaryDirectory(dir=root) as place:
@@ -290,6 +304,8 @@ def main() -> None:
                         else:
                             lines = (ours if trainer == "ours" else trl)(root, kind, args.steps, where)
                         results.append(measure(lines))
+                if args.results:
+                    args.results.write_text(json.dumps(kept))
             print("\n".join(table(kind, found)), flush=True)
         print(f"\nPreparing, in a pod of its own before: {statistics.median(preparing):.1f} s (median)")
 
