@@ -8,7 +8,12 @@ from pydantic import StringConstraints
 from finetune_api.base import ApiModel, DnsName
 from finetune_api.source import OutputUri
 
-Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s]*)?$", max_length=1024)]
+Address = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^https?://([^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[^\s]*)?$", max_length=1024
+    ),
+]
 """No user or password in it: those belong in a Secret."""
 Label = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
@@ -25,8 +30,8 @@ class OutputSpec(ApiModel):
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Number type of a whole model's weights. auto: the one that the base model came in."""
     weights: Literal["last", "best"] = "last"
-    """best: the artifact is the checkpoint with the lowest evaluation loss (of ppo: the highest mean reward); needs
-    evaluation.everySteps."""
+    """best: the artifact is the checkpoint with the lowest evaluation loss (of ppo: the highest mean reward, as it
+    is learned from); needs evaluation.everySteps."""
 
 
 class SecretsSpec(ApiModel):

@@ -13,6 +13,10 @@ from finetune_api.source import ModelSource
 ONE_REFERENCE = "set exactly one of source and fromJob"
 ONE_REWARD = "set exactly one of fromJob, source and http"
 SMOOTHED = "labelSmoothing goes with loss sigmoid only"
+LENGTHS = "ldAlpha goes with losses sigmoid and hinge only: the others weigh answers by their length themselves"
+GAMMA = "simpoGamma goes with loss simpo only"
+SIMPO_GAMMA = 0.5
+FREE = "klControl adaptive multiplies klCoefficient, so 0 would stay 0: set it above 0, or use klControl fixed"
 NO_REFERENCE = "losses orpo and simpo compare with no reference model: leave reference and precomputeReference out"
 
 
@@ -49,6 +53,8 @@ class DpoSpec(ApiModel):
         json_schema_extra=validated(
             [
                 cel("self.labelSmoothing == 0.0 || self.loss == 'sigmoid'", SMOOTHED),
+                cel("!has(self.ldAlpha) || self.loss in ['sigmoid', 'hinge']", LENGTHS),
+                cel(f"self.simpoGamma == {SIMPO_GAMMA} || self.loss == 'simpo'", GAMMA),
                 cel(
                     "!(self.loss in ['orpo', 'simpo']) || (!has(self.reference) && !self.precomputeReference)",
                     NO_REFERENCE,
@@ -66,12 +72,13 @@ class DpoSpec(ApiModel):
     # Not lt=0.5: API servers compare a default that is a whole number with bounds cut to whole numbers.
     label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
     """Share of pairs whose labels are wrong (conservative DPO)."""
-    simpo_gamma: float = Field(default=0.5, ge=0, le=100)
-    """Margin that simpo aims for, in rewards."""
+    simpo_gamma: float = Field(default=SIMPO_GAMMA, ge=0, le=100)
+    """Loss simpo: the margin that it aims for, in rewards."""
     sft_weight: float = Field(default=0.0, ge=0, le=100)
     """Weight of an added supervised loss on the chosen answers. orpo has one of weight 1 by itself."""
     ld_alpha: float | None = Field(default=None, ge=0, le=1)
-    """Weight of what an answer has beyond the length of the shorter one (LD-DPO, Liu et al., 2024). Unset: 1."""
+    """Losses sigmoid and hinge: weight of what an answer has beyond the length of the shorter one (LD-DPO, Liu et al.,
+    2024). Unset: 1."""
     reference: ReferenceSpec | None = None
     """The model compared with. Unset: the model as this job received it."""
     precompute_reference: bool = False
@@ -81,6 +88,10 @@ class DpoSpec(ApiModel):
     def _consistent(self) -> Self:
         if self.label_smoothing and self.loss != "sigmoid":
             raise ValueError(SMOOTHED)
+        if self.ld_alpha is not None and self.loss not in ("sigmoid", "hinge"):
+            raise ValueError(LENGTHS)
+        if self.simpo_gamma != SIMPO_GAMMA and self.loss != "simpo":
+            raise ValueError(GAMMA)
         if self.loss in ("orpo", "simpo") and (self.reference is not None or self.precompute_reference):
             raise ValueError(NO_REFERENCE)
         return self
@@ -142,6 +153,10 @@ class PpoSpec(ApiModel):
     """Stage ppo: the model answers, is scored, and learns from the scores (Schulman et al., 2017; Ouyang et al.,
     2022)."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validated([cel("self.klControl == 'fixed' || self.klCoefficient > 0.0", FREE)])
+    )
+
     reward_model: RewardModelSpec
     """What scores answers."""
     reference: ReferenceSpec | None = None
@@ -163,7 +178,7 @@ class PpoSpec(ApiModel):
     kl_control: Literal["adaptive", "fixed"] = "adaptive"
     """adaptive: the coefficient follows klTarget (Ziegler et al., 2019). fixed: it stays klCoefficient."""
     kl_coefficient: float = Field(default=0.2, ge=0, le=100)
-    """What a nat of divergence from the reference costs, in rewards; with adaptive, at first."""
+    """What a nat of divergence from the reference costs, in rewards; with adaptive, at first, and not 0."""
     kl_target: float = Field(default=6.0, gt=0, le=1000)
     """Divergence of an answer from the reference, in nats, that adaptive control steers to."""
     kl_horizon: int = Field(default=10_000, ge=1, le=1_000_000_000)
@@ -187,3 +202,9 @@ class PpoSpec(ApiModel):
     """Largest normalized score, either way."""
     missing_eos_penalty: float = Field(default=1.0, ge=0, le=1000)
     """Taken off the normalized score of an answer that reached maxNewTokens without an end."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.kl_control == "adaptive" and not self.kl_coefficient:
+            raise ValueError(FREE)
+        return self

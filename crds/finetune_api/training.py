@@ -8,9 +8,13 @@ from pydantic.config import JsonDict
 from finetune_api.base import ApiModel, cel, validated
 
 GROUPED = "groupByLength has nothing to group where packing fills every row: leave one of them out"
-FLOORED = ("cosine_with_min_lr", "warmup_stable_decay")
-FLOOR = "minLearningRateRatio goes with scheduler cosine_with_min_lr or warmup_stable_decay"
+FLOORED = ("cosine_with_min_lr", "polynomial", "warmup_stable_decay")
+FLOOR = "minLearningRateRatio goes with scheduler " + " or ".join(FLOORED)
 DECAY = "decayRatio goes with scheduler warmup_stable_decay"
+DECAY_RATIO = 0.1
+PHASES = f"warmupRatio and decayRatio (unset: {DECAY_RATIO}) must be at most 1 together: both are shares of all steps"
+CYCLES = 2
+CYCLIC = "schedulerCycles goes with scheduler cosine_with_restarts"
 SHARED = ("adamw_torch_fused", "adamw_torch", "sgd", "rmsprop", "adagrad")
 UNSHARED_STEPS = (
     "parallelism fsdp: optimizers of bitsandbytes and adafactor can't step on shares of weights: use "
@@ -28,11 +32,17 @@ _RULES: list[JsonDict] = [
         GROUPED,
     ),
     cel(
-        "!has(self.minLearningRateRatio) || self.scheduler in ['cosine_with_min_lr', 'warmup_stable_decay']",
+        f"!has(self.minLearningRateRatio) || self.scheduler in {list(FLOORED)}",
         FLOOR,
     ),
     cel(f"self.parallelism != 'fsdp' || self.optimizer in {list(SHARED)}", UNSHARED_STEPS),
     cel("!has(self.decayRatio) || self.scheduler == 'warmup_stable_decay'", DECAY),
+    cel(
+        "self.scheduler != 'warmup_stable_decay'"
+        f" || self.warmupRatio + (has(self.decayRatio) ? self.decayRatio : {DECAY_RATIO}) <= 1.0",
+        PHASES,
+    ),
+    cel(f"self.schedulerCycles == {CYCLES} || self.scheduler == 'cosine_with_restarts'", CYCLIC),
 ]
 
 
@@ -59,11 +69,15 @@ class TrainingSpec(ApiModel):
         "inverse_sqrt",
         "warmup_stable_decay",
     ] = "cosine"
-    """How the learning rate moves after the warm-up; the names are those of transformers."""
+    """How the learning rate moves after the warm-up, which all of them have; the names are those of transformers.
+    polynomial is of power 1: linear, down to minLearningRateRatio."""
     min_learning_rate_ratio: float | None = Field(default=None, ge=0, lt=1)
-    """cosine_with_min_lr and warmup_stable_decay: share of the peak that is left at the end. Unset: 0.1 and 0."""
+    """cosine_with_min_lr, polynomial and warmup_stable_decay: share of the peak that is left at the end. Unset: 0.1 for
+    cosine_with_min_lr, else 0."""
     decay_ratio: float | None = Field(default=None, gt=0, lt=1)
     """warmup_stable_decay: share of all steps over which the learning rate falls at the end. Unset: 0.1."""
+    scheduler_cycles: int = Field(default=CYCLES, ge=2, le=10_000)
+    """cosine_with_restarts: how often the learning rate falls from the peak to zero."""
     optimizer: Literal[
         "adamw_torch_fused",
         "adamw_torch",
@@ -131,6 +145,11 @@ class TrainingSpec(ApiModel):
             raise ValueError(FLOOR)
         if self.decay_ratio is not None and self.scheduler != "warmup_stable_decay":
             raise ValueError(DECAY)
+        decay = DECAY_RATIO if self.decay_ratio is None else self.decay_ratio
+        if self.scheduler == "warmup_stable_decay" and self.warmup_ratio + decay > 1:
+            raise ValueError(PHASES)
+        if self.scheduler_cycles != CYCLES and self.scheduler != "cosine_with_restarts":
+            raise ValueError(CYCLIC)
         if self.parallelism == "fsdp" and self.optimizer not in SHARED:
             raise ValueError(UNSHARED_STEPS)
         return self

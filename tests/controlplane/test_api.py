@@ -42,9 +42,9 @@ from finetune_api.job import FineTuneJob
 from finetune_api.job_name import NAME_MAX
 from finetune_api.model import ONE_MODEL, PINNED
 from finetune_api.resources import GPUS_TWICE
-from finetune_api.stages import NO_REFERENCE, ONE_REFERENCE, ONE_REWARD, SMOOTHED
+from finetune_api.stages import FREE, GAMMA, LENGTHS, NO_REFERENCE, ONE_REFERENCE, ONE_REWARD, SMOOTHED
 from finetune_api.status import MAX_ATTEMPTS
-from finetune_api.training import DECAY, FLOOR, GROUPED, UNSHARED_STEPS
+from finetune_api.training import CYCLIC, DECAY, FLOOR, GROUPED, PHASES, UNSHARED_STEPS
 from finetune_api.tuning import ALL_LINEAR, CONTINUED, OWN_LORA
 from finetune_api.tuning import HEAD as NO_HEAD
 from finetune_operator.manifests.attempt import children
@@ -59,7 +59,7 @@ from tests.kube import ApiError, Kube, Object
 HEAD = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": FTJ}
 SPEC_SCHEMA: Object = schema()["properties"]["spec"]
 SPECS: list[Object] = list(yaml.safe_load_all((Path(__file__).parent / "full.yaml").read_text()))
-FULL, WITH_CLAIM, FROZEN, RM, DPO, DPO_AFTER, KTO, KTO_AFTER, PPO, PPO_AFTER, PPO_SERVED = SPECS
+FULL, WITH_CLAIM, FROZEN, RM, DPO, DPO_AFTER, DPO_ALONE, KTO, KTO_AFTER, PPO, PPO_AFTER, PPO_SERVED = SPECS
 MUTABLE = {"backoffLimit", "startDeadlineSeconds", "checkpoints.keep"}
 MOST_NODES = 9999
 
@@ -344,6 +344,8 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec", SHAREABLE): (("workspace",), {"claim": {"size": "1Gi"}}),
     ("spec", UNSHARED): (("tuning",), {"method": "qlora"}),
     ("spec.dpo", SMOOTHED): (("dpo", "labelSmoothing"), 0.1),
+    ("spec.dpo", LENGTHS): (("dpo", "loss"), "ipo"),
+    ("spec.dpo", GAMMA): (("dpo", "loss"), "sigmoid"),
     ("spec.dpo", NO_REFERENCE): (("dpo", "loss"), "orpo"),
     ("spec.dpo.reference", ONE_REFERENCE): (("dpo", "reference", "fromJob"), "first"),
     ("spec.dpo.reference.source", MODEL): (("dpo", "reference", "source"), "configmap://name/key"),
@@ -351,6 +353,7 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec.kto.reference", ONE_REFERENCE): (("kto", "reference", "fromJob"), "first"),
     ("spec.kto.reference.source", MODEL): (("kto", "reference", "source"), "configmap://name/key"),
     ("spec.kto.reference.source", INSIDE): (("kto", "reference", "source"), "pvc://models/../etc"),
+    ("spec.ppo", FREE): (("ppo", "klCoefficient"), 0),
     ("spec.ppo.reference", ONE_REFERENCE): (("ppo", "reference"), {}),
     ("spec.ppo.reference.source", MODEL): (("ppo", "reference", "source"), "configmap://name/key"),
     ("spec.ppo.reference.source", INSIDE): (("ppo", "reference", "source"), "pvc://models/../etc"),
@@ -384,6 +387,8 @@ VIOLATIONS: dict[tuple[str, str], tuple[Steps, Any]] = {
     ("spec.training", FLOOR): (("training", "scheduler"), "linear"),
     ("spec.training", UNSHARED_STEPS): (("training", "optimizer"), "adafactor"),
     ("spec.training", DECAY): (("training", "scheduler"), "cosine_with_min_lr"),
+    ("spec.training", PHASES): (("training", "warmupRatio"), 0.8),
+    ("spec.training", CYCLIC): (("training", "schedulerCycles"), 3),
     ("spec.resources", GPUS_TWICE): (("resources", "devices"), {"example.com/gpu": 1}),
     ("spec.resources", "every volumeMount must name one of resources.volumes"): (
         ("resources", "volumeMounts", 0, "name"),
@@ -432,6 +437,8 @@ BROKEN_FROM = {
     NO_PROMPT: PPO,
     SMOOTHED: DPO,
     NO_REFERENCE: DPO,
+    GAMMA: DPO_ALONE,
+    FREE: PPO_SERVED,
     "spec.dpo": DPO,
     "spec.kto": KTO,
     "spec.ppo": PPO,

@@ -189,11 +189,33 @@ def test_batches_that_do_not_fit_the_gpus_are_refused_with_what_would() -> None:
         {"stage": "ppo"},
         {"stage": "ppo", "ppo": {"rewardModel": {}}},
         {"training": {"epochs": 1, "decayRatio": 0.1}},
+        {"training": {"epochs": 1, "scheduler": "warmup_stable_decay", "warmupRatio": 0.95}},
+        {"training": {"epochs": 1, "schedulerCycles": 3}},
+        {"stage": "dpo", "datasets": PAIRS, "dpo": {"loss": "ipo", "ldAlpha": 0.5}},
+        {"stage": "dpo", "datasets": PAIRS, "dpo": {"simpoGamma": 1.0}},
+        {"stage": "ppo", "datasets": PAIRS, "ppo": {**REWARD, "klCoefficient": 0}},
+        {"stage": "ppo", "datasets": PAIRS, "ppo": {"rewardModel": {"http": {"url": "http://judge:80o0/score"}}}},
     ],
 )
 def test_a_laptop_refuses_what_the_api_server_refuses(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         job(**bad)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {"training": {"epochs": 1, "scheduler": "warmup_stable_decay", "warmupRatio": 0.7, "decayRatio": 0.3}},
+        {"training": {"epochs": 1, "scheduler": "cosine_with_restarts", "schedulerCycles": 3}},
+        {"training": {"epochs": 1, "scheduler": "polynomial", "minLearningRateRatio": 0.1}},
+        {"stage": "dpo", "datasets": PAIRS, "dpo": {"loss": "hinge", "ldAlpha": 0.5}},
+        {"stage": "dpo", "datasets": PAIRS, "dpo": {"loss": "simpo", "simpoGamma": 1.0}},
+        {"stage": "ppo", "datasets": PAIRS, "ppo": {**REWARD, "klCoefficient": 0, "klControl": "fixed"}},
+        {"stage": "ppo", "datasets": PAIRS, "ppo": {"rewardModel": {"http": {"url": "http://[::1]:8000/score"}}}},
+    ],
+)
+def test_settings_that_go_together_are_taken(good: dict[str, Any]) -> None:
+    resolve(job(**good))
 
 
 def test_the_strongest_code_decides() -> None:
