@@ -93,6 +93,42 @@ def test_no_more_rows_are_asked_than_wanted(root: Path) -> None:
     assert len(predictions(run)) == 4
 
 
+def test_a_prompt_that_leaves_little_room_cuts_no_other_answer_short(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are answered at once: the model has three positions more than the longest prompt."""
+    rows = [tiny.conversation(index) for index in range(5)]
+    rows[2]["messages"][0]["content"] = " ".join(tiny.WORDS * 4)
+    (root / "data" / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = tiny.tokenizer().apply_chat_template(rows[2]["messages"][:1], add_generation_prompt=True, tokenize=False)
+    longest = len(tiny.tokenizer()(asked)["input_ids"])
+    tiny.save_model(root / "data" / "short", max_position_embeddings=longest + 3)
+    limits: dict[int, int] = {}
+    answers = generate.answers
+
+    def noted(model: Any, prompts: list[list[int]], **settings: Any) -> Any:
+        limits.update({len(prompt): settings["max_new_tokens"] for prompt in prompts})
+        return answers(model, prompts, **settings)
+
+    monkeypatch.setattr(generate, "answers", noted)
+    found = []
+    for micro in (4, 1):
+        job = tiny.job(
+            evaluation={
+                "datasets": [{"source": "pvc://data/held.jsonl", "format": "openai"}],
+                "generate": {"maxNewTokens": 12},
+            },
+            model={"source": "pvc://data/short"},
+            training={"maxSteps": 1, "microBatchSize": micro, "cutoffLength": longest + 3},
+        )
+        run = tiny.make_run(root, job, workspace=f"by-{micro}")
+        workflow.run(run)
+        found.append([line["predict"] for line in predictions(run)])
+        assert limits.pop(longest) == 3
+        assert set(limits.values()) == {12}
+    assert found[0] == found[1]
+
+
 def test_a_row_asks_for_its_last_answer() -> None:
     assert held_out.parted(Row([1, 2, 3, 4, 5, 6], [(1, 2), (4, 6)])) == ([1, 2, 3, 4], [5, 6])
     assert held_out.parted(Row([1, 2, 3], [(0, 3)])) is None  # all of it is trained: there is no prompt

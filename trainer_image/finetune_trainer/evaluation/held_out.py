@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from finetune_trainer.checkpoints.storage import guard
@@ -43,19 +43,17 @@ def sft_metrics(
     model = trainer.accelerator.unwrap_model(trainer.model)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     rows = MICRO_BATCHES * run.micro_batch_size
-    # Longest first, so that those who share a batch are of like length; and all ranks end at about the same time.
-    numbers = sorted(asked, key=lambda number: -len(asked[number][0]))
+    room = {number: positions - len(prompt) for number, (prompt, _) in asked.items()}
     mine: dict[int, list[int]] = {}
-    for first in range(0, len(numbers), rows * run.world_size):
+    for most, block in _blocks(room, spec.max_new_tokens, rows * run.world_size):
         if any(stop for (stop,) in agree.share([run.stop_requested()], trainer.args.device)):
             return None
-        block = numbers[first : first + rows * run.world_size]
         share = block[run.rank :: run.world_size]
         with trainer.accelerator.autocast():
             made = generate.answers(
                 model,
                 [asked[number][0] for number in share],
-                max_new_tokens=max(1, min(spec.max_new_tokens, positions - len(asked[block[0]][0]))),
+                max_new_tokens=most,
                 stop_ids=stop_ids,
                 pad_id=tokens.pad_token_id,
                 batch_size=rows,
@@ -65,6 +63,21 @@ def sft_metrics(
     measured = _compare(run, tokens, asked, answered) if run.is_main else None
     measured = agree.from_main(measured)
     return {f"eval_{name}": value for name, value in measured.items()}
+
+
+def _blocks(room: Mapping[int, int], longest: int, size: int) -> Iterator[tuple[int, list[int]]]:
+    """(tokens that an answer may have, prompts to answer at once, at most ``size``), of the positions that each prompt
+    leaves in the model. Only prompts with the same limit are answered together, or one that leaves little would cut
+    those beside it short. Longest first, so that those who share a batch are of like length; and all ranks end at about
+    the same time."""
+
+    def most(number: int) -> int:
+        return max(1, min(longest, room[number]))
+
+    for limit, group in groupby(sorted(room, key=lambda number: room[number]), key=most):
+        numbers = list(group)
+        for first in range(0, len(numbers), size):
+            yield limit, numbers[first : first + size]
 
 
 def _compare(
