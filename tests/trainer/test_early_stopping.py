@@ -5,21 +5,26 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Progress
 from finetune_trainer import artifact
+from finetune_trainer.data.row import IGNORED
 from finetune_trainer.errors import Diverged, Preempted
 from finetune_trainer.reporting.counters import Counters
 from finetune_trainer.reporting.trackers.callback import Trackers
 from finetune_trainer.run import Run
 from finetune_trainer.stages import guard
+from finetune_trainer.stages.engine import Batch, Engine
 from finetune_trainer.stages.sft import workflow
 from finetune_trainer.stages.sft.trainer import SftTrainer
 from safetensors.torch import load_file
 
 from tests.trainer import fsdp_cpu, tiny
+from tests.trainer.attempt import Series
 from tests.trainer.forge import Forge
 
 STEPS = 12
@@ -221,13 +226,31 @@ def test_a_first_evaluation_that_is_no_number_is_not_the_best() -> None:
     assert (counters.best_loss, counters.best_step) == (2.0, 2)
 
 
-def test_a_loss_of_zero_ends_the_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_of_zero_ends_the_training_however_seldom_it_is_logged(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SftTrainer, "training_step", lambda self, *_, **__: self.step_facts.losses.append(ZERO) or ZERO)
-    run = tiny.make_run(root, tiny.job(training={"maxSteps": 30, "logEverySteps": 2}))
-    with pytest.raises(
-        Diverged, match=r"exactly 0 in the last 10 lines of the log, from step 1 to 18: nothing is learn"
-    ):
+    run = tiny.make_run(root, tiny.job(training={"maxSteps": 60, "logEverySteps": 1000}))
+    with pytest.raises(Diverged, match="exactly 0 in 50 steps in a row, the last of them step 50: nothing is learn"):
         workflow.run(run)
+
+
+def untrained(_rank: int) -> None:
+    """No row has a token that is trained."""
+    counts = Engine.counts
+
+    def of_nothing(self: Engine, batch: Batch) -> list[float]:
+        batch["labels"].fill_(IGNORED)
+        return counts(self, batch)
+
+    mock.patch.object(Engine, "counts", of_nothing).start()
+
+
+def test_rows_without_a_trained_token_end_all_ranks_with_their_reason(forge: Forge, root: Path, tmp_path: Path) -> None:
+    series = Series(forge, root, tmp_path / "untrained", tiny.job(), untrained)
+    assert series.run(world=2) == ExitCode.DIVERGED, series.log
+    assert series.said.reason == "Diverged"
+    assert "step 1: none of its rows has a token that is trained" in series.said.message
 
 
 def test_a_step_in_which_nothing_counts_says_so() -> None:
@@ -240,11 +263,10 @@ def test_a_step_in_which_nothing_counts_says_so() -> None:
 
 
 def test_a_loss_that_is_not_always_zero_is_none_of_its_business() -> None:
-    zeros = [{"loss": 0.0, "step": step} for step in range(1, 10)]
-    guard.check_loss("sft", zeros)
-    guard.check_loss("sft", [*zeros, {"loss": 1e-9, "step": 10}])
-    guard.check_loss("sft", [{"loss": 1e-9, "step": 0}, *zeros, {"eval_loss": 0.0, "step": 9}])
-    guard.check_loss("dpo", [*zeros, {"loss": 0.0, "step": 10}])  # a hinge that no pair is behind of
+    of_sft, of_dpo = guard.Zeros("sft"), guard.Zeros("dpo")
+    for step in range(1, 200):
+        of_sft.look(step, 0.0 if step % 50 else 1e-9)
+        of_dpo.look(step, 0.0)  # a hinge that no pair is behind of
 
 
 def test_what_fails_after_the_last_evaluation_closes_trackers_and_measures_nothing_twice(

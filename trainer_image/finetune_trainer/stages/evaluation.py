@@ -49,7 +49,7 @@ class Evaluation:
         spec = self.run.job.evaluation
         if not self.splits or spec is None or spec.every_steps is None or not state.global_step:
             return False
-        return not _logged(state) and state.global_step % spec.every_steps == 0
+        return state.global_step % spec.every_steps == 0 and not _logged(state)
 
     def measure(self, trainer: Engine, logged: bool = True) -> bool:
         """Measure and log, unless the run that this one goes on from did. On all ranks; when one is told to stop, all

@@ -1,18 +1,16 @@
 """A training that learns nothing ends, instead of holding GPUs to its last step.
 
-Called by `steps` on all ranks, which know the same: after each step, and with each line of the log.
+Called by `steps` on all ranks, which know the same, after each step.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 from finetune_api.training import TrainingSpec
 
 from finetune_trainer.errors import Diverged
 
-STEPS = 10
-"""Log lines in a row after which a loss of zero is no accident."""
+STEPS = 50
+"""In a row, after which a loss of zero is no accident."""
 STAGES = ("pt", "sft")
 """Their loss is a cross-entropy, which comes near zero and never reaches it; others' losses may be zero in earnest."""
 
@@ -31,15 +29,21 @@ def diverged(training: TrainingSpec, step: int, loss: float, counted: float) -> 
     )
 
 
-def check_loss(stage: str, history: Sequence[dict[str, Any]]) -> None:
-    """Raises Diverged where the loss has been exactly zero for long."""
-    if stage not in STAGES or history[-1].get("loss") != 0.0:
-        return
-    last = [entry for entry in history if "loss" in entry][-STEPS:]
-    if len(last) == STEPS and all(entry["loss"] == 0.0 for entry in last):
-        raise Diverged(
-            f"the loss was exactly 0 in the last {STEPS} lines of the log, from step {last[0]['step']} to"
-            f" {last[-1]['step']}: nothing is learned any more. Likely causes: the weights broke, and the model"
-            " predicts the same whatever it sees (lower training.learningRate); or all rows are the same few tokens"
-            " (look at the data)"
-        )
+class Zeros:
+    """The steps in a row, of this run, whose loss was exactly zero."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._steps = 0
+
+    def look(self, step: int, loss: float) -> None:
+        """At each step's loss. Raises Diverged where it has been exactly zero for long."""
+        if self._stage not in STAGES:
+            return
+        self._steps = self._steps + 1 if loss == 0.0 else 0
+        if self._steps == STEPS:
+            raise Diverged(
+                f"the loss was exactly 0 in {STEPS} steps in a row, the last of them step {step}: nothing is learned any"
+                " more. Likely causes: the weights broke, and the model predicts the same whatever it sees (lower"
+                " training.learningRate); or all rows are the same few tokens (look at the data)"
+            )

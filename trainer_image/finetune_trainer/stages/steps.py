@@ -64,6 +64,7 @@ class Steps(TrainerCallback):
         """The newest checkpoint, for messages."""
         self.newest_step = 0
         self.stopping = False
+        self.zeros = guard.Zeros(run.job.stage)
         self.measured_step: int | None = None
         """What the last complete evaluation of this run is of."""
         self.ended_early: str | None = None
@@ -120,6 +121,7 @@ class Steps(TrainerCallback):
         if not all(sane_on):
             self._land(state)
             raise guard.diverged(self.run.job.training, state.global_step, loss, facts.counts[0])
+        self.zeros.look(state.global_step, loss)
         self.trainer.noted.add_for_all("loss", loss)
         self.progress.step_done(state, facts.tokens)
         last = state.global_step >= state.max_steps
@@ -147,9 +149,6 @@ class Steps(TrainerCallback):
             control.should_save, self.last_save = True, time.monotonic()
         if self._end_early(state):
             control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        guard.check_loss(self.run.job.stage, state.log_history)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The files are written, the checkpoint isn't there yet: see `_saved`."""
