@@ -1,8 +1,8 @@
 """TRL's own trainers on raw rows: what the losses of stages sft, rm, dpo and kto are held to.
 
-TRL tokenizes, masks, packs, pads, counts and computes by itself. What it gets is the model as our stage builds it, and
-the rows in the order of `data.order`, which it takes them in: its sampler is sequential and shuffles nothing. World 1,
-accumulation 1, fp32, no dropout.
+TRL tokenizes, masks, packs, pads, counts and computes by itself. What it gets is the model as our stage builds it, or
+in `adapted_sft` the untouched one, and the rows in the order of `data.order`, which it takes them in: its sampler is
+sequential and shuffles nothing. World 1, accumulation 1, fp32, no dropout.
 """
 
 from collections.abc import Sequence
@@ -46,6 +46,38 @@ def sft(model: Any, tokens: Any, rows: list[dict[str, Any]], arguments: dict[str
     from trl.trainer.sft_trainer import SFTTrainer
 
     return losses(SFTTrainer, SFTConfig(**arguments, shuffle_dataset=False, **more), model, tokens, prompts(rows))
+
+
+def adapted_sft(
+    base: Any, tokens: Any, rows: list[dict[str, Any]], arguments: dict[str, Any], ours: dict[str, Any], **lora: Any
+) -> list[float]:
+    """With an adapter that TRL puts on the untouched base. Its random half is taken from ``ours``, the weights that we
+    train, by name; that these are the ones which TRL trains is asserted."""
+    import torch
+    from peft import LoraConfig
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    config, adapter = SFTConfig(**arguments, shuffle_dataset=False), LoraConfig(task_type="CAUSAL_LM", **lora)
+    trainer: Any = SFTTrainer(
+        base, args=config, train_dataset=data(prompts(rows)), processing_class=tokens, peft_config=adapter
+    )
+    theirs = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert set(theirs) == set(ours)
+    with torch.no_grad():
+        for name, weight in theirs.items():
+            if ".lora_A." in name:
+                weight.copy_(ours[name])
+    return trained(trainer)
+
+
+def chats_sft(model: Any, tokens: Any, rows: list[dict[str, Any]], arguments: dict[str, Any]) -> list[float]:
+    """Whole conversations, of which TRL trains what the template of ``tokens`` marks."""
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    config = SFTConfig(**arguments, shuffle_dataset=False, assistant_only_loss=True)
+    return losses(SFTTrainer, config, model, tokens, rows)
 
 
 def packed_sft(

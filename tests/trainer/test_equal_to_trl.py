@@ -19,6 +19,14 @@ from tests.trainer import equal_to_trl, stages, tiny
 CLOSE = 1e-5
 STEPS, BATCH, LEARNING_RATE = 6, 8, 0.01
 TEMPLATE = tiny.CHATML.replace("<|im_end|>\n", "<|im_end|>")
+MARKED = tiny.CHATML.replace(
+    "{{ message.content }}<|im_end|>",
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|im_end|>{% endif %}{{ '' }}",
+)
+"""The same text, with marks around what the assistant says. (What is empty keeps the line break after it, which a tag
+would take away.)"""
+TRAINING = {"maxSteps": STEPS, "globalBatchSize": BATCH, "microBatchSize": BATCH, "learningRate": LEARNING_RATE}
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +82,66 @@ def test_losses_are_those_of_trl(
     theirs: Callable[..., list[float]],
     arguments: dict[str, Any],
 ) -> None:
-    training = {
-        "maxSteps": STEPS,
-        "globalBatchSize": BATCH,
-        "microBatchSize": BATCH,
-        "learningRate": LEARNING_RATE,
-    }
-    job = stages.job(stage, method, training=training, **({stage: section} if section else {}))
+    job = stages.job(stage, method, training=TRAINING, **({stage: section} if section else {}))
     run = tiny.make_run(root, job, workspace=tmp_path.name)
     stages.train(run)
 
     raw = [stages.row(stage, index) for index in range(stages.ROWS)]
     rows = equal_to_trl.in_our_order(raw, BATCH, job.training.seed)
     model, tokens = received(run)
-    expected = theirs(model, tokens, rows, equal_to_trl.settings(tmp_path, STEPS, BATCH, LEARNING_RATE), **arguments)
+    check(run, theirs(model, tokens, rows, settings(tmp_path), **arguments))
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return equal_to_trl.settings(folder, STEPS, BATCH, LEARNING_RATE)
+
+
+def check(run: Run, expected: list[float]) -> None:
+    """That the run's losses are TRL's, step by step."""
     assert len(expected) == STEPS
     assert expected[-1] != pytest.approx(expected[0], abs=10 * CLOSE), "nothing was learnt, so nothing is compared"
     assert tiny.losses(run) == pytest.approx(expected, abs=CLOSE)
+
+
+def test_an_adapter_is_the_one_that_trl_makes(root: Path, tmp_path: Path) -> None:
+    """Where it sits, its scale and how it begins, on a model whose head is its embedding."""
+    from transformers import AutoModelForCausalLM
+
+    job = stages.job("sft", training=TRAINING, tuning={"method": "lora", "lora": {"rank": 4, "alpha": 12}})
+    run = tiny.make_run(root, job, workspace=tmp_path.name)
+    stages.train(run)
+
+    raw = [stages.row("sft", index) for index in range(stages.ROWS)]
+    rows = equal_to_trl.in_our_order(raw, BATCH, job.training.seed)
+    model, tokens = received(run)
+    ours = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    base = AutoModelForCausalLM.from_pretrained(run.prepared.model)
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    lora = {"r": 4, "lora_alpha": 12, "target_modules": linear}
+    check(run, equal_to_trl.adapted_sft(base, tokens, rows, settings(tmp_path), ours, **lora))
+
+
+@pytest.mark.parametrize("template", [tiny.CHATML, MARKED], ids=["plain", "marked"])
+def test_all_answers_of_a_conversation_are_trained_as_trl_trains_them(tmp_path: Path, template: str) -> None:
+    """By a template's marks; where ours has none, what follows each prompt is the same."""
+    root = stages.save_volumes(tmp_path / "root", template=template)
+    raw = [chat(index) for index in range(stages.ROWS)]
+    stages.save(root / "data" / "chats.jsonl", raw)
+    chats = [{"source": "pvc://data/chats.jsonl", "format": "openai"}]
+    job = stages.job("sft", training=TRAINING, datasets=chats)
+    run = tiny.make_run(root, job)
+    stages.train(run)
+
+    model, tokens = received(run)
+    tokens.chat_template = MARKED
+    rows = equal_to_trl.in_our_order(raw, BATCH, job.training.seed)
+    check(run, equal_to_trl.chats_sft(model, tokens, rows, settings(tmp_path)))
+
+
+def chat(index: int) -> dict[str, Any]:
+    """One to three questions, each with its answer."""
+    turns = [stages.row("sft", index + 5 * turn)["messages"] for turn in range(1 + index % 3)]
+    return {"messages": [message for turn in turns for message in turn]}
 
 
 def test_losses_of_packs_are_those_of_trl(root: Path, tmp_path: Path) -> None:
