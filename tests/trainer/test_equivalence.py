@@ -3,16 +3,20 @@ stages, is in `test_invariance` and `test_exact_stages`."""
 
 import os
 import socket
-import subprocess
-import sys
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from finetune_api.status import Checkpoint
-from finetune_trainer.errors import Preempted
+from finetune_trainer.errors import Preempted, TrainerError
 from finetune_trainer.stages.sft import workflow
+from finetune_trainer.stages.steps import Steps
 
 from tests.trainer import tiny
+from tests.trainer.forge import Forge
 
 CLOSE = 1e-5
 
@@ -23,7 +27,29 @@ def trained(root: Path, workspace: str, **training: object) -> list[float]:
     return tiny.losses(run)
 
 
-def test_two_ranks_train_as_one_and_stop_together(root: Path) -> None:
+def rank_of_two(root: Path) -> int:
+    """With torchrun's environment, in a child of the forge. Rank 1 alone is told to stop, at the end of its fourth
+    step."""
+    rank = int(os.environ["RANK"])
+    job = tiny.job(training={"microBatchSize": 4})
+    run = tiny.make_run(root, job, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), workspace="two")
+    steps, stop, original = count(), False, Steps.on_step_end
+
+    def step_end(self: Steps, *args: Any, **kwargs: Any) -> None:
+        nonlocal stop
+        stop = rank == 1 and next(steps) == 3
+        original(self, *args, **kwargs)
+
+    mock.patch.object(Steps, "on_step_end", step_end).start()
+    try:
+        workflow.run(replace(run, stop_requested=lambda: stop))
+    except TrainerError as error:
+        print(f"rank {rank}: {error}")
+        return int(error.exit_code)
+    return 0
+
+
+def test_two_ranks_train_as_one_and_stop_together(forge: Forge, root: Path) -> None:
     tiny.save_rows(root / "data" / "rows.jsonl", rows=21)
     alone = trained(root, "alone", microBatchSize=8)
     tiny.make_run(root, tiny.job(training={"microBatchSize": 4}), workspace="two")  # prepared before ranks start
@@ -32,17 +58,12 @@ def test_two_ranks_train_as_one_and_stop_together(root: Path) -> None:
         port = str(free.getsockname()[1])
     torchrun = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.rank", str(root)],
-            env=os.environ | torchrun | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        forge.start(rank_of_two, root, log=root / f"{rank}.log", **torchrun, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [75, 75], "\n".join(errors)
-    assert all("goes on from step 4" in error for error in errors)
+    codes, said = [rank.wait() for rank in ranks], [rank.log.read_text() for rank in ranks]
+    assert codes == [75, 75], "\n".join(said)
+    assert all("goes on from step 4" in log for log in said)
 
     run = tiny.make_run(root, tiny.job(training={"microBatchSize": 8}), attempt=2, workspace="two")
     assert tiny.losses(run) == pytest.approx(alone[:4], abs=CLOSE)

@@ -49,10 +49,10 @@ class Trackers(TrainerCallback):
             self.close(done=False, seconds=min(AT_STOP, max(0.0, self.run.seconds_left())))
             raise
 
-    def close(self, done: bool = True, seconds: float = AT_END) -> None:
-        """No more comes of this run."""
+    def close(self, done: bool = True, seconds: float | None = None) -> None:
+        """No more comes of this run. Takes so long at most; where nothing is said, AT_END."""
         for line in self.lines:
-            line.close(done, seconds / len(self.lines))
+            line.close(done, (AT_END if seconds is None else seconds) / len(self.lines))
         self.lines = []
 
 
