@@ -120,7 +120,7 @@ def chained(root: Path, **changes: str) -> Run:
     """A ppo job that names the job of stage rm, as the operator resolves it."""
     folder = root / "models" / "rm"
     places = Places(root / "cache", {"models": root / "models"}, root, "run")
-    base = fetch("pvc://models/model", "model", places).digest
+    base = fetch("pvc://models/model", "model", places).digest_without_code
     facts = {"digest": digest_folder(folder)[0], "base_digest": base, "base": "pvc://models/model"} | changes
     artifact = Artifact(uri="pvc://models/rm", kind="adapter", size_bytes=1, **facts)  # type: ignore[arg-type]
     one = Reference(use="rewardModel", job="judge", uid="1", stage="rm", artifact=artifact)
@@ -137,6 +137,16 @@ def test_another_jobs_artifact_is_what_it_was(root: Path) -> None:
         shutil.rmtree(root / "work")
         with pytest.raises(InvalidData, match=message):
             chained(root, **{field: "sha256:other"})
+
+
+def test_a_model_is_the_same_whether_or_not_its_code_came_with_it(root: Path) -> None:
+    """As from a hub, where jobs that may run it fetch it."""
+    (root / "models" / "model" / "modeling_own.py").write_text("")
+    with_code = chained(root).prepared
+    assert with_code.base_digest != with_code.digests["pvc://models/model"]
+    (root / "models" / "model" / "modeling_own.py").unlink()
+    shutil.rmtree(root / "work")
+    assert chained(root, base_digest=with_code.base_digest).prepared.base_digest == with_code.base_digest
 
 
 def test_another_jobs_artifact_is_still_that_when_it_is_trained_with(root: Path) -> None:

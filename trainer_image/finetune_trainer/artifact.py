@@ -79,7 +79,7 @@ def write(
         size_bytes=size,
         base=job.model.source if adapter else None,
         base_adapter=adapter and (place / BASE_ADAPTER).is_dir(),
-        base_digest=prepared.digests.get(job.model.source),
+        base_digest=prepared.base_digest or None,
         tokenizer_digest=prepared.tokenizer_digest or None,
     )
 
@@ -118,19 +118,19 @@ def _save(
         return "model", {}
     folder = staging / ADAPTER if job.output.merge else staging
     _save_adapter(run, model, weights, folder)
-    merged_first = adapter is not None and build.tuning_adapter(job) == "merge"
-    if merged_first:
-        assert adapter is not None
+    adapters = [folder]
+    if adapter is not None and build.tuning_adapter(job) == "merge":
+        adapters = [staging / BASE_ADAPTER, folder]
         (staging / BASE_ADAPTER).mkdir()
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             shutil.copyfile(adapter / name, staging / BASE_ADAPTER / name)
     if not job.output.merge:
-        return "adapter", {}
+        return "adapter", {"adapters": [_adapter_facts(one, staging) for one in adapters]}
     quantised = job.tuning.method == "qlora"
     rows = probes or probe_rows(model.config)
     made = merge(
         base,
-        [staging / BASE_ADAPTER, folder] if merged_first else [folder],
+        adapters,
         staging,
         job.output.dtype,
         source=job.model.source,
@@ -156,6 +156,16 @@ def _save_adapter(run: Run, model: Any, weights: dict[str, Any] | None, folder: 
         made_of = run.prepared
         first = build.pissa_file(run.job, made_of.model, made_of.adapter, scratch(run), made_of.digests)
         pissa.ordinary(folder, first)
+
+
+def _adapter_facts(folder: Path, artifact: Path) -> dict[str, Any]:
+    """What has to be known of an adapter to put it on its base: its folder, whether its model scores, and how many rows
+    its own embeddings have (0: it has none)."""
+    return {
+        "folder": folder.relative_to(artifact).as_posix(),
+        "scores": build.kind_of(folder) == "reward",
+        "embeddings": build.rows(folder),
+    }
 
 
 def _save_generation(staging: Path, base: Path, stop_ids: Collection[int], tokenizer: Any) -> None:

@@ -38,6 +38,8 @@ class PreparedJob:
     """Source -> sha256 of what was fetched."""
     revisions: dict[str, str] = field(default_factory=dict)
     """Source on a hub -> commit."""
+    base_digest: str = ""
+    """sha256 of the model without its own code: what adapters that are trained on it fit."""
     template: dict[str, Any] = field(default_factory=dict)
     """How conversations became tokens, for provenance."""
     reference: Path | None = None
@@ -70,6 +72,7 @@ def write(folders: "Folders", job: ResolvedJob, prepared: PreparedJob) -> None:
         "summary": prepared.summary.to_dict(),
         "digests": prepared.digests,
         "revisions": prepared.revisions,
+        "base": prepared.base_digest,
         "template": prepared.template,
         "tokenizer": prepared.tokenizer_digest,
     }
@@ -95,6 +98,7 @@ def read(folders: "Folders", job: ResolvedJob) -> PreparedJob | None:
             summary=Prepared.model_validate(content["summary"]),
             digests=dict(content["digests"]),
             revisions=dict(content["revisions"]),
+            base_digest=str(content["base"]),
             template=dict(content["template"]),
             tokenizer_digest=str(content["tokenizer"]),
         )

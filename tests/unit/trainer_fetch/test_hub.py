@@ -43,6 +43,8 @@ def test_code_comes_along_where_it_may_run(hub: Hub, places: Places) -> None:
     fetched = fetch(URI, "model", places, code=True)
     assert set(files(fetched)) - set(files(plain)) == {"modeling.py"}
     assert files(fetch(URI, "model", places)) == files(plain)
+    assert fetched.digest != plain.digest
+    assert fetched.digest_without_code == plain.digest_without_code == plain.digest
 
 
 def test_the_digest_is_that_of_the_same_folder_on_a_volume(hub: Hub, places: Places, tmp_path: Path) -> None:
@@ -218,4 +220,4 @@ def test_one_file_of_a_repository(hub: Hub, places: Places) -> None:
     hub.add("org/rows", {"a/1.jsonl": b"1", "b.jsonl": b"2"}, "datasets")
     fetched = fetch("hf://org/rows/a/1.jsonl", "data", places)
     assert fetched.path.read_bytes() == b"1"
-    assert fetched.digest == digest.of(fetched.path, "x", places.cache, lambda *_: None, lambda: None)
+    assert fetched.files == digest.of(fetched.path, "x", places.cache, lambda *_: None, lambda: None)

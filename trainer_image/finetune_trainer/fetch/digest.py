@@ -1,6 +1,6 @@
 """Digests: sha256 over names and contents, remembered so that a second job doesn't read 100 GB again.
 
-Called by ``source`` for mounted sources; ``store`` uses `combined` for what it fetched. A file whose size and time of
+Called by ``source`` for mounted sources; ``store`` knows those of what it fetched. A file whose size and time of
 change are what they were is not read again, unless it changed so shortly before it was read that another change could
 bear the same time. The memory is a cache: damaged or lost, it is made anew.
 """
@@ -30,6 +30,11 @@ def combined(files: Mapping[str, str]) -> str:
     return "sha256:" + total.hexdigest()
 
 
+def without_code(files: Mapping[str, str]) -> str:
+    """The same of all but Python files: of a model, what an adapter fits, whether or not its code came with it."""
+    return combined({name: content for name, content in files.items() if not name.endswith(".py")})
+
+
 def of(
     path: Path,
     uri: str,
@@ -37,9 +42,9 @@ def of(
     progress: Callable[[int, int], None],
     check_stop: Callable[[], None],
     volume: Path | None = None,
-) -> str:
-    """Digest of a file, or of all files below a folder that are not hidden. Links must not lead out of ``volume``.
-    Raises AccessDenied, NotFound."""
+) -> dict[str, str]:
+    """Name -> sha256 of the content, of a file or of all files below a folder that are not hidden. Links must not lead
+    out of ``volume``. Raises AccessDenied, NotFound."""
     memory = cache / "digests" / (hashlib.sha256(f"{uri} {path}".encode()).hexdigest()[:20] + ".json")
     known = _recall(memory)
     files = dict(_files(path, uri, (volume or path).resolve()))
@@ -63,7 +68,7 @@ def of(
         with usable(cache.parent):
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(memory, remember)
-    return combined({name: str(facts[2]) for name, facts in found.items()})
+    return {name: str(facts[2]) for name, facts in found.items()}
 
 
 def _recall(memory: Path) -> dict[str, Any]:

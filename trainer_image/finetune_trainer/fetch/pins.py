@@ -14,20 +14,23 @@ from finetune_trainer.fetch.source import fetch
 
 
 def check(job: ResolvedJob, fetched: Iterable[Fetched]) -> None:
-    """What other jobs made, and the models that it goes on, are what they were. Raises InvalidData."""
-    digests = {got.uri: got.digest for got in fetched}
+    """What other jobs made, and the models that it goes on, are what they were. Raises InvalidData. Whether a model's
+    own code runs is each job's choice, so it is left out of what two jobs must agree in."""
+    found = {got.uri: got for got in fetched}
     for one in job.references:
-        made, now = one.artifact, digests.get(one.artifact.uri)
-        if now is not None and now != made.digest:
+        made, artifact = one.artifact, found.get(one.artifact.uri)
+        if artifact is not None and artifact.digest != made.digest:
             raise InvalidData(
                 f"{made.uri}, the artifact of FineTuneJob {one.job}, is no longer what it was when this job was"
-                f" accepted: {made.digest[:19]} then, {now[:19]} now. Restore it, or make {one.job} and this job again"
+                f" accepted: {made.digest[:19]} then, {artifact.digest[:19]} now. Restore it, or make {one.job} and"
+                " this job again"
             )
-        base = digests.get(made.base) if made.base else None
-        if base is not None and made.base_digest is not None and base != made.base_digest:
+        base = found.get(made.base) if made.base else None
+        now = base.digest_without_code if base else None
+        if now is not None and made.base_digest is not None and now != made.base_digest:
             raise InvalidData(
                 f"{made.base}, which the artifact of FineTuneJob {one.job} goes on, is no longer what that job was"
-                f" trained on: {made.base_digest[:19]} then, {base[:19]} now. Name the revision that it was, or make"
+                f" trained on: {made.base_digest[:19]} then, {now[:19]} now. Name the revision that it was, or make"
                 f" {one.job} and this job again"
             )
 

@@ -1,8 +1,11 @@
 """What fetching is given and what it gives back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from finetune_trainer.fetch import digest
 
 Kind = Literal["model", "adapter", "data"]
 
@@ -29,7 +32,17 @@ class Fetched:
 
     uri: str
     path: Path
-    digest: str
-    """sha256 over names and contents, the same wherever the files came from."""
+    files: Mapping[str, str]
+    """Name -> sha256 of the content."""
     revision: str | None
     """The hub's commit."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over names and contents, the same wherever the files came from."""
+        return digest.combined(self.files)
+
+    @property
+    def digest_without_code(self) -> str:
+        """The same whether or not a model's own code was fetched with it."""
+        return digest.without_code(self.files)

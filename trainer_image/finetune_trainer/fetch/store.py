@@ -3,7 +3,7 @@
 Called by ``hub`` and ``s3``. Layout, below cache/sources:
 
 ``<folder>/<version>/files/…``        what was fetched
-``<folder>/<version>/manifest.json``  {uri, revision, path, digest, files: name -> {size, sha256}}, written last
+``<folder>/<version>/manifest.json``  {uri, revision, path, files: name -> {size, sha256}}, written last
 ``<folder>/.staging-<version>/``      what is being fetched, renamed to <version> when whole; a file that isn't whole
                                       ends in .part, and the next run goes on from there
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.errors import NoSpace, SourceUnreachable
-from finetune_trainer.fetch import digest, prune, sums
+from finetune_trainer.fetch import prune, sums
 from finetune_trainer.fetch.lease import lease
 from finetune_trainer.fetch.places import Fetched, Places
 from finetune_trainer.fetch.remote import Remote, RemoteFile, Stream
@@ -47,7 +47,7 @@ def look_up(places: Places, folder: str, version: str, uri: str) -> Fetched | No
         if not whole:
             return None
     prune.used(entry)
-    return Fetched(uri, entry / "files" / str(manifest["path"]), str(manifest["digest"]), manifest["revision"])
+    return _fetched(uri, entry, manifest)
 
 
 def keep(
@@ -95,13 +95,17 @@ def _fetch(remote: Remote, cache: Path, progress: Callable[[int, int], None], ch
 
         facts[file.name] = {"size": file.size, "sha256": _file(remote, file, staging / "files", heard, check)}
         done += file.size
-    whole = digest.combined({name: str(of["sha256"]) for name, of in facts.items()})
-    content = {"uri": remote.uri, "revision": remote.revision, "path": remote.path, "digest": whole, "files": facts}
+    content = {"uri": remote.uri, "revision": remote.revision, "path": remote.path, "files": facts}
     write_json(staging / MANIFEST, content)
     check()
     staging.rename(entry)
     sync_folder(folder)
-    return Fetched(remote.uri, entry / "files" / remote.path, whole, remote.revision)
+    return _fetched(remote.uri, entry, content)
+
+
+def _fetched(uri: str, entry: Path, manifest: dict[str, Any]) -> Fetched:
+    files = {name: str(facts["sha256"]) for name, facts in manifest["files"].items()}
+    return Fetched(uri, entry / "files" / str(manifest["path"]), files, manifest["revision"])
 
 
 def _check_space(remote: Remote, staging: Path, cache: Path) -> None:

@@ -192,6 +192,7 @@ def run(
         summary=summary,
         digests={got.uri: got.digest for got in sources},
         revisions={got.uri: got.revision for got in sources if got.revision},
+        base_digest=model.digest_without_code,
         template=template or {},
         tokenizer_digest=tokens_digest,
         **_folders(more),
