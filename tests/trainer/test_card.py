@@ -3,33 +3,89 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from finetune_trainer.generate import generate
+from finetune_trainer.run import Run
 
 from tests.trainer import stages, tiny
-from tests.trainer.forge import Forge, tell
+from tests.trainer.forge import Child, Forge, tell
+
+SPECIAL = r"<\|[a-z_]+\|>"
+MERGED_FIRST = {"method": "lora", "lora": {"rank": 4}, "adapter": {"source": "pvc://models/sft", "mode": "merge"}}
 
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stages.save_volumes(tmp_path_factory.mktemp("volumes"))
+    """Besides models and data an adapter, models/sft, which has learnt something."""
+    root = stages.save_volumes(tmp_path_factory.mktemp("volumes"))
+    made = train(root, "earlier", "sft", training={"maxSteps": 12, "learningRate": 0.02})
+    shutil.copytree(made.folders.artifact, root / "models" / "sft")
+    return root
+
+
+def train(volumes: Path, workspace: str, stage: str, method: str = "lora", **sections: Any) -> Run:
+    job = stages.job(stage, method, **{"training": {"maxSteps": 1}, **sections})
+    run = tiny.make_run(volumes, job, workspace=workspace)
+    stages.train(run)
+    return run
+
+
+def followed(forge: Forge, run: Run, tmp_path: Path) -> Child:
+    child = forge.start(follow, run.folders.artifact, run.prepared.model, log=tmp_path / "log")
+    assert child.wait() == 0, child.log.read_text()
+    assert child.log.read_text().split()
+    return child
+
+
+def check_score(child: Child, run: Run) -> None:
+    scores = (run.folders.reports / "scores.jsonl").read_text().splitlines()
+    assert float(child.log.read_text().split()[-1]) == pytest.approx(json.loads(scores[0])["chosen"], abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("stage", ["pt", "sft", "rm"])
 def test_the_example_of_the_card_runs(volumes: Path, stage: str, method: str, forge: Forge, tmp_path: Path) -> None:
-    job = stages.job(stage, method, training={"maxSteps": 1})
-    run = tiny.make_run(volumes, job, workspace=f"{stage}-{method}")
-    stages.train(run)
-    child = forge.start(follow, run.folders.artifact, run.prepared.model, log=tmp_path / "log")
-    assert child.wait() == 0, child.log.read_text()
-    said = child.log.read_text().split()
-    assert len(said) > 0
+    run = train(volumes, f"{stage}-{method}", stage, method)
+    child = followed(forge, run, tmp_path)
     assert child.told == (["BASE"] if method == "lora" else [])
     if stage == "rm":
-        scores = (run.folders.reports / "scores.jsonl").read_text().splitlines()
-        assert float(said[-1]) == pytest.approx(json.loads(scores[0])["chosen"], abs=1e-5)
+        check_score(child, run)
+
+
+def test_a_reward_model_scores_on_what_it_was_trained_on(volumes: Path, forge: Forge, tmp_path: Path) -> None:
+    """As after sft in a chain: the adapter of a model that answers was merged first."""
+    run = train(volumes, "rm-on-sft", "rm", tuning=MERGED_FIRST)
+    check_score(followed(forge, run, tmp_path), run)
+
+
+def test_a_reward_model_scores_on_an_earlier_one(volumes: Path, forge: Forge, tmp_path: Path) -> None:
+    earlier = train(volumes, "rm-earlier", "rm", training={"maxSteps": 4, "learningRate": 0.02})
+    shutil.copytree(earlier.folders.artifact, volumes / "models" / "rm")
+    tuning = {**MERGED_FIRST, "adapter": {"source": "pvc://models/rm", "mode": "merge"}}
+    run = train(volumes, "rm-on-rm", "rm", tuning=tuning)
+    check_score(followed(forge, run, tmp_path), run)
+
+
+def test_a_model_answers_with_all_that_was_learnt_before(volumes: Path, forge: Forge, tmp_path: Path) -> None:
+    words = {"source": "pvc://models/model", "newTokens": ["<new>"]}
+    training = {"maxSteps": 1, "learningRate": 1e-5}
+    run = train(volumes, "sft-on-sft", "sft", model=words, tuning=MERGED_FIRST, training=training)
+    said = re.sub(SPECIAL, "", followed(forge, run, tmp_path).log.read_text())
+    question = stages.row("rm", 0)["prompt"][0]["content"]
+    answer, without = (generate(run.job, run.folders, question, base, 200) for base in (False, True))
+    assert answer
+    assert said.rpartition("assistant\n")[2].strip() == answer
+    assert answer != without
+
+
+def test_what_rewards_were_normalized_by_is_told(volumes: Path) -> None:
+    run = train(volumes, "ppo", "ppo")
+    card = (run.folders.artifact / "README.md").read_text()
+    assert "| ppo.rewardNormalization | running (the job says model) |" in card
 
 
 def follow(artifact: Path, base: Path) -> int:

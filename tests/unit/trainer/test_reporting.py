@@ -90,6 +90,7 @@ def provenance(job: ResolvedJob, **more: Any) -> dict[str, Any]:
         "references": [],
         "template": {"stopIds": [2, 7]},
         "settled": {},
+        "adapters": [{"folder": ".", "scores": job.stage == "rm", "embeddings": 0}],
         "data": [{"source": "pvc://data/rows.jsonl", "digest": "sha256:rows"}],
         "stepsPlanned": 3,
         "weightsStep": 3,
@@ -109,7 +110,7 @@ def test_the_card_of_a_reward_model_says_how_to_score() -> None:
     assert "AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=1)" in card
     assert "token in [2, 7]" in card
     assert "| evaluation: accuracy | 10 |" in card
-    assert 'AutoModelForSequenceClassification.from_pretrained(".")' in render("rm", "model")
+    assert 'AutoModelForSequenceClassification.from_pretrained(".")' in render("rm", "model", adapters=None)
 
 
 def test_the_card_of_a_policy_names_all_that_it_was_made_with() -> None:
@@ -122,8 +123,19 @@ def test_the_card_of_a_policy_names_all_that_it_was_made_with() -> None:
     assert "| rewardModel | `judge` (rm, uid u-1) | `sha256:judge` |" in card
 
 
+def test_the_card_says_what_became_of_the_tokenizer() -> None:
+    job = tiny.job(
+        model={"source": "pvc://models/model", "newTokens": ["<new>"]},
+        template={"name": "chatml"},
+        training={"maxSteps": 3},
+    )
+    card = model_card.render(job, "adapter", provenance(job), final("sft", evaluated=True))
+    assert "The tokenizer is that of the base model, with new tokens and the chat template `chatml`." in card
+    assert "The tokenizer is that of the base model.\n" in render("sft")
+
+
 def test_the_card_says_what_a_setting_came_to() -> None:
-    spec = {"rewardModel": {"source": "pvc://models/reward"}}
+    spec = {"rewardModel": {"source": "pvc://models/reward"}, "maxNewTokens": 8}
     job = tiny.job(stage="ppo", ppo=spec, training={"maxSteps": 3})
 
     def card(normalization: str) -> str:

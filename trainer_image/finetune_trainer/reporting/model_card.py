@@ -7,39 +7,8 @@ from typing import Any
 
 from finetune_api.contract import ResolvedJob
 
+from finetune_trainer.reporting import model_usage
 from finetune_trainer.reporting.metrics import LOGGED, TEXTS
-
-_LOAD = {
-    "adapter": """\
-from peft import PeftModel
-from transformers import {auto}, AutoTokenizer
-
-base = {auto}.from_pretrained(BASE{head})  # BASE: a copy of {source}
-model = PeftModel.from_pretrained(base, ".")
-tokenizer = AutoTokenizer.from_pretrained(".")""",
-    "model": """\
-from transformers import {auto}, AutoTokenizer
-
-model = {auto}.from_pretrained(".")
-tokenizer = AutoTokenizer.from_pretrained(".")""",
-}
-_ASK = """
-question = [{system}{{"role": "user", "content": "..."}}]
-inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))"""
-_CONTINUE = """
-inputs = tokenizer("...", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))"""
-_SCORE = """
-import torch
-
-model.config.pad_token_id = tokenizer.pad_token_id  # by which it finds a text's end
-answered = [{system}{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
-ids = tokenizer.apply_chat_template(answered, return_dict=True)["input_ids"]
-# As in training, an answer ends at the token that stops it, not at what the template puts after it.
-end = max((at for at, token in enumerate(ids) if token in {stops}), default=len(ids) - 1) + 1
-score = model.eval()(torch.tensor([ids[:end]])).logits[0, 0].item()
-print(score)  # the higher, the better; it compares answers to one question"""
 
 
 def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dict[str, Any]) -> str:
@@ -49,12 +18,6 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
     settings = _settings(job, provenance)
     results = _results(provenance, metrics)
     data = [[f"`{entry['source']}`", f"`{entry['digest']}`"] for entry in provenance["data"]]
-    load = _LOAD[kind].format(
-        auto="AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM",
-        head=", num_labels=1" if scores else "",
-        source=job.model.source,
-    )
-    use = _CONTINUE if job.stage == "pt" else _use(_SCORE if scores else _ASK, provenance["template"])
     library = "peft" if kind == "adapter" else "transformers"
     return "\n".join(
         [
@@ -64,7 +27,7 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
             f"{what}, made by FineTuneJob `{provenance['namespace']}/{job.name}` (stage {job.stage}) from"
             f" `{job.model.source}`.\n",
             "## Use\n",
-            f"```python\n{load}\n{use}\n```\n",
+            f"```python\n{model_usage.code(job, provenance)}\n```\n",
             "## Training\n",
             _table(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
             "## Result\n",
@@ -72,16 +35,17 @@ def render(job: ResolvedJob, kind: str, provenance: dict[str, Any], metrics: dic
             *_lineage(provenance),
             "## Data\n",
             _table(["source", "digest"], data),
-            "`provenance.json` has digests, versions and the whole job. The tokenizer is that of the base model.\n",
+            f"`provenance.json` has digests, versions and the whole job. {_tokenizer(job)}\n",
         ]
     )
 
 
-def _use(code: str, template: dict[str, Any]) -> str:
-    """Code that talks to the model as its rows did."""
-    system = template.get("defaultSystem")
-    first = f'{{"role": "system", "content": {system!r}}}, ' if system else ""
-    return code.format(system=first, stops=template.get("stopIds", []))
+def _tokenizer(job: ResolvedJob) -> str:
+    """What became of the base model's."""
+    added = ["new tokens"] if job.model.new_tokens or job.model.new_special_tokens else []
+    template = [f"the chat template `{job.template.name}`"] if job.template.name else []
+    more = " and ".join(added + template)
+    return "The tokenizer is that of the base model" + (f", with {more}." if more else ".")
 
 
 def _settings(job: ResolvedJob, provenance: dict[str, Any]) -> dict[str, Any]:
