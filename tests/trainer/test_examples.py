@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_api.contract import ResolvedJob, resolve
-from finetune_api.job import FineTuneJob
-from finetune_api.status import Reference
+from finetune_trainer.jobfile import read_job
 
 from examples import preferences
 from examples.demo import volume
@@ -55,45 +53,33 @@ def root(tmp_path_factory: pytest.TempPathFactory, sweep: bool) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
-    """What the examples so far have made, by job."""
-    return {}
-
-
-@pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all of them, in which each finds what those before have made."""
     return tmp_path_factory.mktemp("workspace")
 
 
 @pytest.mark.parametrize("example", KINDS)
 def test_it_trains_as_it_stands(
-    forge: Forge,
-    root: Path,
-    tmp_path: Path,
-    workspace: Path,
-    made: dict[str, Reference],
-    sweep: bool,
-    example: str,
+    forge: Forge, root: Path, tmp_path: Path, workspace: Path, sweep: bool, example: str
 ) -> None:
-    job = resolved(yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text()), made, sweep)
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(abridged(yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text()), sweep)))
+    job = read_job(file, workspace)
     series = Series(forge, root, tmp_path / "pod", job, shared=workspace)
     assert series.run() == 0, series.log
     artifact = series.said.artifact
     assert artifact is not None
     assert artifact.kind == KINDS[example]
-    made[job.name] = Reference(use="model", job=job.name, uid="11111-uid", stage=job.stage, artifact=artifact)
     lines = (series.home / "reports" / "trainer_log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["current_steps"] == json.loads(lines[-1])["total_steps"]
 
 
-def resolved(document: dict[str, Any], made: dict[str, Reference], sweep: bool) -> ResolvedJob:
-    """As the operator fills it in once the jobs that it names have ended."""
+def abridged(document: dict[str, Any], sweep: bool) -> dict[str, Any]:
+    """The example, but for two steps; with --sweep as it is."""
     if not sweep:
         document["spec"]["training"].pop("epochs", None)
         document["spec"]["training"]["maxSteps"] = 2
-    job = FineTuneJob.model_validate(document)
-    uses = ("model", "reference", "rewardModel")
-    return resolve(job, references=[one.model_copy(update={"use": use}) for one in made.values() for use in uses])
+    return document
 
 
 def test_every_example_is_run() -> None:

@@ -41,7 +41,7 @@ def trained(root: Path, uri: str) -> Path:
     job["spec"]["output"] = {"uri": uri}
     file = root / "job.yaml"
     file.write_text(yaml.safe_dump(job))
-    resolved = jobfile.read_job(file, allow_remote_code=False)
+    resolved = jobfile.read_job(file, root / "workspace")
     folders = workspace.layout(root / "workspace", resolved.name, 1, "run-1", {})
     facts = AttemptFacts(namespace="default", name=resolved.name, uid="laptop", attempt=1, job_name=resolved.name)
     fence = workspace.claim(folders, resolved, facts, "run-1")

@@ -134,13 +134,13 @@ def test_a_job_s_adapter_is_exported_later(place: Place, tmp_path: Path) -> None
     step(model)
     run = run_of(place, of, "export")
     write(run, model, place.tokens, stop_ids=[2])
-    done = export.export(of, run.folders, tmp_path / "out", base=place.model)
+    done = export.export(of, run.folders, tmp_path / "out")
     assert done.drift is None
     torch.testing.assert_close(logits(plain(tmp_path / "out")), logits(model), atol=1e-4, rtol=1e-4)
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2]
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     with pytest.raises(InvalidSpec, match="is there already"):
-        export.export(of, run.folders, tmp_path / "out", base=place.model)
+        export.export(of, run.folders, tmp_path / "out")
 
 
 def test_distance_is_nothing_to_itself_and_grows(place: Place) -> None:

@@ -22,7 +22,7 @@ from typing import NoReturn  # noqa: E402
 from finetune_api.contract import ResolvedJob  # noqa: E402
 from finetune_api.exit_codes import ExitCode  # noqa: E402
 
-from finetune_trainer import jobfile, launch, prepared, workspace  # noqa: E402
+from finetune_trainer import jobfile, launch, workspace  # noqa: E402
 from finetune_trainer.errors import NotFound, TrainerError  # noqa: E402
 from finetune_trainer.run import Folders  # noqa: E402
 
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str], stop: Stop) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        job = jobfile.read_job(options.job_file, allow_remote_code=options.allow_remote_code)
         root = launch.workspace_root(options, in_cluster=jobfile.read_attempt(options.job_file) is not None)
+        job = jobfile.read_job(options.job_file, root, allow_remote_code=options.allow_remote_code)
         folders = workspace.layout(root, job.name, 1, args.command, launch.mounted(job, root, options.volumes))
         (generate if args.command == "generate" else export)(job, folders, args)
     except TrainerError as error:
@@ -128,14 +128,11 @@ def generate(job: ResolvedJob, folders: Folders, args: argparse.Namespace) -> No
 
 def export(job: ResolvedJob, folders: Folders, args: argparse.Namespace) -> None:
     """Write the whole model that the job's adapter makes of its base."""
-    ready = prepared.read(folders, job)
-    if ready is None:
-        raise NotFound(
-            f"jobs/{job.name} in {folders.workspace}: nothing is prepared there for this job: train it first"
-        )
+    if workspace.earlier_result(folders, job) is None:
+        raise NotFound(f"jobs/{job.name} in {folders.workspace} has no artifact of this job: train it first")
     from finetune_trainer.export import export as write_model  # torch: only when it is needed
 
-    write_model(job, folders, args.out, args.dtype or job.output.dtype, ready.model)
+    write_model(job, folders, args.out, args.dtype or job.output.dtype)
     print(f"The whole model is in {args.out}")
 
 

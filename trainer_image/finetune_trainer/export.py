@@ -22,13 +22,8 @@ WEIGHTS = {ADAPTER_CONFIG, ADAPTER_WEIGHTS, "README.md", "provenance.json"}
 """What of an adapter's artifact the merged model doesn't have."""
 
 
-def export(
-    job: ResolvedJob, folders: Folders, out: Path, dtype: OutputType = "auto", base: Path | None = None
-) -> Merged:
-    """Merge the artifact's adapter into its base, as files in the new folder ``out``; what it was measured at.
-
-    ``base`` is the folder of the base model, where it is neither on a volume nor fetched any more.
-    """
+def export(job: ResolvedJob, folders: Folders, out: Path, dtype: OutputType = "auto") -> Merged:
+    """Merge the artifact's adapter into its base, as files in the new folder ``out``; what it was measured at."""
     artifact = folders.artifact
     if not artifact.is_dir():
         raise NotFound(f"{job.name} has no artifact yet: {artifact} is not there")
@@ -42,7 +37,7 @@ def export(
         earlier = [artifact / model_folder.BASE_ADAPTER] if (artifact / model_folder.BASE_ADAPTER).is_dir() else []
         tokens = tokenizer.load(artifact)
         made = merge(
-            base or model_folder.of_job(job, folders),
+            model_folder.of_job(job, folders),
             [*earlier, artifact],
             staging,
             dtype,

@@ -1,8 +1,9 @@
 """FILE of ``--job``, and the attempt's facts beside it.
 
 FILE is either what the operator mounts (a `ResolvedJob` as JSON, its contract version checked first) or what a user
-wrote (a FineTuneJob as YAML, resolved here by the same function that the operator uses). Whatever is wrong with it is
-said in the words of the file: the path in camelCase, what was given, what is allowed.
+wrote (a FineTuneJob as YAML, resolved here by the same function that the operator uses, with what other jobs have made
+in the workspace). Whatever is wrong with it is said in the words of the file: the path in camelCase, what was given,
+what is allowed.
 """
 
 import difflib
@@ -18,7 +19,7 @@ from finetune_api.job import KIND, FineTuneJob
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from finetune_trainer import director
+from finetune_trainer import chained, director
 from finetune_trainer.errors import InvalidSpec
 
 ERRORS_SHOWN = 8
@@ -26,16 +27,17 @@ ERRORS_SHOWN = 8
 Model = TypeVar("Model", bound=ApiModel)
 
 
-def read_job(file: Path, *, allow_remote_code: bool = False) -> ResolvedJob:
-    """The job that FILE describes. Raises InvalidSpec. Whether a model's own code may run is said by the operator in a
-    resolved job, and by the command line for a FineTuneJob."""
+def read_job(file: Path, workspace: Path, *, allow_remote_code: bool = False) -> ResolvedJob:
+    """The job that FILE describes. Raises InvalidSpec, and the errors of `chained.references`. Whether a model's own
+    code may run is said by the operator in a resolved job, and by the command line for a FineTuneJob."""
     document = _job_document(file)
     if "kind" not in document:
         _check_contract(file, document.get("contract"))
         return _validate(ResolvedJob, document, file)
     job = _validate(FineTuneJob, document, file)
+    references = chained.references(job, workspace)
     try:
-        return resolve(job, allow_remote_code=allow_remote_code)
+        return resolve(job, references=references, allow_remote_code=allow_remote_code)
     except ValueError as error:
         raise InvalidSpec(f"{file}: spec.{error}") from error
 

@@ -32,6 +32,7 @@ from uuid import uuid4
 
 from finetune_api.contract import CONFIG_MAPS, TERMINATION_MESSAGE, VOLUMES, WORKSPACE, AttemptFacts, ResolvedJob
 from finetune_api.exit_codes import ExitCode
+from finetune_api.source import PvcPath, parse
 from finetune_api.status import Reason, Result
 
 from finetune_trainer import devices, fencing, hostmemory, jobfile, prepared, results, workspace
@@ -100,11 +101,11 @@ def _run(options: Options, stop: Stop, outlet: Outlet) -> End:
             log.warning(
                 "No API server can be asked (no service account token): no progress will reach the job's status"
             )
-    job = jobfile.read_job(options.job_file, allow_remote_code=options.allow_remote_code)
+    root = workspace_root(options, in_cluster=in_cluster)
+    job = jobfile.read_job(options.job_file, root, allow_remote_code=options.allow_remote_code)
     # A laptop is one node, whatever the job asks of a cluster.
     nodes = job.runtime.nodes if in_cluster and options.command == "train" else 1
     node = outlet.node = int(os.environ.get(NODE_INDEX, "0")) if nodes > 1 else 0
-    root = workspace_root(options, in_cluster=in_cluster)
     run_id = os.environ.get("FINETUNE_POD_UID") if in_cluster else None
     run_id = run_id or uuid4().hex[:8]
     volumes = mounted(job, root, options.volumes)
@@ -241,10 +242,13 @@ def config_maps(named: dict[str, Path]) -> Iterator[Path]:
 
 
 def mounted(job: ResolvedJob, root: Path, named: dict[str, Path]) -> dict[str, Path]:
-    """Claim -> folder: what the pod has under /volumes, what the command line names, and the workspace's own claim."""
+    """Claim -> folder: what the pod has under /volumes, what the command line names, and the workspace's own claim. A
+    laptop has one workspace for all jobs."""
     below = Path(VOLUMES)
     pods = {folder.name: folder for folder in below.iterdir() if folder.is_dir()} if below.is_dir() else {}
-    return {job.workspace_claim: root, **pods, **named}
+    places = [parse(one.artifact.uri) for one in job.references]
+    theirs = {place.claim: root for place in places if isinstance(place, PvcPath)}
+    return {**theirs, job.workspace_claim: root, **pods, **named}
 
 
 def _local_facts(job: ResolvedJob, root: Path, run_id: str) -> AttemptFacts:

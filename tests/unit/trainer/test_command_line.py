@@ -63,7 +63,7 @@ def test_told_to_stop_before_any_rank_started(tmp_path: Path) -> None:
 
 def test_every_claim_has_a_folder(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(manifest()))
-    job = jobfile.read_job(tmp_path / "job.yaml")
+    job = jobfile.read_job(tmp_path / "job.yaml", tmp_path)
     found = launch.mounted(job, tmp_path / "ws", {"models": tmp_path / "m"})
     assert found == {"work": tmp_path / "ws", "models": tmp_path / "m"}
 

@@ -40,7 +40,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def refused(file: Path, document: Any) -> str:
     file.write_text(yaml.safe_dump(document))
     with pytest.raises(InvalidSpec) as error:
-        jobfile.read_job(file)
+        jobfile.read_job(file, file.parent)
     return str(error.value)
 
 
@@ -80,7 +80,7 @@ def test_all_findings_at_once(file: Path) -> None:
 def test_a_manifest_with_other_objects_beside_the_job(file: Path) -> None:
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "work"}}
     file.write_text(yaml.safe_dump_all([claim, manifest()]))
-    assert jobfile.read_job(file) == resolve(FineTuneJob.model_validate(manifest()))
+    assert jobfile.read_job(file, file.parent) == resolve(FineTuneJob.model_validate(manifest()))
 
 
 @pytest.mark.parametrize(("documents", "found"), [(0, "PersistentVolumeClaim"), (2, "FineTuneJob, FineTuneJob")])
@@ -88,7 +88,7 @@ def test_not_exactly_one_job(file: Path, documents: int, found: str) -> None:
     objects = [manifest()] * documents or [{"kind": "PersistentVolumeClaim"}]
     file.write_text(yaml.safe_dump_all(objects))
     with pytest.raises(InvalidSpec, match=rf"{documents} FineTuneJobs \(found: {found}\)"):
-        jobfile.read_job(file)
+        jobfile.read_job(file, file.parent)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "a: b: c", ""])
@@ -96,12 +96,12 @@ def test_not_a_job_at_all(tmp_path: Path, text: str) -> None:
     for name in ("job.yaml", "job.json"):
         (tmp_path / name).write_text(text)
         with pytest.raises(InvalidSpec, match=name):
-            jobfile.read_job(tmp_path / name)
+            jobfile.read_job(tmp_path / name, tmp_path)
 
 
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match=r"--job .*nowhere.* cannot be read"):
-        jobfile.read_job(tmp_path / "nowhere")
+        jobfile.read_job(tmp_path / "nowhere", tmp_path)
 
 
 def resolved() -> ResolvedJob:
@@ -110,20 +110,20 @@ def resolved() -> ResolvedJob:
 
 def test_what_the_operator_writes_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(resolved().to_dict()))
-    assert jobfile.read_job(tmp_path / "job.json") == resolved()
+    assert jobfile.read_job(tmp_path / "job.json", tmp_path) == resolved()
 
 
 def test_the_contract_is_checked_before_anything_else(tmp_path: Path) -> None:
     later = {**resolved().to_dict(), "contract": CONTRACT + 2, "aFieldOfTomorrow": 1}
     (tmp_path / "job.json").write_text(json.dumps(later))
     with pytest.raises(InvalidSpec, match=f"contract {CONTRACT + 2} asked, this image knows"):
-        jobfile.read_job(tmp_path / "job.json")
+        jobfile.read_job(tmp_path / "job.json", tmp_path)
 
 
 def test_an_unknown_key_of_the_operator_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps({**resolved().to_dict(), "surprise": 1}))
     with pytest.raises(InvalidSpec, match="surprise: unknown field"):
-        jobfile.read_job(tmp_path / "job.json")
+        jobfile.read_job(tmp_path / "job.json", tmp_path)
 
 
 def test_the_attempts_facts_lie_beside_the_job(tmp_path: Path) -> None:
