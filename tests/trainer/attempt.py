@@ -23,6 +23,8 @@ from tests.trainer.forge import Child, Forge, fork, tell
 
 Install = Callable[[int], None]
 """What a rank, by number, does before it begins."""
+LOOK = 0.02
+"""Seconds between two looks of the launcher at its ranks, and of ranks at each other: runs here are short."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ def stopped(rank: int, *, step: int) -> None:
 
 
 def killed(rank: int, *, step: int, victim: int) -> None:
-    """A rank is killed in this step."""
+    """A rank is killed in this step. The others don't wait for its last words: it has none."""
+    from finetune_trainer import peers
+
+    mock.patch.object(peers, "HEARSAY", 0.0).start()
     if rank == victim:
         in_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
@@ -213,10 +218,12 @@ class Series:
 def launch(etc: Path, root: Path, workspace: Path, install: list[Install]) -> int:
     """In a child of the forge: the launcher of a pod, whose ranks are forked, too."""
     from finetune_trainer import launch as launcher
+    from finetune_trainer import watch
     from finetune_trainer.stopping import Stop
 
     stop = Stop().listen(signal.SIGTERM, signal.SIGINT)
     mock.patch.object(subprocess, "Popen", partial(Rank, install)).start()
+    mock.patch.object(watch, "TICK", LOOK).start()
     options = launcher.Options(
         job_file=etc / "job.json",
         workspace=workspace,
@@ -242,10 +249,11 @@ def work(install: list[Install], folder: Path, rank: int, environment: dict[str,
     """What ``python -m finetune_trainer.worker`` does."""
     import logging
 
-    from finetune_trainer import worker
+    from finetune_trainer import rendezvous, worker
     from finetune_trainer.stopping import Stop
 
     stop = Stop().listen(signal.SIGTERM)
+    mock.patch.object(rendezvous, "POLL", LOOK).start()
     os.environ.clear()
     os.environ.update(environment)
     logging.root.handlers.clear()

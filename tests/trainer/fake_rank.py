@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from finetune_api.contract import ResolvedJob
 from finetune_api.status import Artifact, Checkpoint, Prepared, Progress
 from finetune_trainer import errors, prepared, rendezvous, worker, workspace
 from finetune_trainer.handover import Handover
 from finetune_trainer.results import End
-from finetune_trainer.run import Outcome, Run
+from finetune_trainer.run import Folders, Outcome, Run
 from finetune_trainer.stopping import Stop
 
 NOW = "2026-01-01T00:00:00Z"
@@ -109,7 +110,7 @@ SCENES: dict[str, Callable[..., Outcome]] = {
 
 
 def prepare(handover: Handover, _report: object, check_stop: Callable[[], None]) -> End:
-    """As little as training needs to find; with the scene "prepare", whatever it says."""
+    """`make_ready`, or what a scene "prepare_..." says."""
     scene, *arguments = json.loads(sys.argv[1])[0]
     if scene == "prepare_fails":
         raise getattr(errors, arguments[0])(arguments[1])
@@ -120,14 +121,18 @@ def prepare(handover: Handover, _report: object, check_stop: Callable[[], None])
             time.sleep(0.05)
             if not arguments:
                 check_stop()
-    folders = handover.folders
+    return End(0, "Completed", "3 rows", prepared=make_ready(handover.folders, handover.job))
+
+
+def make_ready(folders: Folders, job: ResolvedJob) -> Prepared:
+    """As little as training needs to find."""
     data, model = folders.workspace / "cache" / "data" / "key", folders.workspace / "cache" / "model"
     for folder in (data, model):
         folder.mkdir(parents=True, exist_ok=True)
     (data / prepared.MANIFEST).write_text("{}")
     summary = Prepared(digest="sha256:1", rows=3, tokens=30, trained_tokens=20)
-    prepared.write(folders, handover.job, prepared.PreparedJob(model, None, data, ["train"], summary))
-    return End(0, "Completed", "3 rows", prepared=summary)
+    prepared.write(folders, job, prepared.PreparedJob(model, None, data, ["train"], summary))
+    return summary
 
 
 def publish(handover: Handover, _report: object, check_stop: Callable[[], None]) -> End:

@@ -16,7 +16,7 @@ from unittest import mock
 from finetune_api.contract import AttemptFacts, ResolvedJob
 from finetune_api.status import Result
 
-from tests.trainer.attempt import Rank, recorded
+from tests.trainer.attempt import LOOK, Rank, recorded
 from tests.trainer.forge import Child, Forge
 
 UID = "11111-uid"
@@ -74,13 +74,15 @@ class Nodes:
 
 def launch_node(etc: Path, root: Path, workspace: Path, install: Install, more: dict[str, Any]) -> int:
     """In a child of the forge: the launcher of one node."""
-    from finetune_trainer import hostmemory, launch
+    from finetune_trainer import fencing, hostmemory, launch, watch
     from finetune_trainer.hostmemory import HostMemory
     from finetune_trainer.stopping import Stop
 
     stop = Stop().listen(signal.SIGTERM, signal.SIGINT)
     mock.patch.object(subprocess, "Popen", partial(Rank, [install])).start()
     mock.patch.object(hostmemory, "read", return_value=HostMemory(None, None, None)).start()  # not this machine's
+    mock.patch.object(watch, "TICK", LOOK).start()
+    mock.patch.object(fencing, "INTERVAL", 1.0).start()
     options = launch.Options(
         job_file=etc / "job.json",
         workspace=workspace,

@@ -12,12 +12,17 @@ from typing import Any, Literal
 from finetune_api.contract import AttemptFacts, resolve
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Reference, Result
+from finetune_trainer import prepared
+from finetune_trainer.workspace import layout
 
+from tests.trainer import fake_rank
 from tests.trainer.fake_api import FakeApi
 
 HERE = Path(__file__).parent
 PATIENCE = 120
 """Seconds after which a launcher counts as hung; no grace period in the tests is as short as what they wait for."""
+HURRY = 0.2
+"""`Pod.waits` of tests that have nothing to wait for but one of the launcher's time-outs."""
 
 
 def manifest(name: str = "tune", **training: Any) -> dict[str, Any]:
@@ -59,10 +64,14 @@ class Pod:
     """Whether the ranks really meet, which takes seconds."""
     rendezvous: float = 60.0
     bounds: dict[str, float] = field(default_factory=dict)
+    waits: float = 1.0
+    """What the launcher's own time-outs are multiplied by."""
     kills: Literal["unknown", "steady", "growing"] = "unknown"
     """How many processes the kernel ended for want of memory, as it counts them."""
     references: list[Reference] = field(default_factory=list)
     """What other jobs made, as the operator resolves it."""
+    ready: bool = True
+    """Whether a pod before it has prepared the job."""
 
     def __post_init__(self) -> None:
         self.workspace = self.workspace or self.folder / "workspace"
@@ -84,8 +93,10 @@ class Pod:
         )
         (self.etc / "job.json").write_text(json.dumps(resolved.to_dict()))
         (self.etc / "attempt.json").write_text(json.dumps(facts.to_dict()))
-        self.home = self.workspace / "jobs" / resolved.name
-        self.checkpoints = self.home / "checkpoints" / f"{self.attempt}-{self.run_id}"
+        folders = layout(self.workspace, resolved.name, self.attempt, self.run_id, {})
+        self.home, self.checkpoints = folders.job, folders.run_checkpoints
+        if self.command == "train" and self.ready and prepared.read(folders, resolved) is None:
+            fake_rank.make_ready(folders, resolved)
 
     def start(self) -> subprocess.Popen[str]:
         settings = {
@@ -101,6 +112,7 @@ class Pod:
             "meet": self.meet,
             "rendezvous": self.rendezvous,
             "bounds": self.bounds,
+            "waits": self.waits,
             "kills": self.kills,
         }
         self.log = self.etc / "log"

@@ -13,7 +13,7 @@ import pytest
 
 from tests.trainer import fake_api
 from tests.trainer.fake_api import FakeApi
-from tests.trainer.pod import Pod, manifest
+from tests.trainer.pod import HURRY, Pod, manifest
 
 
 @pytest.fixture
@@ -76,12 +76,12 @@ def test_the_strongest_of_two_ends_decides(tmp_path: Path) -> None:
 
 def test_what_is_left_of_a_failed_run_is_ended_and_does_not_count(tmp_path: Path) -> None:
     """Rank 0, told to stop because of rank 1, says 75, which would be the stronger class."""
-    pod = Pod(tmp_path, [["save", 0], ["fail", "Diverged", "loss is nan"]])
+    pod = Pod(tmp_path, [["save", 0], ["fail", "Diverged", "loss is nan"]], waits=HURRY)
     assert pod.run() == 72
 
 
 def test_a_rank_that_does_not_listen_is_killed(tmp_path: Path) -> None:
-    pod = Pod(tmp_path, [["deaf"], ["fail", "GpuOutOfMemory", "80 GiB"]])
+    pod = Pod(tmp_path, [["deaf"], ["fail", "GpuOutOfMemory", "80 GiB"]], waits=HURRY)
     assert pod.run() == 71
 
 
@@ -131,7 +131,7 @@ def test_a_later_attempt_keeps_the_checkpoint_that_was_reported(tmp_path: Path, 
 )
 def test_training_does_not_need_the_api_server(tmp_path: Path, api: FakeApi, answer: Any) -> None:
     api.answer = answer
-    pod = Pod(tmp_path, [["flood", 50], DONE], api)
+    pod = Pod(tmp_path, [["flood", 50], DONE], api, waits=HURRY)
     assert pod.run() == 0
     assert pod.said.artifact is not None
 
@@ -180,7 +180,8 @@ def test_another_jobs_folder_is_left_alone(tmp_path: Path, scene: list[Any]) -> 
     saved.parent.mkdir(parents=True)
     saved.touch()
     before = {p: p.read_bytes() for p in first.home.rglob("*") if p.is_file()}
-    other = Pod(tmp_path, [DONE, DONE], job=manifest(learningRate=0.5), run_id="run-2", uid="22222222-bbbb")
+    changed = manifest(learningRate=0.5)
+    other = Pod(tmp_path, [DONE, DONE], job=changed, run_id="run-2", uid="22222222-bbbb", ready=False)
     assert other.run() == 74
     assert other.said.reason == "WorkspaceOccupied"
     assert "another metadata.name, or remove jobs/tune" in other.said.message
@@ -204,7 +205,7 @@ def test_a_job_made_again_takes_over(tmp_path: Path) -> None:
 
 
 def test_a_run_ends_when_another_takes_its_fence(tmp_path: Path) -> None:
-    old = Pod(tmp_path, [["deaf"], ["deaf"]])
+    old = Pod(tmp_path, [["deaf"], ["deaf"]], waits=HURRY)
     process = old.start()
     old.wait_until_training(process)
     assert Pod(tmp_path, [DONE, DONE], run_id="run-2", attempt=2).run() == 0
@@ -219,7 +220,7 @@ def test_a_workspace_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         folder.chmod(0o755)
         (folder / "closed").mkdir(mode=0o555)
         user = 10001 if os.getuid() == 0 else None
-        pod = Pod(folder, [DONE, DONE], user=user, workspace=folder / "closed")
+        pod = Pod(folder, [DONE, DONE], user=user, workspace=folder / "closed", ready=False)
         pod.termination.chmod(0o666)
         assert pod.run() == 74
         assert pod.said.reason == "WorkspaceUnusable"

@@ -14,11 +14,11 @@ from tests.trainer.pod import Pod
 
 
 def test_ranks_that_load_for_ever(tmp_path: Path) -> None:
-    pod = Pod(tmp_path, [["deaf"], ["deaf"]], bounds={"load": 20})
+    pod = Pod(tmp_path, [["deaf"], ["deaf"]], bounds={"load": 8})
     assert pod.run() == 76
     assert pod.said.reason == "Hung"
     assert "rank 0 in phase load after step 0" in pod.said.message
-    assert "(bound 20 s)" in pod.said.message
+    assert "(bound 8 s)" in pod.said.message
     log = pod.log.read_text()
     assert "The stacks of rank 0:" in log
     assert "The stacks of rank 1:" in log
@@ -44,7 +44,7 @@ def never_returns() -> None:
 
 
 def test_a_rank_that_hangs_in_training(forge: Forge, root: Path) -> None:
-    pod = Nodes(forge, root, tiny.job(), nodes=1, ranks=2, bounds=Bounds(first=15, least=15))
+    pod = Nodes(forge, root, tiny.job(), nodes=1, ranks=2, bounds=Bounds(first=8, least=8))
     assert pod.run(stuck) == [76]
     message, log = pod.said(0).message, (pod.etc(0) / "log").read_text()
     assert "rank 0 in phase train after step 2" in message

@@ -62,12 +62,12 @@ def test_a_node_that_is_drained_has_all_of_them_save(forge: Forge, root: Path) -
 
 
 def test_who_does_not_come_is_named(forge: Forge, root: Path) -> None:
-    nodes = Nodes(forge, root, tiny.job(training={"microBatchSize": 1}), ranks=2, rendezvous_seconds=6)
+    nodes = Nodes(forge, root, tiny.job(training={"microBatchSize": 1}), ranks=2, rendezvous_seconds=3)
     assert nodes.start(0).wait() == 70
     assert nodes.said(0).reason == "InternalError"
-    assert f"Ranks 2 and 3 (node 1) did not come to 127.0.0.1:{nodes.port} within 6 s" in nodes.said(0).message
+    assert f"Ranks 2 and 3 (node 1) did not come to 127.0.0.1:{nodes.port} within 3 s" in nodes.said(0).message
     assert nodes.start(1).wait() == 70
-    assert f"(node 1) could not reach rank 0 at 127.0.0.1:{nodes.port} within 6 s" in nodes.said(1).message
+    assert f"(node 1) could not reach rank 0 at 127.0.0.1:{nodes.port} within 3 s" in nodes.said(1).message
 
 
 def test_a_node_told_to_stop_while_it_waits_takes_the_other_with_it(forge: Forge, root: Path) -> None:

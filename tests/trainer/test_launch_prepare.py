@@ -11,7 +11,7 @@ from finetune_api.status import Artifact, Reference
 from finetune_trainer.workspace import digest_folder
 
 from tests.trainer.fake_api import FakeApi
-from tests.trainer.pod import Pod, manifest
+from tests.trainer.pod import HURRY, Pod, manifest
 
 DONE: list[Any] = ["done", {"train_loss": "0.5"}]
 
@@ -46,13 +46,13 @@ def test_prepare_says_what_it_made_and_takes_no_fence(tmp_path: Path, api: FakeA
 )
 @pytest.mark.parametrize("command", ["prepare", "train"])
 def test_an_end_while_preparing_is_the_end_of_the_run(tmp_path: Path, command: str, error: str, code: int) -> None:
-    pod = Pod(tmp_path, [["prepare_fails", error, "rows.jsonl:7"]] * 2, command=command)
+    pod = Pod(tmp_path, [["prepare_fails", error, "rows.jsonl:7"]] * 2, command=command, ready=False)
     assert pod.run() == code
     assert (pod.said.kind, pod.said.message) == (command, "rows.jsonl:7")
 
 
 def test_training_prepares_first_where_nobody_has(tmp_path: Path) -> None:
-    first = Pod(tmp_path, [["crash", "a bug"]] * 2)
+    first = Pod(tmp_path, [["crash", "a bug"]] * 2, ready=False)
     assert first.run() == 70
     assert "Nothing is prepared for this job yet" in first.log.read_text()
     again = Pod(tmp_path, [DONE, DONE], run_id="run-2", attempt=2)
@@ -69,7 +69,7 @@ def test_what_another_job_made_is_looked_at_again_before_each_training(tmp_path:
     named: dict[str, Any] = {
         "references": [Reference(use="model", job="base", uid="1", stage="sft", artifact=artifact)]
     }
-    first = Pod(tmp_path, [["crash", "a bug"]] * 2, **named)
+    first = Pod(tmp_path, [["crash", "a bug"]] * 2, ready=False, **named)
     assert first.run() == 70
     file = first.home / "PREPARED.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"digests": {uri: artifact.digest}}))
@@ -84,7 +84,7 @@ def test_what_another_job_made_is_looked_at_again_before_each_training(tmp_path:
 @pytest.mark.parametrize("deaf", [[], ["deaf"]], ids=["listens", "deaf"])
 def test_told_to_stop_while_preparing(tmp_path: Path, deaf: list[str]) -> None:
     """Nothing is worth a save, so it ends at once, whatever a library is busy with and however long the grace."""
-    pod = Pod(tmp_path, [["prepare_waits", *deaf]] * 2, command="prepare", grace=3600)
+    pod = Pod(tmp_path, [["prepare_waits", *deaf]] * 2, command="prepare", grace=3600, waits=HURRY)
     process = pod.start()
     while not (pod.checkpoints / "pid-0").exists():
         assert process.poll() is None, pod.log.read_text()
