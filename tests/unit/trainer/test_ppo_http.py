@@ -76,6 +76,28 @@ def test_texts_are_sent_with_the_token_and_scores_come_back(monkeypatch: pytest.
     assert server.tokens == [f"Bearer {SECRET}"]
 
 
+def test_white_space_around_a_token_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Secret made from a file, or by echo, ends with a line break."""
+    monkeypatch.setenv("REWARD_TOKEN", f"{SECRET}\n")
+    with service((200, {"scores": [1]})) as server:
+        HttpReward(server.spec).ask(["a"], nothing)
+    assert server.tokens == [f"Bearer {SECRET}"]
+
+
+@pytest.mark.parametrize("token", [f"{SECRET}\n{SECRET}", f"{SECRET}\u2013"])
+def test_a_token_that_cannot_be_sent_is_told_of_without_it(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", token)
+    with pytest.raises(AccessDenied, match=r"the token can't be sent.*Check the key REWARD_TOKEN") as caught:
+        HttpReward(HttpRewardSpec(url="http://judge/score"))
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["judge:99999", "[1::2::3]"])
+def test_an_address_that_is_none_is_told_of_before_anything_is_asked(host: str) -> None:
+    with pytest.raises(InvalidSpec, match=r"http\.url: http://.* is no address: "):
+        HttpReward(HttpRewardSpec(url=f"http://{host}/score"))
+
+
 def test_without_a_token_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REWARD_TOKEN", raising=False)
     with service((200, {"scores": [1]})) as server:

@@ -27,14 +27,27 @@ GLANCE = 0.2
 FIELD = "ppo.rewardModel.http"
 TOKEN = "REWARD_TOKEN"
 BUSY = (408, 425, 429)
+LAST_PORT = 65_535
 
 
 class HttpReward:
-    """One service. Without a token in the environment, none is sent."""
+    """One service. Without a token in the environment, none is sent. Raises InvalidSpec where its address is none, and
+    AccessDenied where the token is one that no header can hold."""
 
     def __init__(self, spec: HttpRewardSpec) -> None:
+        try:
+            port = httpx2.URL(spec.url).port
+        except httpx2.InvalidURL as error:
+            raise InvalidSpec(f"{FIELD}.url: {spec.url} is no address: {error}") from None
+        if port is not None and port > LAST_PORT:
+            raise InvalidSpec(f"{FIELD}.url: {spec.url} is no address: ports go up to {LAST_PORT}")
         self._spec = spec
-        self._token = os.environ.get(TOKEN, "")
+        self._token = os.environ.get(TOKEN, "").strip()  # files and `echo` end with a line break
+        if not (self._token.isascii() and self._token.isprintable()):
+            raise AccessDenied(
+                f"{FIELD}: the token can't be sent, as it has line breaks inside, or characters that are not ASCII."
+                f" Check the key {TOKEN} of the Secret named by secret"
+            )
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {self._token}"} if self._token else {}, timeout=spec.timeout_seconds
         )
