@@ -127,6 +127,30 @@ def test_scores_as_they_are() -> None:
     np.testing.assert_allclose(normalize(np.array([0.25, 4.0]), np.array([True, True])), [0.25, 4.0])
 
 
+def test_evaluations_are_on_one_scale_whatever_comes_between_them() -> None:
+    """That of the running statistics at the first of them: the same answers are worth as much later, and better ones
+    more, without a bound. It goes on where it was."""
+    normalize = Normalizer(spec(rewardClip=2, missingEosPenalty=1.5), None, None)
+    ended = np.array([True, False])
+    normalize(np.array([0.0, 4.0]), ended)  # mean 2, deviation 2
+    np.testing.assert_allclose(normalize.held_out(np.array([4.0, 4.0]), ended), [1.0, -0.5])
+    normalize(np.array([30.0, 40.0]), ended)
+    np.testing.assert_allclose(normalize.held_out(np.array([4.0, 40.0]), ended), [1.0, 17.5])
+    resumed = Normalizer(spec(rewardClip=2, missingEosPenalty=1.5), None, None)
+    resumed.load_state_dict(normalize.state_dict())
+    assert resumed.running == normalize.running
+    np.testing.assert_allclose(resumed.held_out(np.array([4.0, 40.0]), ended), [1.0, 17.5])
+
+
+def test_an_evaluation_is_worth_what_a_rollout_is() -> None:
+    normalize = Normalizer(spec(rewardClip=3, missingEosPenalty=1.5), mean=2.0, std=4.0, blind=True)
+    scores, ended = np.array([4.0, 100.0, 4.0, 9.0]), np.array([True, True, False, True])
+    empty = np.array([False, False, False, True])
+    expected = normalize(scores, ended, empty)
+    np.testing.assert_allclose(expected, [0.5, 3.0, -1.0, -3.0])
+    np.testing.assert_allclose(normalize.held_out(scores, ended, empty), expected)
+
+
 def test_one_score_for_all_tells_nothing_apart() -> None:
     normalize = Normalizer(spec(rewardNormalization="running"), mean=None, std=None)
     scores = normalize(np.array([7.0, 7.0]), np.array([True, True]))

@@ -1,6 +1,6 @@
 """From what a reward model says to what the policy learns from: scores of one scale, held within bounds.
 
-Used by the rollout. Running statistics are kept in checkpoints.
+Used by the rollout, and by evaluations. Running statistics are kept in checkpoints.
 """
 
 import logging
@@ -59,24 +59,51 @@ class Normalizer:
         if self.kind != settings.reward_normalization:
             log.info("what scores comes without statistics of its own: rewards are normalized by running ones")
         self.running = Running()
+        self.first: tuple[float, float] | None = None
+        """Mean and deviation that evaluations go by, where statistics are running ones: those of the first."""
 
     def __call__(self, scores: Floats, ended: Mask, empty: Mask | None = None) -> Floats:
-        """Normalized, clipped, and less by the penalty where an answer didn't come to its end. An ``empty`` one, which
-        has nothing but its end, is worth the least to a scorer that is blind: it has scored the prompt, where nothing
-        was trained, and a policy would soon find that out."""
-        mean, std = 0.0, 1.0
-        if self.kind == "model" and self.measured is not None:
-            mean, std = self.measured
-        elif self.kind == "running":
+        """Of a rollout: normalized, clipped, and less by the penalty where an answer didn't come to its end. An
+        ``empty`` one, which has nothing but its end, is worth the least to a scorer that is blind: it has scored the
+        prompt, where nothing was trained, and a policy would soon find that out."""
+        if self.kind == "running":
             self.running.add(scores)
-            mean, std = self.running.mean, self.running.std
-        normal = np.clip((scores.astype(np.float64) - mean) / std, -self.clip, self.clip)
+        return self._worth(scores, ended, empty, self._scale, self.clip)
+
+    def held_out(self, scores: Floats, ended: Mask, empty: Mask | None = None) -> Floats:
+        """Of an evaluation: the same on a scale that stays, as evaluations are compared. Running statistics stay those
+        of the first one, and nothing is clipped by them: the bounds of training move along with it."""
+        if self.kind != "running":
+            return self._worth(scores, ended, empty, self._scale, self.clip)
+        self.first = self.first or self._scale
+        return self._worth(scores, ended, empty, self.first, math.inf)
+
+    @property
+    def _scale(self) -> tuple[float, float]:
+        """Mean and deviation, as of now."""
+        if self.kind == "running":
+            return self.running.mean, self.running.std
+        return self.measured if self.kind == "model" and self.measured is not None else (0.0, 1.0)
+
+    def _worth(
+        self, scores: Floats, ended: Mask, empty: Mask | None, scale: tuple[float, float], bound: float
+    ) -> Floats:
+        mean, std = scale
+        normal = np.clip((scores.astype(np.float64) - mean) / std, -bound, bound)
         if self.blind and empty is not None:
-            normal = np.where(empty, -self.clip, normal)
+            normal = np.where(empty, np.minimum(normal, -self.clip), normal)
         return np.where(ended, normal, normal - self.penalty)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rewards": self.running.count, "reward_mean": self.running.mean, "reward_squares": self.running.squares}
+        running = self.running
+        return {
+            "rewards": running.count,
+            "reward_mean": running.mean,
+            "reward_squares": running.squares,
+            "reward_scale": self.first,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.running = Running(state["rewards"], state["reward_mean"], state["reward_squares"])
+        scale = state["reward_scale"]
+        self.first = (scale[0], scale[1]) if scale else None

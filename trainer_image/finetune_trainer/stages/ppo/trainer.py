@@ -105,21 +105,27 @@ class PpoTrainer(Engine):
         return loss
 
     def measured(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """The likeliest answers, and what they are worth."""
+        """The likeliest answers, and what they are worth: raw, and as it would be learned from."""
         prompts = prompts_of(batch)
         made = self._answers(model, prompts, len(prompts))
         rewards = self.scorer.of([prompt + answer for prompt, answer in zip(prompts, made, strict=True)])
         self.samples.take(prompts, made, rewards)
-        ended = [answer[-1] in self.stop_ids for answer in made]
-        found = {"reward": rewards, "answer_length": [len(answer) for answer in made], "eos_rate": ended}
-        return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+        lengths, ended = np.array([len(one) for one in made]), np.array([one[-1] in self.stop_ids for one in made])
+        found = {
+            "reward": np.array(rewards),
+            "reward_normalized": self.memory.normalize.held_out(np.array(rewards), ended, ended & (lengths == 1)),
+            "answer_length": lengths,
+            "eos_rate": ended,
+        }
+        return {name: torch.from_numpy(values.astype(np.float64)) for name, values in found.items()}
 
     def summary(self, values: Values) -> dict[str, float]:
         """The loss is what the best checkpoint has least of."""
         if self._steps.weights_step is None:  # the best weights' answers were written when these were the newest
             self.samples.write(self.state.global_step)
-        means = {name: float(values[name].mean()) for name in ("reward", "answer_length", "eos_rate")}
-        return {"loss": -means["reward"], **means}
+        names = ("reward", "reward_normalized", "answer_length", "eos_rate")
+        means = {name: float(values[name].mean()) for name in names}
+        return {"loss": -means["reward_normalized"], **means}
 
     # Rollouts
 
@@ -170,7 +176,9 @@ class PpoTrainer(Engine):
         self, prompts: dict[int, list[int]], mine: dict[int, list[int]]
     ) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
         """What the policy, the critic and the reference say of the tokens of this rank's answers, by the forward pass
-        of training: generation computes in another order, and a ratio of 1 would be one only nearly."""
+        of training, as generation computes in another order. A row has other rows beside it here than in its step, and
+        maybe other padding: to fp32 that is nothing, and its ratio is 1 before anything is learned, to 1e-6; in bf16 it
+        is 1 but for rounding, as sums over other shapes are rounded elsewhere."""
         lengths = {row: len(prompts[row]) + len(answer) for row, answer in mine.items()}
         rows = sorted(mine, key=lambda row: (-lengths[row], row))
         size = self.run.micro_batch_size
