@@ -44,7 +44,7 @@ def test_defaults_that_hang_on_other_fields() -> None:
 
 
 PAIRS = [{"source": "pvc://models/pairs.jsonl", "format": "preference"}]
-REWARD = {"rewardModel": {"source": "pvc://models/reward"}}
+REWARD: dict[str, Any] = {"rewardModel": {"source": "pvc://models/reward"}}
 
 
 def test_a_stages_settings_are_there_and_no_others() -> None:
