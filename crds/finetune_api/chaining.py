@@ -2,7 +2,8 @@
 
 Called by the operator, which waits for the jobs of `from_jobs`, and by `finetune_api.contract.resolve`. A spec is whole
 without the jobs that it names; only `followed` needs what they made. Raises ValueError with a message for the user
-where that can't be used.
+where that can't be used. The operator asks `check_stage` and `started_from` before the other job has ended, too, with
+the artifact that is `foreseen`.
 """
 
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from typing import Literal
 from finetune_api.model import PINNED, is_pinned
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.stages import ReferenceSpec
-from finetune_api.status import Reference
+from finetune_api.status import Artifact, Reference
 from finetune_api.tuning import AdapterSpec
 
 Use = Literal["model", "reference", "rewardModel"]
@@ -47,29 +48,42 @@ def followed(spec: FineTuneJobSpec, references: Iterable[Reference]) -> tuple[Fi
     for use, name in from_jobs(spec).items():
         found = next((one for one in references if one.use == use and one.job == name), None)
         if found is None:
-            raise ValueError(
-                f"{field(spec, use)}: there is no artifact of {name} yet. In a cluster this job waits for it; elsewhere"
-                f" name it as source, pvc://<claim>/jobs/{name}/artifact"
-            )
+            raise ValueError(f"{field(spec, use)}: there is no artifact of {name} yet")
         check_stage(spec, use, name, found.stage)
         used.append(found)
     model = next((one for one in used if one.use == "model"), None)
-    return (_on_artifact(spec, model) if model else spec), used
+    return (started_from(spec, model) if model else spec), used
 
 
 def check_stage(spec: FineTuneJobSpec, use: Use, job: str, stage: str) -> None:
-    """A reward model says how good an answer is, and can't answer. The operator asks before it waits for the job."""
+    """A reward model says how good an answer is, and can't answer."""
     wanted = use == "rewardModel" or (use == "model" and spec.stage == "rm" and stage == "rm")
     if (stage == "rm") != wanted:
         kind = "a reward model, which is made by stage rm" if wanted else "a model that answers, not a reward model"
         raise ValueError(f"{field(spec, use)}: {job} is of stage {stage}: name the job of {kind}")
 
 
-def _on_artifact(spec: FineTuneJobSpec, found: Reference) -> FineTuneJobSpec:
+def foreseen(spec: FineTuneJobSpec, references: Iterable[Reference], uri: str) -> Artifact | None:
+    """What a job will make, as far as its spec tells: all but sizes and digests. `references` are those that are fixed
+    for it; None while it waits for the model that it starts from."""
+    if spec.model.from_job is not None:
+        model = next((one for one in references if one.use == "model"), None)
+        if model is None:
+            return None
+        spec = started_from(spec, model)
+    if spec.output.merge or spec.tuning.method in ("full", "freeze"):
+        return Artifact(uri=uri, kind="model", digest="", size_bytes=0)
+    earlier = spec.tuning.adapter
+    stacked = earlier is not None and earlier.mode == "merge"
+    return Artifact(uri=uri, kind="adapter", digest="", size_bytes=0, base=spec.model.source, base_adapter=stacked)
+
+
+def started_from(spec: FineTuneJobSpec, found: Reference) -> FineTuneJobSpec:
+    """The spec with model.fromJob replaced by what that job made, or will make."""
     artifact, adapter = found.artifact, spec.tuning.adapter
     if artifact.kind == "model":
         if adapter is not None:
-            raise ValueError(f"tuning.adapter: {found.job} made a whole model, not an adapter: leave it out")
+            raise ValueError(f"tuning.adapter: {found.job} makes a whole model, not an adapter: leave it out")
         return _with(spec, artifact.uri, None)
     if artifact.base is None:
         raise ValueError(
@@ -78,17 +92,17 @@ def _on_artifact(spec: FineTuneJobSpec, found: Reference) -> FineTuneJobSpec:
         )
     if artifact.base_adapter:
         raise ValueError(
-            f"model.fromJob: {found.job} made an adapter that goes on another adapter, and a job starts from one at"
+            f"model.fromJob: {found.job} makes an adapter that goes on another adapter, and a job starts from one at"
             " most: let that job set output.merge"
         )
     if spec.model.trust_remote_code and not is_pinned(artifact.base):
-        raise ValueError(f"model.trustRemoteCode: {found.job} made an adapter for {artifact.base}: {PINNED}")
+        raise ValueError(f"model.trustRemoteCode: {found.job} makes an adapter for {artifact.base}: {PINNED}")
     # A reward model's adapter has a head for scores, and one of a model that answers has none.
     same_kind = (spec.stage == "rm") == (found.stage == "rm")
     goes_on = spec.tuning.method in ("lora", "qlora") and spec.tuning.lora is None and same_kind
     mode = adapter.mode if adapter is not None else "continue" if goes_on else "merge"
     if mode == "continue" and not same_kind:
-        raise ValueError(f"tuning.adapter.mode: {found.job} made no reward model that could be continued: use merge")
+        raise ValueError(f"tuning.adapter.mode: {found.job} makes no reward model that could be continued: use merge")
     return _with(spec, artifact.base, AdapterSpec(source=artifact.uri, mode=mode))
 
 

@@ -18,7 +18,7 @@ from finetune_api.chaining import followed
 from finetune_api.data import DatasetSpec, EvaluationSpec, Mixing, TemplateSpec
 from finetune_api.defaults import fill_in
 from finetune_api.job import FineTuneJob
-from finetune_api.model import ModelSettings
+from finetune_api.model import ModelSettings, check_allowed
 from finetune_api.output import OutputSpec, ReportingSpec
 from finetune_api.source import ModelSource
 from finetune_api.spec import FineTuneJobSpec, Stage
@@ -224,11 +224,7 @@ def resolve(
     nodes; spec.resources.gpuMemory goes before it. Raises ValueError with a message for the user when the numbers don't
     fit together, or a job that is named made nothing that this one can use.
     """
-    if job.spec.model.trust_remote_code and not allow_remote_code:
-        raise ValueError(
-            "model.trustRemoteCode is true, but this installation does not let jobs run a model's own code"
-            " (chart value trainer.allowRemoteCode)"
-        )
+    check_allowed(job.spec.model, allow_remote_code=allow_remote_code)
     spec, used = followed(job.spec, references)
     filled = fill_in(spec)
     resolved = ResolvedJob(

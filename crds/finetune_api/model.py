@@ -48,7 +48,8 @@ class ModelSpec(ModelSettings):
     s3://bucket/prefix or pvc://claim/path."""
     from_job: JobName | None = None
     """The artifact of another FineTuneJob of this namespace; this one waits until it is there. An adapter is continued
-    where tuning.method is lora or qlora and tuning.lora is unset, else merged first."""
+    where tuning.method is lora or qlora and tuning.lora is unset, else merged first; stage rm always merges one that
+    isn't a reward model's."""
 
     @model_validator(mode="after")
     def _one_pinned(self) -> Self:
@@ -57,6 +58,15 @@ class ModelSpec(ModelSettings):
         if self.trust_remote_code and self.source is not None and not is_pinned(self.source):
             raise ValueError(PINNED)
         return self
+
+
+def check_allowed(model: ModelSettings, *, allow_remote_code: bool) -> None:
+    """Raises ValueError where a job would run a model's own code, and the installation doesn't let it."""
+    if model.trust_remote_code and not allow_remote_code:
+        raise ValueError(
+            "model.trustRemoteCode is true, but this installation does not let jobs run a model's own code"
+            " (chart value trainer.allowRemoteCode)"
+        )
 
 
 def is_pinned(source: str) -> bool:

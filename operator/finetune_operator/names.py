@@ -22,6 +22,10 @@ LABEL_UID = f"{GROUP}/job-uid"
 LABEL_MANAGED = f"{GROUP}/managed"
 MANAGED_SELECTOR = f"{LABEL_MANAGED}=true"
 
+JOB_ANNOTATION = f"{GROUP}/resolved-job"
+ATTEMPT_ANNOTATION = f"{GROUP}/attempt-facts"
+"""Of a pod: what its container reads as files."""
+
 SERVICE_ACCOUNT = "finetune-trainer"
 CONTAINER = "trainer"
 

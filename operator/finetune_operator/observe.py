@@ -1,7 +1,7 @@
 """From the cache, and from the server where the cache isn't enough, to what a plan looks at.
 
-Live reads are for the moments that matter: while a job is not accepted because of others, before an attempt is begun
-and its Job created, when one has ended, and when pods hang without saying why.
+Live reads are for the moments that matter: while a job is not accepted because of others, where its status was wiped,
+before an attempt is begun and its Job created, when one has ended, and when pods hang without saying why.
 """
 
 import logging
@@ -16,6 +16,7 @@ from finetune_operator.names import Kind
 from finetune_operator.observed import (
     BatchView,
     EventView,
+    Fixed,
     JobView,
     Key,
     Observed,
@@ -24,7 +25,9 @@ from finetune_operator.observed import (
     Raw,
     batch_view,
     claim_modes,
+    claim_view,
     event_view,
+    fixed_by,
     job_view,
     least_gpu_memory,
     parse_time,
@@ -60,7 +63,9 @@ class Observer:
         if attempt is None or attempt.state == "Ended":
             lives = any(not batch.finished for batch in batches)
             modes = None if lives else await self._workspace_modes(view)
-            return view, Observed(batches, workspace_modes=modes, others=await self._others(view))
+            fixed = await self._fixed(batches) if status.resolved is None else None
+            others = Others() if fixed else await self._others(view)
+            return view, Observed(batches, workspace_modes=modes, others=others, fixed=fixed)
         batch = Observed(batches).of(kind).batch(attempt.number)
         refused = ""
         if batch is None or batch.finished:
@@ -84,17 +89,21 @@ class Observer:
         return view, Observed(batches, pods, events, refused)
 
     async def _others(self, view: JobView) -> Others:
-        """Read live: a job that fails for what another one was would fail for good."""
+        """Read live, as are all members of a ring: a job that fails for what another one was would fail for good."""
 
         def waits_for(name: str) -> set[str]:
             other = self.cache.job((view.namespace, name))
             return other.waits_for if other and not other.deleting else set()
 
         jobs = {name: other for name in view.waits_for if (other := await self._other((view.namespace, name)))}
-        claims = {other.claim for other in jobs.values()} - {view.claim}
-        raws = {claim: await self.cluster.get_claim(view.namespace, claim) for claim in claims}
-        modes = {claim: claim_modes(raw) for claim, raw in raws.items() if raw}
-        return Others(jobs, modes, ring(view.name, waits_for))
+        read, found = {view.name, *view.waits_for}, ring(view.name, waits_for)
+        while unread := set(found) - read:
+            for name in unread:
+                await self._other((view.namespace, name))
+            read, found = read | unread, ring(view.name, waits_for)
+        raws = {name: await self.cluster.get_claim(view.namespace, name) for name in {o.claim for o in jobs.values()}}
+        claims = {name: claim for name, raw in raws.items() if raw and (claim := claim_view(raw))}
+        return Others(jobs, claims, found)
 
     async def _other(self, key: Key) -> JobView | None:
         known = self.cache.job(key)
@@ -106,6 +115,14 @@ class Observer:
             # What its own watch will show of it is no news any more, so nobody else would look after it.
             self.cache.jobs.wake(key)
         return fresh
+
+    async def _fixed(self, batches: tuple[BatchView, ...]) -> Fixed | None:
+        """From the newest Job that is still there."""
+        for batch in sorted(batches, key=lambda batch: batch.created, reverse=True):
+            raw = await self.cluster.get_batch(batch.key[0], batch.name)
+            if raw is not None and raw["metadata"]["uid"] == batch.uid:
+                return fixed_by(raw)
+        return None
 
     async def _live_job(self, view: JobView) -> JobView | None:
         """The FineTuneJob as it is now: a Job is about to be made for it, or an attempt to be judged by what its

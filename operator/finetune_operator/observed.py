@@ -4,15 +4,17 @@ The cache keeps these views instead of whole objects: a few hundred bytes each. 
 watches, lists and single reads all give them.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_api.status import TRAINER_FIELDS
+from finetune_api.job import KIND
+from finetune_api.status import TRAINER_FIELDS, Reference, Resolved
 
-from finetune_operator.names import CONTAINER, LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, Kind
+from finetune_operator.names import CONTAINER, JOB_ANNOTATION, LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, Kind
 
 Raw = dict[str, Any]
 Key = tuple[str, str]
@@ -179,15 +181,33 @@ class EventView:
 
 
 @dataclass(frozen=True)
+class ClaimView:
+    """A claim on which an artifact is kept."""
+
+    modes: tuple[str, ...]
+    """How it may be mounted."""
+    owner: str = ""
+    """Name of the FineTuneJob with which it is deleted; empty for one that stays."""
+
+
+@dataclass(frozen=True)
 class Others:
     """The jobs that a job waits for."""
 
     jobs: Mapping[str, JobView] = field(default_factory=dict)
     """Those that are there, by name."""
-    claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Access modes of the claims that keep their artifacts, where these are there and are not the job's own."""
+    claims: Mapping[str, ClaimView] = field(default_factory=dict)
+    """The claims on which they keep their artifacts, where these are there."""
     ring: tuple[str, ...] = ()
     """Names of jobs that wait for each other, from the job back to it."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What a job's acceptance has fixed for all of its attempts, as one of them was told."""
+
+    references: list[Reference]
+    resolved: Resolved
 
 
 @dataclass(frozen=True)
@@ -209,6 +229,8 @@ class Observed:
     """What the nodes' labels say of a GPU's memory, looked up before an attempt at preparing is made."""
     others: Others = Others()
     """Looked up until their artifacts are fixed."""
+    fixed: Fixed | None = None
+    """Looked up where the status doesn't know it although there are Jobs: somebody wiped it."""
 
     def of(self, kind: Kind) -> "Observed":
         """What concerns attempts of one kind."""
@@ -278,6 +300,20 @@ def batch_view(raw: Raw) -> BatchView | None:
     )
 
 
+def fixed_by(raw: Raw) -> Fixed | None:
+    """What the pods of a batch/v1 Job are told; None for one of somebody else's making."""
+    template = raw["spec"]["template"]
+    told = (template["metadata"].get("annotations") or {}).get(JOB_ANNOTATION)
+    if told is None:
+        return None
+    job = json.loads(told)
+    image = next(one["image"] for one in template["spec"]["containers"] if one["name"] == CONTAINER)
+    return Fixed(
+        [Reference.model_validate(one) for one in job.get("references", [])],
+        Resolved(image=image, contract=job["contract"], digest=job["digest"]),
+    )
+
+
 def pod_view(raw: Raw) -> PodView | None:
     meta = _meta(raw)
     labelled = _labelled(meta)
@@ -323,6 +359,15 @@ def claim_modes(raw: Raw) -> tuple[str, ...]:
     asked = (raw.get("spec") or {}).get("accessModes") or []
     given = (raw.get("status") or {}).get("accessModes") or []
     return tuple(dict.fromkeys([*asked, *given]))
+
+
+def claim_view(raw: Raw) -> ClaimView | None:
+    """None for a claim that is being deleted: no new pod can mount it, and nothing brings it back."""
+    meta = _meta(raw)
+    if "deletionTimestamp" in meta:
+        return None
+    owner: Raw = next((o for o in meta.get("ownerReferences") or [] if o.get("kind") == KIND), {})
+    return ClaimView(claim_modes(raw), owner.get("name", ""))
 
 
 def least_gpu_memory(labels: Iterable[str]) -> int | None:

@@ -10,8 +10,8 @@ from finetune_api.contract import JOB_FILE, AttemptFacts, ResolvedJob, canonical
 from finetune_api.spec import FineTuneJobSpec
 
 from finetune_operator.manifests.environment import environment
-from finetune_operator.manifests.volumes import ATTEMPT_ANNOTATION, JOB_ANNOTATION, mounts, volumes
-from finetune_operator.names import CONTAINER, SERVICE_ACCOUNT, child_labels
+from finetune_operator.manifests.volumes import mounts, volumes
+from finetune_operator.names import ATTEMPT_ANNOTATION, CONTAINER, JOB_ANNOTATION, SERVICE_ACCOUNT, child_labels
 from finetune_operator.settings import Settings
 
 USER = 10001

@@ -7,11 +7,10 @@ from typing import Any
 
 from finetune_api import source
 from finetune_api.contract import ATTEMPT_FILE, CONFIG_MAPS, JOB_FILE, VOLUMES, WORKSPACE, ResolvedJob, source_of
-from finetune_api.job import GROUP
 from finetune_api.resources import ResourcesSpec
 
-JOB_ANNOTATION = f"{GROUP}/resolved-job"
-ATTEMPT_ANNOTATION = f"{GROUP}/attempt-facts"
+from finetune_operator.names import ATTEMPT_ANNOTATION, JOB_ANNOTATION
+
 _WORKSPACE_VOLUME = "finetune-workspace"
 
 Volume = dict[str, Any]

@@ -29,8 +29,11 @@ def plan(view: JobView, observed: Observed, now: datetime, settings: Settings) -
     if is_terminal(status):
         return _after_the_end(status, observed)
     status = status.model_copy(update={"observed_generation": view.generation})
+    if observed.fixed is not None:
+        known = {"references": observed.fixed.references or None, "resolved": observed.fixed.resolved}
+        status = status.model_copy(update=known)
     try:
-        job = typed(view)
+        job = typed(view, settings)
         references = follow(job, status, observed.others)
         resolved = accept(job, references, settings, observed.gpu_memory_bytes)
         check_shareable(job, observed)

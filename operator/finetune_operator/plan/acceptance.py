@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from finetune_api.contract import CONTRACT, RESOLVED_JOB_BYTES, ResolvedJob, resolve
 from finetune_api.defaults import fill_in
 from finetune_api.job import FineTuneJob
+from finetune_api.model import check_allowed
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Reason, Reference, Resolved
 from pydantic import ValidationError
 
@@ -29,8 +31,9 @@ class HeldUp(Exception):
         self.look_again = look_again
 
 
-def typed(view: JobView) -> FineTuneJob:
-    """The job, its numbers checked. Raises Refused; the API server refuses most mistakes before."""
+def typed(view: JobView, settings: Settings) -> FineTuneJob:
+    """The job, checked as far as it goes without the jobs that it names. Raises Refused; the API server refuses most
+    mistakes before."""
     try:
         job = FineTuneJob.model_validate(
             {
@@ -43,9 +46,11 @@ def typed(view: JobView) -> FineTuneJob:
     except ValidationError as error:
         raise Refused("; ".join(f"{_path(e['loc'])}: {e['msg']}" for e in error.errors()[:5])) from error
     try:
+        check_allowed(job.spec.model, allow_remote_code=settings.allow_remote_code)
         fill_in(job.spec)
     except ValueError as error:
         raise Refused(str(error)) from error
+    _check_size(job.spec)
     return job
 
 
@@ -67,10 +72,18 @@ def accept(
         )
     except ValueError as error:
         raise Refused(str(error)) from error
-    size = len(resolved.model_dump_json(by_alias=True, exclude_none=True).encode())
-    if size > RESOLVED_JOB_BYTES:
-        raise Refused(f"the job is {size} bytes once resolved; at most {RESOLVED_JOB_BYTES} fit: name fewer datasets")
+    _check_size(resolved)
     return resolved
+
+
+def _check_size(told: FineTuneJobSpec | ResolvedJob) -> None:
+    """By what the pods are told. What is resolved is never less than the same sections of the spec."""
+    sections = set(ResolvedJob.model_fields)
+    size = len(told.model_dump_json(by_alias=True, exclude_none=True, include=sections).encode())
+    if size > RESOLVED_JOB_BYTES:
+        raise Refused(
+            f"the job is {size} bytes or more once resolved; at most {RESOLVED_JOB_BYTES} fit: name fewer datasets"
+        )
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -6,12 +6,13 @@ verify. Until then every look is at all of them, and what can never be is said b
 
 from collections.abc import Callable, Collection
 
-from finetune_api.chaining import Use, check_stage, field, from_jobs
+from finetune_api.chaining import Use, check_stage, field, foreseen, from_jobs, started_from
 from finetune_api.contract import claim_name
 from finetune_api.job import FineTuneJob
-from finetune_api.status import ConditionType, FineTuneJobStatus, Reason, Reference
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Artifact, ConditionType, FineTuneJobStatus, Reason, Reference
 
-from finetune_operator.observed import JobView, Others
+from finetune_operator.observed import ClaimView, JobView, Others
 from finetune_operator.plan.acceptance import HeldUp, Refused
 from finetune_operator.plan.conditions import is_true
 from finetune_operator.plan.workspace import SHAREABLE, unshareable
@@ -48,33 +49,60 @@ def _look(job: FineTuneJob, use: Use, name: str, others: Others) -> Reference:
     """What one of them made."""
     who = f"job {name} ({field(job.spec, use)})"
     other = others.jobs.get(name)
-    if other is None or other.deleting:
+    if other is None:
         raise HeldUp(
-            f"Waiting for {who}, which is not there: create it, or this job anew if the name is wrong.",
+            f"Waiting for {who}, which is not there: create it (anew, if it was deleted); or delete this job, if the"
+            " name is wrong or that job won't come back.",
             Reason.WAITING_FOR_JOB,
         )
+    if other.deleting:
+        raise HeldUp(
+            f"Waiting for {who}, which is being deleted: create it anew once it is gone.", Reason.WAITING_FOR_JOB
+        )
+    status = FineTuneJobStatus.model_validate(other.status)
+    succeeded = is_true(status, ConditionType.SUCCEEDED)
     stage = str(other.spec.get("stage"))
+    artifact = status.artifact or _foreseen(other, status)
+    reference = Reference(use=use, job=name, uid=other.uid, stage=stage, artifact=artifact) if artifact else None
     try:
         check_stage(job.spec, use, name, stage)
+        if use == "model" and reference is not None:
+            started_from(job.spec, reference)
     except ValueError as error:
         raise Refused(str(error)) from error
-    status = FineTuneJobStatus.model_validate(other.status)
     if is_true(status, ConditionType.FAILED):
         why = f"{status.reason}: {(status.message or '')[:QUOTED]}"
         raise Refused(
             f"The {who} has Failed: {why} What has Failed stays so: mend it and create it anew, and then this job.",
             Reason.DEPENDENCY_FAILED,
         )
-    _check_kept(who, other)
-    _check_mountable(job, who, other, others)
-    if not is_true(status, ConditionType.SUCCEEDED):
+    claim = others.claims.get(other.claim)
+    _check_kept(who, other, claim)
+    if succeeded and claim is None:
+        raise Refused(
+            f"The {who} has Succeeded, but claim {other.claim}, on which it kept what it made, is gone: create it anew,"
+            " and then this job.",
+            Reason.DEPENDENCY_FAILED,
+        )
+    _check_mountable(job, who, other, claim)
+    if not succeeded:
         raise HeldUp(f"Waiting for {who}, which is {_doing(other)}.", Reason.WAITING_FOR_JOB)
-    if status.artifact is None:
+    if reference is None or status.artifact is None:
         raise Refused(
             f"The {who} has Succeeded, but its status names no artifact: create it anew, and then this job.",
             Reason.DEPENDENCY_FAILED,
         )
-    return Reference(use=use, job=name, uid=other.uid, stage=stage, artifact=status.artifact)
+    return reference
+
+
+def _foreseen(other: JobView, status: FineTuneJobStatus) -> Artifact | None:
+    """What a job that hasn't ended will make, if that can be told: so what is wrong with it is said before hours of
+    training are spent on it."""
+    try:
+        spec = FineTuneJobSpec.model_validate(other.spec)
+        return foreseen(spec, status.references or [], f"pvc://{other.claim}/jobs/{other.name}/artifact")
+    except ValueError:
+        return None  # its own message says why it can't be run
 
 
 def _doing(other: JobView) -> str:
@@ -84,21 +112,26 @@ def _doing(other: JobView) -> str:
     return f"{now.phase} ({now.reason})" if now.reason else "Pending"
 
 
-def _check_kept(who: str, other: JobView) -> None:
-    """An artifact must not go away with its job in the midst of what uses it."""
+def _check_kept(who: str, other: JobView, claim: ClaimView | None) -> None:
+    """An artifact must not go away with its job, or with the one whose claim it is on, in the midst of what uses it."""
     if not (other.spec.get("workspace") or {}).get("retain", True):
         raise Refused(
             f"The {who} has workspace.retain false: what it makes is deleted with it. Create it anew with retain true,"
             " or on a claim of yours (workspace.claimName), and then this job."
         )
+    if claim is not None and claim.owner:
+        raise Refused(
+            f"The {who} keeps what it makes on claim {other.claim}, which is deleted with job {claim.owner}"
+            " (workspace.retain false): create it anew on a claim that stays, and then this job."
+        )
 
 
-def _check_mountable(job: FineTuneJob, who: str, other: JobView, others: Others) -> None:
+def _check_mountable(job: FineTuneJob, who: str, other: JobView, claim: ClaimView | None) -> None:
     """A job's pods mount the claim of its own workspace and those of artifacts. Volumes that one node alone can mount
     may be bound to different nodes, and others may hold them."""
     own = claim_name(job.metadata.name, job.spec)
     asked = (other.spec.get("workspace") or {}).get("claim")
-    modes = others.claims.get(other.claim) or ((asked.get("accessMode", "ReadWriteOnce"),) if asked else None)
+    modes = claim.modes if claim else (asked.get("accessMode", "ReadWriteOnce"),) if asked else None
     if other.claim != own and modes is not None and SHAREABLE not in modes:
         raise unshareable(
             f"The {who} keeps what it makes on claim {other.claim}, which the pods of one node only can mount"

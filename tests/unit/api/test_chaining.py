@@ -75,7 +75,7 @@ def test_a_reward_models_adapter_is_trained_further_as_one() -> None:
         (made(), {"model": {"fromJob": "first", "trustRemoteCode": True}}, "commit of 40 digits"),
         (made(base=None), {}, "does not say which model its adapter goes on"),
         (made(stage="rm"), {}, "model.fromJob: first is of stage rm"),
-        (made(kind="model"), {"tuning": {"adapter": {"mode": "merge"}}}, "first made a whole model, not an adapter"),
+        (made(kind="model"), {"tuning": {"adapter": {"mode": "merge"}}}, "first makes a whole model, not an adapter"),
         (made(), {"stage": "rm", "datasets": PAIRS, "tuning": {"adapter": {"mode": "continue"}}}, "use merge"),
         (made(job="other"), {}, "model.fromJob: there is no artifact of first yet"),
         (made(use="reference"), {}, "model.fromJob: there is no artifact of first yet"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_api.status import Result
 from finetune_operator.names import Kind, attempt_job
-from finetune_operator.observed import BatchView, JobView, Observed, Others, PodView
+from finetune_operator.observed import BatchView, ClaimView, JobView, Observed, Others, PodView
 from finetune_operator.plan import Plan, plan
 from finetune_operator.settings import Settings
 
@@ -68,9 +68,13 @@ def succeeded(name: str, stage: str = "sft", **changes: Any) -> JobView:
     return other(name, stage, over("Succeeded", artifact=artifact(name, **changes)))
 
 
-def among(*others: JobView, **found: Any) -> Observed:
+WORK = {"work": ClaimView(("ReadWriteOnce",))}
+"""The claim that all share unless a test says so."""
+
+
+def among(*others: JobView, claims: dict[str, ClaimView] = WORK, ring: tuple[str, ...] = ()) -> Observed:
     """What is seen of a job that waits for others."""
-    return Observed(others=Others({view.name: view for view in others}, **found))
+    return Observed(others=Others({view.name: view for view in others}, claims, ring))
 
 
 def batch(attempt: int = 1, kind: Kind = "train", **changes: Any) -> BatchView:

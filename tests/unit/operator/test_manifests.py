@@ -118,7 +118,7 @@ SERVICES: dict[str, Any] = {
 def made(
     settings: Settings = SETTINGS, kind: Kind = "train", references: list[dict[str, Any]] | None = None, **spec: Any
 ) -> list[dict[str, Any]]:
-    accepted = typed(job(**spec))
+    accepted = typed(job(**spec), settings)
     resolved = accept(accepted, [Reference.model_validate(one) for one in references or []], settings)
     facts = AttemptFacts(
         namespace="team",

@@ -8,12 +8,25 @@ from typing import Any
 import pytest
 from finetune_api.chaining import from_jobs
 from finetune_api.contract import ResolvedJob, claim_name
-from finetune_operator.observed import JobView, Observed
+from finetune_api.status import Resolved
+from finetune_operator.observed import ClaimView, Fixed, JobView, Observed
 from finetune_operator.plan import Create
 from finetune_operator.plan.acceptance import typed
 from finetune_operator.plan.references import ring
 
-from tests.unit.operator.make import among, artifact, batch, job, other, over, running, step, succeeded, with_status
+from tests.unit.operator.make import (
+    SETTINGS,
+    among,
+    artifact,
+    batch,
+    job,
+    other,
+    over,
+    running,
+    step,
+    succeeded,
+    with_status,
+)
 
 SFT, RM = succeeded("sft"), succeeded("rm", "rm")
 FROM_SFT: dict[str, Any] = {"model": {"fromJob": "sft"}}
@@ -63,6 +76,21 @@ def test_once_fixed_nothing_that_becomes_of_the_others_matters(now: tuple[JobVie
     assert planned.status.to_dict()["references"] == accepted.status["references"]
 
 
+def test_a_wiped_status_takes_what_was_fixed_from_the_job_that_runs() -> None:
+    """The others may be gone by then, made anew, or Failed; and the operator may be a newer one."""
+    accepted = with_status(job(**PPO), step(job(**PPO), among(SFT, RM)))
+    references = step(accepted).status.references or []
+    resolved = Resolved(image="registry.example/older", contract=2, digest="sha256:older")
+    seen = replace(
+        among(succeeded("sft", digest="sha256:new"), other("rm", "rm", over("Failed"))),
+        batches=(batch(2, "prepare"),),
+        fixed=Fixed(references, resolved),
+    )
+    planned = step(job(**PPO), seen)
+    assert (planned.status.phase, planned.status.prepare_attempt, planned.step) == ("Preparing", 2, None)
+    assert (planned.status.references, planned.status.resolved) == (references, resolved)
+
+
 PROGRESS = {
     "attempt": 1,
     "step": 47,
@@ -73,7 +101,7 @@ PROGRESS = {
 }
 WAITING = {
     "not there": (None, "which is not there: create it"),
-    "being deleted": (replace(SFT, deleting=True), "which is not there: create it"),
+    "being deleted": (replace(SFT, deleting=True), "which is being deleted: create it anew once it is gone"),
     "new": (other("sft"), "which is Pending"),
     "itself waiting": (
         other("sft", status={"phase": "Pending", "reason": "WaitingForJob"}),
@@ -177,7 +205,23 @@ def test_an_artifact_that_goes_with_its_job_is_refused_before_it_is_made() -> No
     assert "workspace.retain false" in message
 
 
-ONCE, SHARED = ("ReadWriteOnce",), ("ReadWriteMany",)
+def test_an_artifact_on_a_claim_that_goes_with_a_third_job_is_refused() -> None:
+    claims = {"base-workspace": ClaimView(("ReadWriteMany",), owner="base")}
+    for status in ({}, over("Succeeded", artifact=artifact("sft"))):
+        sft = other("sft", status=status, workspace={"claimName": "base-workspace"})
+        phase, reason, _, message = outcome(job(**FROM_SFT), among(sft, claims=claims))
+        assert (phase, reason) == ("Failed", "InvalidSpec")
+        assert "claim base-workspace, which is deleted with job base" in message
+
+
+def test_an_artifact_whose_claim_is_gone_will_not_come_back() -> None:
+    phase, reason, _, message = outcome(job(**FROM_SFT), among(succeeded("sft"), claims={}))
+    assert (phase, reason) == ("Failed", "DependencyFailed")
+    assert "job sft (model.fromJob) has Succeeded, but claim work, on which it kept what it made, is gone" in message
+    assert outcome(job(**FROM_SFT), among(other("sft"), claims={}))[1] == "WaitingForJob", "it may yet be made"
+
+
+ONCE, SHARED = ClaimView(("ReadWriteOnce",)), ClaimView(("ReadWriteMany",))
 CLAIM: dict[str, Any] = {"claim": {"size": "1Gi"}}
 
 
@@ -187,7 +231,7 @@ CLAIM: dict[str, Any] = {"claim": {"size": "1Gi"}}
         ({"claimName": "work"}, {}, {"claimName": "work"}, True),
         ({"claimName": "theirs"}, {"theirs": SHARED}, {"claimName": "work"}, True),
         ({"claimName": "theirs"}, {"theirs": ONCE}, {"claimName": "work"}, False),
-        ({"claimName": "theirs"}, {"theirs": ("ReadWriteOncePod",)}, {"claimName": "work"}, False),
+        ({"claimName": "theirs"}, {"theirs": ClaimView(("ReadWriteOncePod",))}, {"claimName": "work"}, False),
         ({"claimName": "theirs"}, {}, {"claimName": "work"}, True),  # not there yet: nothing to say
         (CLAIM, {}, {"claimName": "sft-workspace"}, True),
         (CLAIM, {}, CLAIM, False),
@@ -205,7 +249,8 @@ def test_an_artifact_must_be_where_the_pods_can_mount_it_beside_their_workspace(
         return
     assert (phase, reason, accepted) == ("Pending", "WorkspaceNotShareable", "False")
     assert "let both jobs name one claim" in message
-    mended = among(succeeded("sft"), claims={"theirs": SHARED, "sft-workspace": SHARED})
+    sft = other("sft", status=over("Succeeded", artifact=artifact("sft")), workspace=theirs)
+    mended = among(sft, claims={"theirs": SHARED, "sft-workspace": SHARED})
     assert step(view, mended).status.references, "a claim can be made anew"
 
 
@@ -218,6 +263,49 @@ def test_what_can_never_be_is_said_before_what_may_yet_come() -> None:
 def test_numbers_that_do_not_fit_together_are_not_waited_with() -> None:
     view = job(**FROM_SFT, training={"epochs": 1, "globalBatchSize": 6}, resources={"gpusPerNode": 4})
     assert outcome(view, among())[:2] == ("Failed", "InvalidSpec")
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"model": {"fromJob": "sft", "trustRemoteCode": True}}, "does not let jobs run a model's own code"),
+        ({"datasets": [{"source": "pvc://d/" + "x" * 1000, "format": "openai"}] * 64}, "at most 65536 fit"),
+    ],
+)
+def test_what_is_wrong_whatever_the_others_make_is_not_waited_with(spec: dict[str, Any], says: str) -> None:
+    phase, reason, _, message = outcome(job(**{**FROM_SFT, **spec}), among())
+    assert (phase, reason) == ("Failed", "InvalidSpec")
+    assert says in message
+
+
+PAIRS = [{"source": "pvc://models/pairs.jsonl", "format": "preference"}]
+STACKED: dict[str, Any] = {"adapter": {"source": "pvc://models/adapter", "mode": "merge"}}
+FIXED = {"use": "model", "job": "first", "uid": "1", "stage": "sft", "artifact": artifact("first")}
+RM_ON_ADAPTER = other("sft", "rm", {"references": [FIXED]}, model={"fromJob": "first"}, datasets=PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("sft", "spec", "says"),
+    [
+        (other("sft", tuning=STACKED), {}, "sft makes an adapter that goes on another adapter"),
+        (other("sft", tuning=STACKED, output={"merge": True}), {}, ""),
+        (other("sft", tuning={"method": "full"}), {"tuning": {"adapter": {"mode": "merge"}}}, "makes a whole model"),
+        (other("sft", output={"merge": True}), {"tuning": {"adapter": {"mode": "merge"}}}, "makes a whole model"),
+        (other("sft"), {"tuning": {"adapter": {"mode": "merge"}}}, ""),
+        (
+            other("sft"),
+            {"stage": "rm", "datasets": PAIRS, "tuning": {"adapter": {"mode": "continue"}}},
+            "sft makes no reward model that could be continued",
+        ),
+        (RM_ON_ADAPTER, {"stage": "rm", "datasets": PAIRS}, "sft makes an adapter that goes on another adapter"),
+        (replace(RM_ON_ADAPTER, status={}), {"stage": "rm", "datasets": PAIRS}, ""),  # it isn't known yet
+        (other("sft", "no such stage"), {}, ""),  # that job says itself what is wrong with it
+    ],
+)
+def test_what_a_job_will_make_is_known_before_it_has_made_it(sft: JobView, spec: dict[str, Any], says: str) -> None:
+    phase, reason, _, message = outcome(job(**{**FROM_SFT, **spec}), among(sft))
+    assert (phase, reason) == (("Failed", "InvalidSpec") if says else ("Pending", "WaitingForJob"))
+    assert says in message
 
 
 def test_an_adapter_on_an_adapter_is_no_model_to_start_from() -> None:
@@ -251,6 +339,6 @@ def test_a_ring_is_named_and_over() -> None:
 @pytest.mark.parametrize("spec", [{}, FROM_SFT, PPO, {"workspace": CLAIM}])
 def test_views_know_of_a_spec_what_the_api_knows(spec: dict[str, Any]) -> None:
     view = job(**spec)
-    parsed = typed(view)
+    parsed = typed(view, SETTINGS)
     assert view.claim == claim_name("demo", parsed.spec)
     assert view.waits_for == set(from_jobs(parsed.spec).values())
