@@ -1,7 +1,9 @@
 """One thread a process, set before torch is imported: small models are faster so, and sums are the same everywhere."""
 
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,31 @@ import pytest
 from tests.trainer.forge import Forge
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests of runs that are to draw the pictures of their metrics."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other runs draw none: a run of eight steps would take twice as long with them."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("finetune_trainer.reporting.plots.write", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def light_collections() -> None:
+    """accelerate has the garbage collected after each training, which takes a second where it has to look through all
+    that was imported: from the second test on it needn't."""
+    if "trl" in sys.modules and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # else libraries complain at exit of what is left
 
 
 @pytest.fixture(scope="session")

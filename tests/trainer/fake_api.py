@@ -111,7 +111,7 @@ class FakeApi:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate, key)
         self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        Thread(target=self._server.serve_forever, daemon=True).start()
+        Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()  # looks so often for its end
         self.server = ApiServer(f"https://127.0.0.1:{self._server.server_address[1]}", folder)
 
     @property

@@ -5,6 +5,8 @@ fixture ``forge``. A child is a whole process: it has its own session, log, envi
 at any moment. What it and its own children `tell` arrives in order and whole, also when they are killed right after;
 when the line is closed, all of them are gone.
 
+They draw no pictures: see the fixture ``undrawn``.
+
 What children mount nobody else sees, and it goes with the server: no right of the machine's is needed but to have a
 user namespace of one's own.
 
@@ -30,6 +32,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from finetune_trainer import director
 
@@ -38,10 +41,9 @@ IMPORTED = (
     "finetune_trainer.worker",
     "finetune_trainer.prepare",
     *(f"finetune_trainer.stages.{stage}.workflow" for stage in director.available()),
-    # Imported late, by libraries and for plots.
+    # Imported late, by libraries.
     "transformers.models.llama.modeling_llama",
     "peft.tuners.lora.bnb",
-    "matplotlib.pyplot",
 )
 """All that a launcher and its ranks import, for the models of `tiny`."""
 PATIENCE = 120.0
@@ -189,6 +191,7 @@ def _serve(address: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     for name in IMPORTED:
         importlib.import_module(name)
+    mock.patch("finetune_trainer.reporting.plots.write").start()
     # Else each child's collector would look through, and so copy, all that was imported.
     gc.collect()
     gc.freeze()

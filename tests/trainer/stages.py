@@ -29,6 +29,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "rm": ("accuracy", "margin", "mean_reward"),
+    "dpo": ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+    "kto": ("kl", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+    "ppo": ("reward", "kl", "policy_loss", "value_loss", "entropy", "clip_fraction"),
+}
+"""What a stage logs besides the loss: means over micro-batches, ranks and the steps since the line before."""
+
 
 def save_volumes(root: Path, *, rows: int = ROWS, template: str = tiny.CHATML, **model: Any) -> Path:
     """The volumes below ``root``: ``models`` with the tiny model and a reward model, ``data`` with rows of each."""

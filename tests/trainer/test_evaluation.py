@@ -54,6 +54,7 @@ def test_noise_on_embeddings_is_there_in_training_and_not_in_evaluation(root: Pa
     assert results["eval_loss"] == pytest.approx(measured_by_hand(noisy), abs=CLOSE)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_model_is_measured_every_so_often_and_at_the_end(root: Path) -> None:
     run = make_run(root)
     outcome = workflow.run(run)

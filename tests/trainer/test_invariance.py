@@ -1,6 +1,7 @@
 """How a global batch is cut into micro-batches, and over how many ranks, changes no loss of any stage."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,13 +12,14 @@ from tests.trainer.forge import Forge
 CLOSE = 1e-5
 STEPS = 8
 """More than two epochs of three, the last step of each filled up; of ppo two rollouts of four."""
-NUMBERS = {
-    "dpo": ("rewards/margins", "rewards/accuracies"),
-    "kto": ("kl", "rewards/chosen"),
-    "ppo": ("reward", "kl"),
-    "rm": ("accuracy", "margin"),
+SECTIONS: dict[str, dict[str, Any]] = {
+    "sft": {"training": {"packing": "bfd", "cutoffLength": 48}},
+    "dpo": {"dpo": {"loss": "orpo"}},
+    "kto": {"kto": {"sftWeight": 0.5}},
 }
-"""What is logged besides the loss and doesn't hang on the cut, either."""
+"""Where a loss has a second term, with a count of its own: tokens beside pairs or rows. And packs, whose rows differ in
+what is trained of them."""
+TERMS = {"dpo": ("sft_loss", "odds_ratio_loss"), "kto": ("sft_loss",)}
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +29,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("stage", stages.STAGES)
 def test_losses_do_not_depend_on_micro_batches_and_ranks(forge: Forge, root: Path, tmp_path: Path, stage: str) -> None:
-    job = stages.job(stage, "lora", training={"maxSteps": STEPS, "microBatchSize": 8, "learningRate": 0.01})
+    sections = SECTIONS.get(stage, {})
+    training = {"maxSteps": STEPS, "microBatchSize": 8, "learningRate": 0.01, **sections.get("training", {})}
+    job = stages.job(stage, "lora", **{**sections, "training": training})
     whole = Series(forge, root, tmp_path / "8x1", job)
     assert whole.run(micro=8) == 0, whole.log
-    assert len(whole.logged("loss")) == STEPS
+    names = ("loss", "total_tokens", *stages.NUMBERS.get(stage, ()), *TERMS.get(stage, ()))
+    assert {name: len(whole.logged(name)) for name in names} == dict.fromkeys(names, STEPS)
     for world, micro in ((1, 4), (1, 1), (2, 4)):
         other = Series(forge, root, tmp_path / f"{world}-{micro}", job)
         assert other.run(world=world, micro=micro) == 0, other.log
-        for name in ("loss", "total_tokens", *NUMBERS.get(stage, ())):
+        for name in names:
             assert other.logged(name) == pytest.approx(whole.logged(name), abs=CLOSE), (name, world, micro)

@@ -12,6 +12,7 @@ from finetune_trainer.run import Run
 
 from tests.trainer import learning, stages, tiny
 
+pytestmark = pytest.mark.usefixtures("drawn")
 HELD_OUT = 9999
 """Seed of rows that are not trained on."""
 
@@ -44,6 +45,7 @@ def learn(root: Path, stage: str, rows: list[dict[str, Any]], seed: int, trainin
     )
     run = tiny.make_run(root, job)
     stages.train(run)
+    assert (run.folders.reports / "training_loss.png").is_file()
     return run
 
 

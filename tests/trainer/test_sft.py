@@ -55,6 +55,7 @@ def test_a_run_learns_and_leaves_a_usable_artifact(root: Path, method: str, kind
     assert progress[-1].eta == "0s"
 
 
+@pytest.mark.usefixtures("drawn")
 def test_reports_say_what_happened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_IMAGE", "registry.example/trainer:1.2")
     run, outcome, _ = train(root, {"method": "lora"})
