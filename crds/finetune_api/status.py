@@ -163,7 +163,7 @@ class Artifact(ApiModel):
     base_adapter: bool = False
     """Of an adapter: whether an earlier adapter, kept with it, has to be merged into that model first."""
     base_digest: ShortText | None = None
-    """sha256 of the model that the training started from."""
+    """sha256 of the model that the training started from, without its own code (Python files)."""
     tokenizer_digest: ShortText | None = None
     """sha256 of what the tokenizer does. Jobs that work together must agree in it."""
 
