@@ -43,6 +43,8 @@ def only_bin(folder: Path) -> None:
         (lambda f: [file.unlink() for file in f.glob("tokenizer*")], NotFound, "has no tokenizer"),
         (change_config(model_type="martian"), InvalidSpec, "of type 'martian', which can't be loaded"),
         (change_config(model_type="vit"), InvalidSpec, "of type 'vit', which is no causal language model"),
+        (change_config(quantization_config={"quant_method": "fp8"}), InvalidSpec, r"comes quantised \(fp8\).*qlora"),
+        (change_config(text_config={"compression_config": {"bits": 4}}), InvalidSpec, "comes quantised"),
         (
             change_config(model_type="own", auto_map={"AutoConfig": "code.Own"}),
             InvalidSpec,

@@ -1,5 +1,6 @@
 """The base model: which number type it is loaded in, and the checks that loading itself leaves out."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ def check(
     """The model's config, if this trainer can load the model as what is asked for. Costs no time: weights are not
     read."""
     raw = model_folder.check(folder, source, field)
+    _refuse_quantised(raw, source, field)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=allow_remote_code)
     except Exception as error:
@@ -71,6 +73,19 @@ def check(
             " model, which gets a fresh head, or a reward model"
         )
     return config
+
+
+def _refuse_quantised(raw: Mapping[str, Any], source: str, field: str) -> None:
+    """Weights that come quantised can't be trained whole, can't take an adapter in without being rounded again, and
+    most kinds need a library of their own."""
+    parts = (raw, raw.get("text_config") or {})
+    said = [part[name] for part in parts for name in ("quantization_config", "compression_config") if part.get(name)]
+    if said:
+        how = said[0].get("quant_method") or "in a way that its config.json doesn't name"
+        raise InvalidSpec(
+            f"{field}: {source} comes quantised ({how}), and only models that aren't are trained or compared with: name"
+            " the one that it was made of; tuning.method qlora quantises it when it is loaded"
+        )
 
 
 remote_code = model_folder.may_run_code

@@ -81,8 +81,8 @@ def check_model(
     from finetune_trainer.model import base, score
 
     known: Any = base.AUTO[kind]._model_mapping
-    if type(config) not in known or getattr(config, "quantization_config", None):
-        return  # the model's own code, or weights that a quantiser lays out: found out when they are loaded
+    if type(config) not in known:
+        return  # the model's own code: found out when they are loaded
     empty = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
     loading: Any = known[type(config)]
     try:
