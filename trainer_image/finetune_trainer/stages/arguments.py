@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from finetune_api.training import TrainingSpec
+from finetune_api.training import DECAY_RATIO, TrainingSpec
 
 from finetune_trainer.model.base import Precision
 from finetune_trainer.rendezvous import COLLECTIVE_TIMEOUT
@@ -27,9 +27,7 @@ def common(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
         "gradient_accumulation_steps": run.accumulation,
         "average_tokens_across_devices": True,
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.scheduler,
-        "lr_scheduler_kwargs": scheduler_settings(training, total_steps),
-        "warmup_steps": math.ceil(training.warmup_ratio * total_steps),
+        **schedule(training, total_steps),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "neftune_noise_alpha": training.neftune_noise_alpha,
@@ -80,16 +78,27 @@ def common(run: Run, total_steps: int, precision: Precision) -> dict[str, Any]:
     }
 
 
-def scheduler_settings(training: TrainingSpec, total_steps: int) -> dict[str, Any]:
-    """What two of the schedulers want to know besides."""
+def schedule(training: TrainingSpec, total_steps: int) -> dict[str, Any]:
+    """How the learning rate moves. At least one step has all of it, also where the warm-up is rounded up to the whole
+    run."""
+    warmup = min(math.ceil(training.warmup_ratio * total_steps), total_steps - 1)
     floor = training.min_learning_rate_ratio
-    match training.scheduler:
+    name: str = training.scheduler
+    settings: dict[str, Any] = {}
+    match name:
+        case "constant":  # the library's has no warm-up
+            name = "constant_with_warmup"
+        case "cosine_with_restarts":
+            settings = {"num_cycles": training.scheduler_cycles}
         case "cosine_with_min_lr":
-            return {"min_lr_rate": 0.1 if floor is None else floor}
+            settings = {"min_lr_rate": 0.1 if floor is None else floor}
+        case "polynomial":  # the library's default end is a rate of its own, above some that people use
+            assert training.learning_rate is not None  # filled in by finetune_api.contract.fill_in
+            settings = {"lr_end": (floor or 0.0) * training.learning_rate}
         case "warmup_stable_decay":
-            decay = math.ceil((training.decay_ratio or 0.1) * total_steps)
-            return {"num_decay_steps": decay, "min_lr_ratio": floor or 0.0}
-    return {}
+            decay = min(math.ceil((training.decay_ratio or DECAY_RATIO) * total_steps), total_steps - warmup)
+            settings = {"num_decay_steps": decay, "min_lr_ratio": floor or 0.0}
+    return {"lr_scheduler_type": name, "lr_scheduler_kwargs": settings, "warmup_steps": warmup}
 
 
 SFT: dict[str, Any] = {
