@@ -11,6 +11,7 @@ def test_its_jobs_are_valid_and_cover_what_it_promises() -> None:
     jobs = [resolve(FineTuneJob.model_validate(gpu_check.job(case, cpu=False))) for case in cases]
     assert {job.tuning.method for job in jobs} == {"lora", "qlora", "freeze", "full"}
     assert {(job.stage, job.training.packing) for job in jobs} >= {("pt", "bfd"), ("pt", "wrapped"), ("sft", "bfd")}
+    assert {case.more for case in cases} == set(gpu_check.MORE)
     assert len({job.name for job in jobs}) == len(jobs)
 
 
