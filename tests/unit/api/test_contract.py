@@ -193,7 +193,7 @@ def test_batches_that_do_not_fit_the_gpus_are_refused_with_what_would() -> None:
         {"training": {"epochs": 1, "schedulerCycles": 3}},
         {"stage": "dpo", "datasets": PAIRS, "dpo": {"loss": "ipo", "ldAlpha": 0.5}},
         {"stage": "dpo", "datasets": PAIRS, "dpo": {"simpoGamma": 1.0}},
-        {"stage": "ppo", "datasets": PAIRS, "ppo": {**REWARD, "klCoefficient": 0}},
+        {"stage": "ppo", "datasets": PAIRS, "ppo": dict(REWARD, klCoefficient=0)},
         {"stage": "ppo", "datasets": PAIRS, "ppo": {"rewardModel": {"http": {"url": "http://judge:80o0/score"}}}},
     ],
 )
@@ -210,7 +210,7 @@ def test_a_laptop_refuses_what_the_api_server_refuses(bad: dict[str, Any]) -> No
         {"training": {"epochs": 1, "scheduler": "polynomial", "minLearningRateRatio": 0.1}},
         {"stage": "dpo", "datasets": PAIRS, "dpo": {"loss": "hinge", "ldAlpha": 0.5}},
         {"stage": "dpo", "datasets": PAIRS, "dpo": {"loss": "simpo", "simpoGamma": 1.0}},
-        {"stage": "ppo", "datasets": PAIRS, "ppo": {**REWARD, "klCoefficient": 0, "klControl": "fixed"}},
+        {"stage": "ppo", "datasets": PAIRS, "ppo": dict(REWARD, klCoefficient=0, klControl="fixed")},
         {"stage": "ppo", "datasets": PAIRS, "ppo": {"rewardModel": {"http": {"url": "http://[::1]:8000/score"}}}},
     ],
 )
