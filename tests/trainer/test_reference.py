@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer.model import adapters, base, build, tokenizer
+from finetune_trainer.model import adapters, base, build, memory, tokenizer
 from finetune_trainer.run import Run
 from finetune_trainer.stages import logprobs, reference
 from peft import PeftModel
+from transformers import AutoConfig
 
-from tests.trainer import tiny
+from tests.trainer import stages, tiny
+from tests.trainer.attempt import Series, recorded
+from tests.trainer.forge import Forge
+from tests.trainer.test_exact import sharded
 
 IDS = torch.tensor([[5, 9, 30, 44, 51, 60, 2], [7, 8, 9, 2, 0, 0, 0]])
 MASK = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
@@ -21,11 +25,11 @@ def scores(model: Any) -> torch.Tensor:
     return logprobs.of_answers(model, IDS, MASK, LABELS)
 
 
-def built(root: Path, tuning: dict[str, Any]) -> tuple[Run, Any, Any]:
-    run = tiny.make_run(root, tiny.job(tuning=tuning))
+def built(root: Path, tuning: dict[str, Any], precision: base.Precision = "fp32") -> tuple[Run, Any, Any]:
+    run = tiny.make_run(root, tiny.job(tuning=tuning, training={"precision": precision}))
     tokens = tokenizer.load(run.prepared.model, run.job.model, run.job.template.name, allow_remote_code=False)
     scratch = run.folders.workspace / "cache" / "merged"
-    model = build.build(run.job, run.prepared.model, run.prepared.adapter, tokens, "fp32", scratch)
+    model = build.build(run.job, run.prepared.model, run.prepared.adapter, tokens, precision, scratch)
     return run, model, tokens
 
 
@@ -117,3 +121,44 @@ def test_what_is_not_trained_is_there_once(root: Path) -> None:
     frozen = {id(weight) for weight in model.parameters() if not weight.requires_grad}
     assert len(frozen & {id(weight) for weight in made.model.parameters()}) == len(frozen) > 0
     assert not any(weight.requires_grad for weight in made.model.parameters())
+
+
+@pytest.mark.parametrize("tuning", [{"method": "full"}, {"method": "freeze", "freeze": {"layers": 1}}])
+def test_in_bf16_a_copy_is_smaller_and_the_same_to_the_last_bit(root: Path, tuning: dict[str, Any]) -> None:
+    run, model, tokens = built(root, tuning, "bf16")
+    made = reference.make(run, model, tokens)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    with torch.autocast("cpu", torch.bfloat16):
+        policy = scores(model.eval())
+        with made.in_place(model) as other:
+            torch.testing.assert_close(scores(other), policy, rtol=0, atol=0)
+    assert {weight.dtype for weight in trained} == {torch.float32}
+
+    shared = {id(weight) for weight in model.parameters()}
+    own = [weight for weight in made.model.parameters() if id(weight) not in shared]
+    assert {weight.dtype for weight in own if id(weight) in map(id, adapters.rounded_weights(made.model))} == {
+        torch.bfloat16
+    }
+    estimated = memory.estimate(
+        AutoConfig.from_pretrained(run.prepared.model),
+        run.job.tuning,
+        run.job.training,
+        precision="bf16",
+        length=8,
+        micro_batch=1,
+        demands=memory.Demands(copy=True),
+    )
+    assert estimated.reference == sum(weight.numel() * weight.element_size() for weight in own)
+    assert estimated.reference < sum(weight.numel() * weight.element_size() for weight in trained)
+
+
+@pytest.mark.parametrize(("parallelism", "world"), [("ddp", 1), ("fsdp", 2)])
+def test_in_bf16_training_begins_without_divergence(
+    forge: Forge, stage_root: Path, tmp_path: Path, parallelism: str, world: int
+) -> None:
+    training = {"maxSteps": 2, "microBatchSize": 2, "precision": "bf16", "parallelism": parallelism}
+    install = sharded if parallelism == "fsdp" else recorded
+    series = Series(forge, stage_root, tmp_path / "run", stages.job("dpo", training=training), install)
+    assert series.run(world=world) == 0, series.log
+    first, second = series.logged("rewards/chosen")
+    assert first == 0.0 != second

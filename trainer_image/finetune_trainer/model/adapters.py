@@ -5,7 +5,8 @@ are lost in bf16.
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import torch
 from finetune_api.tuning import FreezeSpec, LoraSpec, TuningSpec
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.model import freeze, score, vocabulary
 from finetune_trainer.model.base import Precision
+from finetune_trainer.model.scalar import Scalar
 
 ALL_LINEAR, HEAD = "all-linear", "lm_head"
 
@@ -115,6 +117,21 @@ def cast_trainable(model: nn.Module, precision: Precision) -> None:
     for weight in model.parameters():
         if weight.requires_grad and weight.dtype != dtype:
             weight.data = weight.data.to(dtype)
+
+
+def linear_layers(model: Any) -> Iterator[tuple[str, nn.Linear]]:
+    """By name: all but a language model's head, whose weights are read without calling it, and layers that say one
+    number, which compute in fp32."""
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and not isinstance(module, Scalar):
+            yield name, module
+
+
+def rounded_weights(model: Any) -> Iterator[nn.Parameter]:
+    """Those that autocast computes with in bf16, whatever they are kept in."""
+    for _, layer in linear_layers(model):
+        yield from layer.parameters(recurse=False)
 
 
 def count(model: nn.Module) -> tuple[int, int]:

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.model import adapters, freeze, score, value_head, vocabulary
 from finetune_trainer.model.base import AUTO, Kind, Precision
-from finetune_trainer.model.optimizer import state_bytes
-from finetune_trainer.model.scalar import Scalar
+from finetune_trainer.model.optimizer import embeddings, state_bytes
 
 BLOCK, NESTED_BLOCK = 64, 256
 """bitsandbytes: weights that share a scale, and scales that share one of their own."""
@@ -107,11 +106,14 @@ def estimate(
     frozen_type = 4 if precision == "fp32" else 2
     trained_type = 2 if precision == "pureBf16" else 4
     quantised = set(_quantised(model, tuning))
-    weights = added = trained = optimizer = 0
+    exact = set(map(id, embeddings(model)))
+    halved = set(map(id, adapters.rounded_weights(model))) if _copies_whole(tuning, precision) else set()
+    weights = added = trained = copied = optimizer = 0
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             trained += weight.numel()
-            optimizer += state_bytes(training.optimizer, weight, trained_type)
+            copied += weight.numel() * (2 if id(weight) in halved else trained_type)
+            optimizer += state_bytes(training.optimizer, weight, trained_type, exact=id(weight) in exact)
         if "lora_" in name or ".modules_to_save." in name:
             added += weight.numel() * trained_type
         elif name in quantised:
@@ -122,7 +124,7 @@ def estimate(
     tokens = length * micro_batch * demands.rows
     activations = _activations(model, training, computed_in, trained_type, tokens)
     later = (trained * trained_type + optimizer) if demands.passing else 0
-    reference = max(0, demands.reference + (trained * trained_type if demands.copy else 0) - later)
+    reference = max(0, demands.reference + (copied if demands.copy else 0) - later)
     return Estimate(
         weights=weights // shares + _buffers(model),
         gradients=trained * trained_type // shares,
@@ -222,12 +224,15 @@ def _quantised(model: Any, tuning: TuningSpec) -> Iterator[str]:
     """Names of the weights that bitsandbytes packs: of all linear layers but the head."""
     if tuning.method != "qlora":
         return
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        inner = ("lora_", "modules_to_save", "original_module")
-        whole = module is head or isinstance(module, Scalar)
-        if isinstance(module, nn.Linear) and not whole and not any(part in name for part in inner):
+    inner = ("lora_", "modules_to_save", "original_module")
+    for name, _ in adapters.linear_layers(model):
+        if not any(part in name for part in inner):
             yield f"{name}.weight"
+
+
+def _copies_whole(tuning: TuningSpec, precision: Precision) -> bool:
+    """Whether a copy of what is trained is one of whole layers, and smaller: `stages.reference`."""
+    return tuning.method in ("full", "freeze") and precision == "bf16"
 
 
 def _packed(weight: torch.Tensor, spec: QuantizationSpec) -> int:

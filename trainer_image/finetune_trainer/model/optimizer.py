@@ -1,9 +1,10 @@
-"""Groups of trained weights, for the optimizer.
+"""Groups of trained weights, for the optimizer, and what it keeps of each.
 
-Called by the engine's ``create_optimizer``. LoRA+ (Hayou et al., 2024): B matrices learn faster than A matrices. Biases
-and norms don't decay, as in transformers.
+Called by the engine, where it makes an optimizer or goes on with a saved one, and by `memory`. LoRA+ (Hayou et al.,
+2024): B matrices learn faster than A matrices. Biases and norms don't decay, as in transformers.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -45,10 +46,37 @@ STATES = {
 Paged ones leave the GPU when it needs the room."""
 
 
-def state_bytes(name: str, weight: Any, width: int) -> int:
-    """What an optimizer of that name keeps of a weight, at least, where each of its numbers takes ``width`` bytes."""
+def embeddings(model: nn.Module) -> list[nn.Parameter]:
+    """Of which optimizers with 8 bit keep states of 32: tokens are unevenly frequent, so gradients and states are, and
+    training is unstable where a block of them shares a scale (Dettmers et al., 2022). As in transformers."""
+    return [weight for module in model.modules() if isinstance(module, nn.Embedding) for weight in module.parameters()]
+
+
+def keep_exact(weights: list[nn.Parameter]) -> None:
+    """Before an optimizer of bitsandbytes with 8 bit takes its first step: not of these."""
+    from bitsandbytes.optim.optimizer import GlobalOptimManager  # slow, and for these optimizers alone
+
+    manager: Any = GlobalOptimManager.get_instance()  # type: ignore[no-untyped-call]
+    manager.initialize()  # it knows weights by their addresses, which weights that are gone may have had
+    manager.override_config(weights, "optim_bits", 32)
+
+
+def load_paged(made: Any, saved: Mapping[str, Any]) -> None:
+    """Go on from ``saved``, which lies on the CPU, with one of bitsandbytes' optimizers that may leave the GPU. Its own
+    way of loading puts all states into plain GPU memory, where a job that fits by paging alone has no room for them."""
+    made.load_state_dict(saved, move_to_device=False)
+    for weight, state in made.state.items():
+        for part in ("state1", "state2"):
+            states = made.get_state_buffer(weight, dtype=state[part].dtype)
+            states.copy_(state[part])
+            state[part] = states
+
+
+def state_bytes(name: str, weight: Any, width: int, *, exact: bool = False) -> int:
+    """What an optimizer of that name keeps of a weight, at least, where each of its numbers takes ``width`` bytes.
+    ``exact``: one of `embeddings`."""
     size = int(weight.numel())
     if name == "adafactor":  # a mean for each row and column
         return 4 * (size // weight.shape[-1] + size // weight.shape[-2] if weight.ndim > 1 else size)
     count, bytes_each = STATES[name]
-    return count * size * (width if bytes_each is None else 4 if size < SMALL else bytes_each)
+    return count * size * (width if bytes_each is None else 4 if exact or size < SMALL else bytes_each)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from finetune_trainer.checkpoints import kept
@@ -196,7 +196,21 @@ class Engine(Trainer):
             ratio = lora.lora_plus_ratio if lora else None
             groups = optimizer.groups(self.model, self.args.learning_rate, self.args.weight_decay, ratio)
             self.optimizer = kind(groups, **settings)
+            if settings.get("optim_bits") == 8:
+                optimizer.keep_exact(optimizer.embeddings(self.model))
         return self.optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        made = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        if checkpoint is not None and getattr(made, "is_paged", False):
+            assert self.lr_scheduler is not None
+            folder = Path(checkpoint)
+            # The library has several ranks load it onto their GPUs.
+            saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+            optimizer.load_paged(made, saved)
+            self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)

@@ -13,6 +13,7 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         "get_batch_samples": "(self, epoch_iterator, num_batches, device)",
         "_get_grad_norm": "(self, model, grad_norm=None)",
         "_evaluate": "(self, trial, ignore_keys_for_eval, skip_scheduler=False)",
+        "_load_optimizer_and_scheduler": "(self, checkpoint)",
         "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
         "_save_rng_state": "(self, output_dir)",
         "_load_rng_state": "(self, checkpoint)",
@@ -57,14 +58,20 @@ USED: dict[str, str] = {
         "(ctx, hidden, weight, bias, targets, temperature, chunk_size, final_logit_softcapping=None, logit_scale=1.0,"
         " outputs=('entropy', 'log_sum_sq_probs', 'mean_logits', 'is_top1'))"
     ),
+    # States that may leave the GPU.
+    "bitsandbytes.optim.optimizer.Optimizer8bit.load_state_dict": "(self, state_dict, move_to_device=True)",
+    "bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer": "(self, p, dtype=torch.float32)",
+    "bitsandbytes.optim.optimizer.GlobalOptimManager.override_config": (
+        "(self, parameters, key=None, value=None, key_value_dict=None)"
+    ),
     # The reference of stages dpo, kto and ppo: in shares as the policy is, or a copy of its adapter.
     "accelerate.utils.fsdp_utils.fsdp2_prepare_model": "(accelerator, model)",
     "peft.peft_model.PeftModel.add_adapter": (
         "(self, adapter_name, peft_config, low_cpu_mem_usage=False, autocast_adapter_dtype=True)"
     ),
 }
-"""Functions that we don't override, but whose inner workings `model.head`, `collate`, `engine`, `evaluation` and
-`steps` build on."""
+"""Functions that we don't override, but whose inner workings `model.head`, `model.optimizer`, `collate`, `engine`,
+`evaluation` and `steps` build on."""
 
 NEVER_ENTERED = "trl.trainer.sft_trainer.SFTTrainer._prepare_dataset"
 """TRL would tokenize, cut and pack again what is ready."""
