@@ -16,7 +16,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import aiohttp
@@ -51,6 +51,7 @@ class Call:
     namespace: str
     name: str
     status: int
+    body: bytes = field(default=b"", repr=False)
 
     def __str__(self) -> str:
         return f"{self.method} {self.resource} {self.name}".strip()
@@ -161,7 +162,7 @@ class FaultProxy:
             if fault.kind == "delay":
                 await asyncio.sleep(fault.value)
         answer = await self._forward(request, body)
-        self.calls.append(Call(method, resource, namespace, name, answer.status))
+        self.calls.append(Call(method, resource, namespace, name, answer.status, body))
         return self._cut_off(request, fault) if fault and fault.kind in ("crash after", "drop after") else answer
 
     def _due(self, namespace: str) -> Fault | None:

@@ -48,6 +48,16 @@ def result(code: int, message: str = "", *, attempt: int = 1, reason: str = "", 
     return Result.model_validate(said).to_dict()
 
 
+def claim(name: str = "workspace", mode: str = "ReadWriteOnce") -> Object:
+    """A user's PersistentVolumeClaim; the example's workspace."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+
+
 @contextlib.contextmanager
 def stage(kube: Kube, namespace: str, manifest: Object) -> Iterator[Scene]:
     """Make a namespace ready to play in, and leave it without pods."""

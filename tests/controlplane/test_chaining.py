@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.controlplane.lane import Lane
-from tests.controlplane.scene import ARTIFACT, FTJ, GARBAGE_SECONDS, Scene, result
+from tests.controlplane.scene import ARTIFACT, FTJ, GARBAGE_SECONDS, Scene, claim, result
 from tests.kube import Object, until
 
 RARELY = 600
@@ -45,7 +45,8 @@ def resolved(pod: Object) -> Object:
 
 
 @pytest.fixture(autouse=True)
-def operator(own: Lane) -> None:
+def operator(scene: Scene, own: Lane) -> None:
+    scene.kube.create(claim(), scene.namespace)
     own.operator.start(resync_seconds=RARELY)
 
 
@@ -111,6 +112,7 @@ def test_a_ring_is_named_to_all_of_it(scene: Scene) -> None:
 
 
 def test_what_was_fixed_stays_when_the_other_is_made_anew(scene: Scene) -> None:
+    """Also where the job's own status is wiped while the other is gone: its Job still knows."""
     scene.submit("sft")
     succeed(scene, "sft")
     scene.submit("dpo", stage="dpo", datasets=PREFERENCE, **from_job("sft"))
@@ -118,6 +120,8 @@ def test_what_was_fixed_stays_when_the_other_is_made_anew(scene: Scene) -> None:
     fixed = scene.status("dpo")["references"]
     scene.kube.delete(FTJ, "sft", scene.namespace)
     until("it is gone", lambda: not scene.kube.find(FTJ, "sft", scene.namespace), timeout=GARBAGE_SECONDS)
+    scene.kube.patch(FTJ, "dpo", {"status": None}, scene.namespace, part="status")
+    assert scene.reaches("Running", name="dpo")["references"] == fixed
     scene.submit("sft")
     scene.kubelet.finish(first, 70)
     second = scene.running("dpo", attempt=2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.controlplane.operator_process import OperatorProcess
-from tests.controlplane.scene import ARTIFACT, FTJ, GARBAGE_SECONDS, METRICS, PREPARED, Scene, result
+from tests.controlplane.scene import ARTIFACT, FTJ, GARBAGE_SECONDS, METRICS, PREPARED, Scene, claim, result
 from tests.kube import Object, until
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -444,13 +444,7 @@ def test_a_workspace_is_made_once_and_goes_with_the_job_only_if_told_to(scene: S
 
 def test_a_claim_of_somebody_elses_is_no_workspace(scene: Scene) -> None:
     """It is named, and left alone; the job goes on once it is gone."""
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "job-workspace"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
-    }
-    scene.kube.create(claim, scene.namespace)
+    scene.kube.create(claim("job-workspace"), scene.namespace)
     scene.submit(workspace={"claimName": None, "claim": {"size": "5Gi"}})
     status = scene.reaches("Preparing", "PodsRejected")
     assert "job-workspace exists, but the operator did not make it" in status["message"]

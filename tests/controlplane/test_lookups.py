@@ -7,24 +7,15 @@ from typing import Any
 
 from tests import chart
 from tests.controlplane.lane import Lane
-from tests.controlplane.scene import Scene
-from tests.kube import ApiError, Kube, Object, until
+from tests.controlplane.scene import Scene, claim
+from tests.kube import ApiError, Kube, until
 
 NODES: dict[str, Any] = {"resources": {"nodes": 2}}
 
 
-def claim(mode: str) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "workspace"},
-        "spec": {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}},
-    }
-
-
 def test_a_workspace_that_two_nodes_cannot_mount_is_waited_for(scene: Scene, own: Lane) -> None:
     """With what to do; and once it is made anew the job goes on by itself."""
-    scene.kube.create(claim("ReadWriteOnce"), scene.namespace)
+    scene.kube.create(claim(), scene.namespace)
     own.operator.start(resync_seconds=1)
     scene.submit(**NODES)
     status = scene.reaches("Pending", "WorkspaceNotShareable")
@@ -35,7 +26,7 @@ def test_a_workspace_that_two_nodes_cannot_mount_is_waited_for(scene: Scene, own
     assert [str(call) for call in own.proxy.counted(scene.namespace)] == ["PATCH finetunejobs/status job"]
     scene.kube.delete("PersistentVolumeClaim", "workspace", scene.namespace)
     until("the claim is gone", lambda: not scene.kube.find("PersistentVolumeClaim", "workspace", scene.namespace))
-    scene.kube.create(claim("ReadWriteMany"), scene.namespace)
+    scene.kube.create(claim(mode="ReadWriteMany"), scene.namespace)
     scene.preparing()
 
 
