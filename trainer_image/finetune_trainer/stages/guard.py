@@ -43,7 +43,7 @@ class Zeros:
         self._steps = self._steps + 1 if loss == 0.0 else 0
         if self._steps == STEPS:
             raise Diverged(
-                f"the loss was exactly 0 in {STEPS} steps in a row, the last of them step {step}: nothing is learned any"
-                " more. Likely causes: the weights broke, and the model predicts the same whatever it sees (lower"
+                f"the loss was exactly 0 in {STEPS} steps in a row, the last of them step {step}: nothing is learned"
+                " any more. Likely causes: the weights broke, and the model predicts the same whatever it sees (lower"
                 " training.learningRate); or all rows are the same few tokens (look at the data)"
             )
