@@ -30,7 +30,8 @@ class Noted:
         self._mine[name] = (before[0] + now, before[1] + count)
 
     def add_for_all(self, name: str, value: float) -> None:
-        """What all ranks agree in, of one step."""
+        """What all ranks agree in, of one step. Were it noted by each, a step of more ranks would weigh more, in a
+        line that a run on fewer goes on with."""
         total, count = self._all.get(name, (0.0, 0.0))
         self._all[name] = (total + value, count + 1)
 

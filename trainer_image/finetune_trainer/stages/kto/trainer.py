@@ -45,7 +45,7 @@ class KtoTrainer(Engine):
         self.model.train(training)
         total = sum(one for (one,) in share([mine], self.args.device))
         self.reference_point = losses.reference_point(total, self.step_facts.counts[0])
-        self.note(kl=(self.reference_point, 1.0))
+        self.noted.add_for_all("kl", self.reference_point)
 
     def compute_loss(
         self,

@@ -143,7 +143,8 @@ class PpoTrainer(Engine):
                 self._steps.leave()
                 raise
             heartbeat.beat("train", step)
-        self.note(**{name: (value, 1.0) for name, value in rollout.facts.items()})
+        for name, value in rollout.facts.items():
+            self.noted.add_for_all(name, value)
         return rollout
 
     def _made(self, number: int, step: int) -> Rollout:
