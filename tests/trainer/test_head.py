@@ -111,4 +111,4 @@ def test_trls_head_is_left_as_it_was(model: Path) -> None:
 
     _, ours = two(model)
     TrainedPositions(ours).score(ours, batch("packed"))
-    assert utils._ChunkedLogProbFunction is ChunkedLogProbFunction
+    assert vars(utils)["_ChunkedLogProbFunction"] is ChunkedLogProbFunction

@@ -73,11 +73,12 @@ def _projected(outputs: Sequence[str]) -> Iterator[None]:
             return log_probs, entropy, None, None, is_top1
 
     theirs: Any = ChunkedLogProbFunction
-    utils._ChunkedLogProbFunction = Projection
+    module: Any = utils
+    module._ChunkedLogProbFunction = Projection
     try:
         yield
     finally:
-        utils._ChunkedLogProbFunction = theirs
+        module._ChunkedLogProbFunction = theirs
 
 
 class _Scores(torch.autograd.Function):
