@@ -35,7 +35,7 @@ def manifest(name: str = "tune", **training: Any) -> dict[str, Any]:
             "model": {"source": "pvc://models/small"},
             "datasets": [{"source": "pvc://models/data.jsonl", "format": "openai"}],
             "training": {"maxSteps": 10, "globalBatchSize": 8, **training},
-            "workspace": {"claimName": "work"},
+            "workspace": {"claimName": "workspace"},
             "resources": {"gpusPerNode": 2},
         },
     }

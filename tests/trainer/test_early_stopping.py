@@ -267,6 +267,8 @@ def test_a_loss_that_is_not_always_zero_is_none_of_its_business() -> None:
     for step in range(1, 200):
         of_sft.look(step, 0.0 if step % 50 else 1e-9)
         of_dpo.look(step, 0.0)  # a hinge that no pair is behind of
+    with pytest.raises(Diverged):  # the fiftieth in a row
+        of_sft.look(200, 0.0)
 
 
 def test_what_fails_after_the_last_evaluation_closes_trackers_and_measures_nothing_twice(

@@ -62,7 +62,7 @@ def test_training_prepares_first_where_nobody_has(tmp_path: Path) -> None:
 
 def test_what_another_job_made_is_looked_at_again_before_each_training(tmp_path: Path) -> None:
     """It lies on a volume where anybody may write, and days may pass after it was prepared with."""
-    made, uri = tmp_path / "workspace" / "jobs" / "base" / "artifact", "pvc://work/jobs/base/artifact"
+    made, uri = tmp_path / "workspace" / "jobs" / "base" / "artifact", "pvc://workspace/jobs/base/artifact"
     made.mkdir(parents=True)
     (made / "config.json").write_text("{}")
     artifact = Artifact(uri=uri, kind="model", digest=digest_folder(made)[0], size_bytes=2)

@@ -21,7 +21,9 @@ def late() -> FineTuneJob:
 
 
 def artifact(digest: str) -> Artifact:
-    return Artifact(uri="pvc://work/jobs/early/artifact", kind="adapter", digest=digest, size_bytes=1, base="pvc://m/x")
+    return Artifact(
+        uri="pvc://claim/jobs/early/artifact", kind="adapter", digest=digest, size_bytes=1, base="pvc://m/x"
+    )
 
 
 def save(file: Path, content: dict[str, Any]) -> Path:
