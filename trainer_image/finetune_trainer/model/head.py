@@ -8,6 +8,8 @@ each log-probability is found while its logits are there. All variants (soft cap
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -50,35 +52,33 @@ class TrainedPositions:
 @contextmanager
 def _projected(outputs: Sequence[str]) -> Iterator[None]:
     """TRL's head, with our projection in place of its own."""
-
-    class Projection:
-        @staticmethod
-        def apply(
-            hidden: torch.Tensor,
-            weight: torch.Tensor,
-            bias: torch.Tensor | None,
-            targets: torch.Tensor,
-            temperature: float,
-            chunk_size: int,
-            softcap: float | None,
-            scale: float,
-            _outputs: Sequence[str],
-        ) -> Any:
-            trained = torch.is_grad_enabled() and weight.requires_grad
-            if trained or bias is not None or softcap is not None:
-                return theirs.apply(
-                    hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, tuple(outputs)
-                )
-            log_probs, entropy, is_top1 = _Scores.apply(hidden, weight, targets, scale / temperature, tuple(outputs))
-            return log_probs, entropy, None, None, is_top1
-
-    theirs: Any = ChunkedLogProbFunction
     module: Any = utils
-    module._ChunkedLogProbFunction = Projection
+    module._ChunkedLogProbFunction = SimpleNamespace(apply=partial(_project, tuple(outputs)))
     try:
         yield
     finally:
-        module._ChunkedLogProbFunction = theirs
+        module._ChunkedLogProbFunction = ChunkedLogProbFunction
+
+
+def _project(
+    wanted: tuple[str, ...],
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    temperature: float,
+    chunk_size: int,
+    softcap: float | None,
+    scale: float,
+    _outputs: tuple[str, ...],
+) -> Any:
+    """As TRL's head calls it; but of the outputs that the model was given once, only those ``wanted`` now."""
+    theirs: Any = ChunkedLogProbFunction
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    if trained or bias is not None or softcap is not None:
+        return theirs.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, wanted)
+    log_probs, entropy, is_top1 = _Scores.apply(hidden, weight, targets, scale / temperature, wanted)
+    return log_probs, entropy, None, None, is_top1
 
 
 class _Scores(torch.autograd.Function):
