@@ -1,4 +1,4 @@
-# `make help` lists every habit; `make demo` and `make test` are the two that matter.
+# `make help` lists all commands. `make demo` and `make test` are the two main ones.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON3 ?= python3
@@ -6,73 +6,105 @@ UV_VERSION := 0.13.8
 UV := .tools/bin/uv
 PY := .venv/bin/python
 NODES ?= 1
-MEMBERS := crds operator trainer_image
+WORKERS ?= 2
+MEMBERS := crds operator trainer_image cli
 
 include tests/cluster/cluster.mk
 
 ##@ Start here
 .PHONY: demo demo-laptop test
-demo: setup ## The main job on the local Kubernetes (CONTEXT=name: on a cluster of yours; CPU=1: without GPUs)
+demo: setup ## Train a model on the local Kubernetes (CONTEXT=name: on your own cluster; CPU=1: without GPUs)
 	$(PY) -m examples.demo cluster $(if $(CONTEXT),--context $(CONTEXT)) $(if $(CPU),--cpu)
 
-demo-laptop: setup ## The same FineTuneJob, run by the trainer alone: no Kubernetes, no root
+demo-laptop: setup ## Run the same FineTuneJob with the trainer alone: no Kubernetes, no root
 	$(PY) -m examples.demo laptop
 
-test: setup static ## Every tier; ends non-zero when one could not run
-	$(PY) -m pytest --durations=25 tests/unit tests/trainer tests/controlplane tests/e2e
+# The slow tiers start first: e2e and controlplane beside each other. More workers starve what these two wait for.
+test: setup ## Run all tests, several tiers at once; fails if a tier cannot run here
+	$(MAKE) --no-print-directory -j2 static programs
+	$(PY) -m pytest -n $(WORKERS) --no-loadscope-reorder --durations=25 tests/e2e tests/controlplane tests/helm tests/trainer tests/unit
 
 ##@ While you work
-.PHONY: setup check static format generate lock images chart sweep gpu-check clean help
-check: setup static ## Lint, types, contracts, drift of generated files, unit tests: under two minutes
-	$(PY) -m pytest -q tests/unit
+.PHONY: setup check static unit programs docs format generate lock images sbom audit chart audit-chart sweep gpu-check clean help
+check: setup ## Lint, types, import contracts, drift of generated files, unit tests: under 100 seconds
+	$(MAKE) --no-print-directory -j2 static unit
+
+unit: setup
+	$(PY) -m pytest -q -n 2 tests/unit
 
 static: setup
 	.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	$(PY) -m finetune_api generate --check
+	$(PY) -m finetune_cli.importing.table --check
+	$(PY) -m tests.docsite.troubleshooting --check
+	$(PY) -m tests.chart_values --check
 
-format: setup ## Ruff's formatter and its safe fixes
+format: setup ## Run ruff's formatter and its safe fixes
 	.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
-generate: setup ## CRD, chart's CRD, editors' schema and API reference, from crds/finetune_api
+generate: setup ## Generate CRD, editor schema, API reference, tables of docs/, and the chart's schema and README
 	$(PY) -m finetune_api generate
+	$(PY) -m finetune_cli.importing.table
+	$(PY) -m tests.docsite.troubleshooting
+	$(PY) -m tests.chart_values
 
-images: ## Both images (PUSH=local: and push them to the local cluster of that name)
+docs: setup ## Build the documentation site into build/site. A broken link is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+
+# What takes minutes the first time is not left to a test, which has a time limit. Tests report what could not be built.
+programs: setup
+	-$(PYTHON3) -m tests.cluster build
+	-$(PYTHON3) -m tests.images
+
+images: ## Build both images (PUSH=local: and push them to the local cluster with that name)
 	$(PYTHON3) -m tests.images $(if $(PUSH),--push $(PUSH))
+
+sbom: ## Write what each image contains into dist/, as CycloneDX JSON (it is in the images, too: /usr/share/sbom)
+	$(PYTHON3) -m tests.sbom
+
+audit: setup ## Ask advisory databases about the locked packages: 0 none known, 1 advisories, 2 nobody could be asked
+	$(PY) -m tests.audit
 
 chart: setup ## Lint the chart and pack it into dist/
 	$(PY) -m tests.chart
 
-sweep: setup ## Slow tests: faults at every call, examples on a real model, learning by three seeds (two hours)
-	$(PY) -m pytest tests/trainer/test_examples.py tests/trainer/test_learns.py tests/controlplane/test_faults.py \
-		--sweep --timeout 7200
+audit-chart: setup ## Run kubeconform, kube-score and checkov on the chart: no finding without a reason
+	$(PY) -m tests.chart_audit
 
-gpu-check: setup ## On a machine with a GPU: every tuning method in bf16, throughput and memory
-	$(PY) -m tests.bench.gpu_check
+sweep: setup ## Run the slow tests: faults at every call (writes docs/fault-sweep.md), examples on a real model, three seeds
+	$(PY) -m pytest tests/trainer/test_examples.py tests/trainer/training/test_learns.py tests/controlplane/test_faults.py \
+		--sweep $(if $(LIVES),--lives '$(LIVES)') --timeout 14400
 
-clean: cluster-down ## Stop the cluster, remove what is built in the checkout
+# In the trainer image where a container engine answers, else in .venv. Machines without our packages can run it, too:
+# python3 -m tests.bench.gpu_check (docs/benchmarks.md).
+gpu-check: ## Measure speed and memory on a GPU in ten minutes (ARGS="--cpu", "--only dpo", "--minutes 5")
+	@if $(PYTHON3) -m tests.bench.gpu.container --available; then $(PYTHON3) -m tests.bench.gpu.container $(ARGS); \
+		else $(MAKE) --no-print-directory setup && $(PY) -m tests.bench.gpu_check $(ARGS); fi
+
+clean: cluster-down ## Stop the cluster and remove everything built in the checkout
 	rm -rf .venv .tools build dist .cluster
 
-setup: .venv/.complete ## .venv with the three packages and the tools, as locked
+setup: .venv/.complete ## Make .venv with the four packages and the tools, as locked
 
 .tools/.uv-$(UV_VERSION):
 	@$(PYTHON3) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; } \
-		|| { echo "Python's venv is missing: install python3-venv (Debian) and try again" >&2; exit 1; }
+		|| { echo "Python's venv is missing. Install python3-venv (Debian) and try again" >&2; exit 1; }
 	$(PYTHON3) -m venv .tools && .tools/bin/python -m pip install --quiet uv==$(UV_VERSION) && touch $@
 
 .venv/.complete: .tools/.uv-$(UV_VERSION) requirements/dev.txt $(MEMBERS:%=%/pyproject.toml)
-	@echo "installing requirements/dev.txt into .venv (torch alone is some gigabytes)"
+	@echo "installing requirements/dev.txt into .venv (torch alone has some gigabytes)"
 	$(UV) venv --quiet --allow-existing --python $(PYTHON3) .venv
 	$(UV) pip sync --quiet --require-hashes --compile-bytecode --python .venv requirements/dev.txt
 	$(UV) pip install --quiet --no-deps --python .venv $(MEMBERS:%=-e %)
 	touch $@
 
-LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-package finetune-api
-lock: .tools/.uv-$(UV_VERSION) ## Resolve the three lock files anew (UPGRADE=1: to the newest allowed)
+LOCK := $(UV) pip compile --quiet --overrides requirements/overrides.txt --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-package finetune-api
+lock: .tools/.uv-$(UV_VERSION) ## Resolve the three lock files again (UPGRADE=1: to the newest allowed versions)
 	$(LOCK) $(if $(UPGRADE),--upgrade) -o requirements/dev.txt requirements/dev.in $(MEMBERS:%=%/pyproject.toml)
 	$(LOCK) -c requirements/dev.txt -o requirements/operator.txt operator/pyproject.toml crds/pyproject.toml
 	$(LOCK) -c requirements/dev.txt -o requirements/trainer.txt trainer_image/pyproject.toml crds/pyproject.toml
 
-help: ## This list
+help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

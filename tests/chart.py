@@ -1,4 +1,4 @@
-"""The chart, by the real helm: rendered for tests, and linted and packed by `python -m tests.chart` (`make chart`).
+"""The chart, with the real helm: tests render it, and `python -m tests.chart` (`make chart`) lints and packs it.
 
 Used by the controlplane tier, which applies the objects without pods, and by the tests of the chart itself.
 """
@@ -18,16 +18,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 CHART = CHECKOUT / "charts" / "finetune-operator"
 RELEASE = "finetune-operator"
 NAMESPACE = "finetune-system"
-KUBERNETES = "1.35.4"
-"""helm's own guess of the cluster's version depends on how it was built, so it is told."""
 
 
 class HelmError(Exception):
-    """What helm said."""
+    """helm failed. The message is its output."""
 
 
 def helm(program: Path, *arguments: str) -> str:
-    """Run helm on the chart; what it printed."""
+    """Run helm. Returns its output."""
     done = subprocess.run([str(program), *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         raise HelmError(done.stdout + done.stderr)
@@ -35,26 +33,27 @@ def helm(program: Path, *arguments: str) -> str:
 
 
 def render(
-    program: Path, *settings: str, namespace: str = NAMESPACE, kubernetes: str = KUBERNETES
+    program: Path, *settings: str, namespace: str = NAMESPACE, flag: str = "--set", tests: bool = False
 ) -> list[dict[str, Any]]:
-    """`helm template` with `--set` for each of the settings."""
-    sets = [part for setting in settings for part in ("--set", setting)]
-    arguments = ["template", RELEASE, str(CHART), "--namespace", namespace, "--kube-version", kubernetes, *sets]
+    """Run `helm template` with the flag for each setting. Returns the manifests; those of `helm test` only if asked."""
+    sets = [part for setting in settings for part in (flag, setting)]
+    arguments = ["template", RELEASE, str(CHART), "--namespace", namespace, *sets]
+    arguments += [] if tests else ["--skip-tests"]
     return [manifest for manifest in yaml.safe_load_all(helm(program, *arguments)) if manifest]
 
 
 def only(manifests: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
-    """The one manifest of that kind (and name)."""
-    [found] = [m for m in manifests if m["kind"] == kind and name in ("", m["metadata"]["name"])]
-    return found
+    """The only manifest of that kind (and name)."""
+    [manifest] = [m for m in manifests if m["kind"] == kind and name in ("", m["metadata"]["name"])]
+    return manifest
 
 
 def main() -> int:
-    """Lint it and pack it into dist/."""
+    """Lint the chart and pack it into dist/."""
     binaries.ensure(("helm",))
     program = binaries.path("helm")
     try:
-        print(helm(program, "lint", "--strict", "--kube-version", KUBERNETES, str(CHART)))
+        print(helm(program, "lint", "--strict", str(CHART)))
         print(helm(program, "package", str(CHART), "--destination", str(CHECKOUT / "dist")))
     except HelmError as error:
         print(error, file=sys.stderr)

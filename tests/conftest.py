@@ -1,15 +1,21 @@
-"""Options of every tier, each tier's time, and honesty about tiers that could not run."""
+"""Options of every tier, tiers beside each other, each tier's time, and honesty about tiers that could not run.
+
+`make test` runs several workers (pytest-xdist). The tests of e2e share one cluster, and those of controlplane share one
+control plane, so each of these tiers belongs to one worker. So does each file of another tier, because its tests share
+what they prepare. Without ``-n`` the same tests run one after another.
+"""
 
 from __future__ import annotations
 
-import time
+import contextlib
+import os
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.cluster import requirements
 from tests.cluster.state import ClusterError
@@ -17,6 +23,11 @@ from tests.cluster.state import ClusterError
 settings.register_profile("ours", deadline=None)  # no test asserts a time
 settings.load_profile("ours")
 HERE = Path(__file__).resolve().parent
+AUTOGROUP, MORE = Path("/proc/self/autogroup"), "-3"
+PATIENT = 10
+"""Niceness of the tiers that only compute: they leave the CPU to those that wait for something with a limit."""
+TIERS_OF_ONE_WORKER = ("controlplane", "e2e")
+CANNOT_RUN = "can't run here: "
 seconds: dict[str, float] = defaultdict(float)
 left_out: dict[str, str] = {}
 
@@ -26,9 +37,37 @@ def tier(path: Path) -> str:
     return path.resolve().relative_to(HERE).parts[0]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Linux gives each session of processes the same CPU. All workers with what they start are one session, and each
+    program of a cluster is another: as root, count this one twice."""
+    if not hasattr(config, "workerinput"):
+        with contextlib.suppress(OSError):
+            AUTOGROUP.write_text(MORE)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Only root may become less nice again, but then only root runs e2e."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0 if tier(item.path) in TIERS_OF_ONE_WORKER else PATIENT)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write golden files anew instead of comparing")
+    parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
     parser.addoption("--sweep", action="store_true", help="break every call in every way, not one of each kind")
+    parser.addoption("--lives", default="", help="with --sweep: only these lives, as 'retry,bad data'")
+
+
+class TiersAndFiles(LoadScopeScheduling):  # type: ignore[misc]  # no type information
+    """Which tests belong to one worker: those of a whole tier, or of a file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        name = Path(file).parts[1]
+        return name if name in TIERS_OF_ONE_WORKER else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TiersAndFiles:
+    return TiersAndFiles(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,22 +79,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         try:
             requirements.check(control_plane_only)
         except ClusterError as error:
-            left_out[name] = str(error)
             for item in concerned:
-                item.add_marker(pytest.mark.skip(reason=f"{name} can't run here"))
+                item.add_marker(pytest.mark.skip(reason=f"{CANNOT_RUN}{error}"))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    began = time.monotonic()
-    try:
-        return (yield)
-    finally:
-        seconds[tier(item.path)] += time.monotonic() - began
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Also called where the workers' reports come together, which runs no test itself."""
+    name = Path(report.nodeid.split("::")[0]).parts[1]
+    seconds[name] += report.duration
+    if report.skipped and isinstance(report.longrepr, tuple) and CANNOT_RUN in report.longrepr[2]:
+        left_out[name] = report.longrepr[2].split(CANNOT_RUN)[1]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A tier that could not run is no success."""
     if left_out and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

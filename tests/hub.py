@@ -1,7 +1,7 @@
 """A Hugging Face hub on loopback: the part of its protocol that fetching and publishing need.
 
 Used by tests, through HF_ENDPOINT. Repositories live in memory; a commit's id is a digest over what it holds. Files of
-`LARGE` and more bytes are LFS objects, as on the hub: their content's sha256 is told, and downloads are redirected.
+`LARGE` and more bytes are LFS objects, as on the hub: it names the sha256 of their content and redirects downloads.
 Faults are switched on by attributes: what goes wrong is up to the test, not to chance.
 """
 

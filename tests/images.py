@@ -1,7 +1,8 @@
-"""Our two images, built with buildah: `python3 -m tests.images [--push CLUSTER] [operator] [trainer]`.
+"""Build our two images with buildah: `python3 -m tests.images [--push CLUSTER] [operator] [trainer]`.
 
-Called by `make images`, the demo and the e2e tier. An image's tag is the digest of everything that goes into it, so an
-unchanged tree builds nothing, and a pod can't run older code than the checkout's. Needs root, Debian and Python alone.
+Called by `make images`, the demo and the e2e tier. The tag of an image is the digest of everything that goes into it.
+So an unchanged tree builds nothing, and a pod cannot run older code than the checkout. Needs only root, Debian and
+Python.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ SHARED = (
     ".dockerignore",
     "requirements/install.sh",
     "requirements/metadata.py",
+    "requirements/sbom.py",
     "crds/finetune_api",
     "crds/pyproject.toml",
 )
-# Where uv keeps packages: mounted into the build, so that what `make setup` has fetched is not fetched again.
+# The package cache of uv. It is mounted into the build, so packages from `make setup` are not downloaded again.
 UV_CACHE = Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache" / "uv")
 CERTIFICATES = Path("/etc/ssl/certs")
 
@@ -40,7 +42,7 @@ class BuildError(Exception):
 
 
 def tag(target: str) -> str:
-    """Digest of the image's inputs."""
+    """The digest of the inputs of an image."""
     digest = hashlib.sha256()
     for name in (*SHARED, *TARGETS[target]):
         path = CHECKOUT / name
@@ -53,26 +55,27 @@ def tag(target: str) -> str:
 
 
 def build(target: str) -> str:
-    """Build one image unless it is there; its name in buildah's storage."""
+    """Build an image unless it exists. Returns its name in buildah's storage."""
     cluster.base_image()
     image = f"localhost/finetune-{target}:{tag(target)}"
     if subprocess.run(["buildah", "inspect", "--type=image", image], capture_output=True).returncode != 0:
         print(
-            f"  building the {target} image" + (" (minutes, the first time)" if target == "trainer" else ""), flush=True
+            f"  building the {target} image" + (" (takes minutes the first time)" if target == "trainer" else ""),
+            flush=True,
         )
         run_build(target, image, "--layers")
     return image
 
 
 def run_build(target: str, image: str, *options: str) -> None:
-    """One run of buildah; the same inputs make the same image, to the byte."""
+    """Run buildah once. The same inputs make the same image, byte for byte."""
     UV_CACHE.mkdir(parents=True, exist_ok=True)
     command = ["buildah", "bud", "--isolation=chroot", "--network=host", "--timestamp=0", *options]
     command += ["--target", target, "--tag", image]
     command += ["--build-arg", f"BASE_IMAGE={cluster.BASE_IMAGE}"]
     command += ["--build-arg", "UV_CACHE_DIR=/run/uv-cache", "--volume", f"{UV_CACHE}:/run/uv-cache"]
     if CERTIFICATES.is_dir():
-        # Behind a proxy that signs for others, its authority is known to the machine and not to the base image.
+        # Behind a TLS-intercepting proxy, the machine has the proxy's certificate authority. The base image does not.
         command += ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
     done = subprocess.run([*command, str(CHECKOUT)], capture_output=True, text=True)
     if done.returncode != 0:
@@ -80,17 +83,17 @@ def run_build(target: str, image: str, *options: str) -> None:
 
 
 def build_and_push(target: str, name: str | None) -> str:
-    """Build one image and push it to the local cluster of that name, if one is given; its reference."""
+    """Build an image and push it to the local cluster with that name, if given. Returns its reference."""
     began = time.monotonic()
     image = build(target)
     print(f"  {target} image {image}  {time.monotonic() - began:.0f} s", flush=True)
     if name is None:
         return image
     began = time.monotonic()
-    found = cluster.find(name)
-    if found is None:
-        raise BuildError(f"cluster {name} is not up, so there is nowhere to push to: make cluster")
-    reference = found.push(image)
+    running = cluster.find(name)
+    if running is None:
+        raise BuildError(f"cluster {name} is not up, so the image cannot be pushed. Start it: make cluster")
+    reference = running.push(image)
     print(f"  pushed as {reference}  {time.monotonic() - began:.0f} s", flush=True)
     return reference
 
@@ -98,7 +101,7 @@ def build_and_push(target: str, name: str | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.images", description="Build our two images.")
     parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], metavar="operator|trainer", help="default: both")
-    parser.add_argument("--push", metavar="CLUSTER", help="push them to the local cluster of that name")
+    parser.add_argument("--push", metavar="CLUSTER", help="push them to the local cluster with that name")
     given = parser.parse_args(arguments)
     try:
         for target in given.targets or TARGETS:

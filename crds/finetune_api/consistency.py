@@ -1,20 +1,13 @@
-"""How the sections of a spec must fit each other. Each rule stands once: as CEL for the API server, and in Python.
+"""Rules between the sections of a spec, each as CEL for the API server and in Python.
 
-Called by `finetune_api.spec`. Rules inside one section stand with it. A rule speaks of what the user wrote: defaults of
-the schema are in already, those of `finetune_api.defaults` are not.
+Called by `finetune_api.spec`. A rule within a section is in the module of that section. Rules see the spec as the user
+wrote it, with the defaults of the schema, but without those of `finetune_api.defaults`.
 """
 
-from __future__ import annotations
+from pydantic.config import JsonDict
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
-
-from finetune_api.base import cel
-
-if TYPE_CHECKING:
-    from pydantic.config import JsonDict
-
-    from finetune_api.spec import FineTuneJobSpec
+from finetune_api.base import Rule, cel
+from finetune_api.sections import SpecSections
 
 CHATS = ("alpaca", "sharegpt", "openai")
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -25,64 +18,65 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "ppo": (*CHATS, "preference"),
     "kto": ("kto",),
 }
-"""Formats of data that a stage can train on."""
+"""Stage -> the data formats that it trains on."""
 SECTIONS = ("rm", "dpo", "kto", "ppo")
-"""Stages with settings of their own."""
+"""Stages that have a section for their settings."""
 
-WEIGHTS = "weight needs mixing interleaveUnder or interleaveOver"
-NO_REWARD = "stage ppo needs ppo.rewardModel: something must score the answers"
-NO_TEMPLATE = "stage pt trains on plain text: there is no template"
-ANSWERS_ONLY = "template.trainOnPrompt and maskHistory choose what stage sft trains: no other stage reads them"
-PACKED = "packing is for stages pt and sft, whose rows stand alone: leave it out"
-WRAPPED = "packing wrapped lets documents see each other, which only stage pt is for: use bfd"
-STREAM = "groupByLength: stage pt packs unless packing is none, and then there is nothing to group"
-UNGROUPED = "groupByLength is not for stages kto and ppo, where rows of a batch are compared or answered in their order"
-NEFTUNE = "neftuneNoiseAlpha is for stages pt and sft: noise would change what others compare"
-GENERATED = "evaluation.generate is for stage sft, whose rows have an answer to compare with"
+WEIGHTS = "datasets[].weight needs mixing interleaveUnder or interleaveOver: set mixing, or remove weight"
+NO_REWARD = "stage ppo needs a model that scores the answers: set ppo.rewardModel"
+NO_TEMPLATE = "stage pt trains on plain text, without a template: remove template"
+SFT_MASKS = "template.trainOnPrompt and template.maskHistory work in stage sft only: remove them"
+PACKED = "training.packing works in stages pt and sft only: remove it"
+WRAPPED = "training.packing wrapped joins documents and works in stage pt only: use bfd"
+GROUPED_PT = "training.groupByLength has no effect on packed rows: remove it, or set training.packing to none"
+GROUPED_STAGES = "training.groupByLength does not work in stages kto and ppo, which need the rows in order: remove it"
+NEFTUNE = "training.neftuneNoiseAlpha works in stages pt and sft only: remove it"
+GENERATED = "evaluation.generate compares answers with expected answers and works in stage sft only: remove it"
 BEST = "output.weights best compares evaluations during training: set evaluation.everySteps"
 NEW_TOKENS = (
-    "newTokens and newSpecialTokens are not for stages rm and ppo, whose models must agree: add them in stage sft"
+    "model.newTokens and model.newSpecialTokens do not work in stages rm and ppo, whose models share a tokenizer: add"
+    " them in stage sft"
 )
-PAIRED = "stage kto compares each prompt with another row's answer: training.globalBatchSize must be at least 2"
-ADAPTER = "tuning.adapter.source goes with model.source: model.fromJob brings its adapter itself"
-MERGE = "output.merge needs an adapter to merge: tuning.method lora or qlora"
-ROLLOUT = "ppo.rolloutBatchSize must be a multiple of training.globalBatchSize"
-NO_PROMPT = "ppo.maxNewTokens must be less than training.cutoffLength: prompt and answer share it"
-SHAREABLE = "resources.nodes: more than one node needs workspace.claim.accessMode ReadWriteMany"
-UNSHARED = (
-    "training.parallelism fsdp shares out no quantised weights, which each GPU would hold whole: use ddp, or"
-    " tuning.method lora"
+KTO_BATCH = "stage kto compares each prompt with the answer of another row: set training.globalBatchSize to at least 2"
+ADAPTER = (
+    "tuning.adapter.source needs model.source, because model.fromJob brings its own adapter: set source in both or in"
+    " neither"
 )
+MERGE = "output.merge needs an adapter: set tuning.method to lora or qlora, or remove output.merge"
+ROLLOUT = "ppo.rolloutBatchSize must be a multiple of training.globalBatchSize: change either"
+NO_ROOM_FOR_PROMPT = (
+    "ppo.maxNewTokens must be less than training.cutoffLength, which prompt and answer share: lower maxNewTokens, or"
+    " raise cutoffLength"
+)
+SEVERAL_NODES = (
+    "resources.nodes above 1 needs a volume that several nodes can mount: set"
+    " workspace.claim.accessMode to ReadWriteMany"
+)
+NO_QUEUE = "queuePriorityClass needs a queue of Kueue: set queue or prepare.queue, or remove queuePriorityClass"
+TOPOLOGY = "resources.topology is for pods that a queue of Kueue admits: set queue, or remove resources.topology"
+FSDP_QUANTIZED = "training.parallelism fsdp cannot shard quantized weights: use ddp, or tuning.method lora"
 
 
-class Rule(NamedTuple):
-    """What must hold of a spec."""
-
-    message: str
-    cel: str
-    holds: Callable[[FineTuneJobSpec], bool]
-
-
-def check(spec: FineTuneJobSpec) -> None:
-    """Raises ValueError with the message of the first rule that is broken."""
+def check(spec: SpecSections) -> None:
+    """Raises ValueError with the message of the first rule that does not hold."""
     for rule in RULES:
         if not rule.holds(spec):
             raise ValueError(rule.message)
 
 
 def as_cel() -> list[JsonDict]:
-    """The rules as the API server checks them."""
+    """The rules in the form that the API server checks."""
     return [cel(rule.cel, rule.message) for rule in RULES]
 
 
 def formats_message(stage: str) -> str:
-    """What a stage can train on."""
-    return f"stage {stage} trains on data of format " + " or ".join(FORMATS[stage])
+    """The message about a data format that the stage does not train on."""
+    return f"stage {stage} needs data of format {' or '.join(FORMATS[stage])}: change format or stage"
 
 
 def section_message(section: str) -> str:
-    """Whose settings a section holds."""
-    return f"{section} settings need stage {section}"
+    """The message about a section of another stage."""
+    return f"section {section} needs stage {section}: remove it, or change the stage"
 
 
 def _formats(stage: str) -> Rule:
@@ -122,7 +116,7 @@ RULES: list[Rule] = [
         lambda spec: spec.stage != "pt" or spec.template is None,
     ),
     Rule(
-        ANSWERS_ONLY,
+        SFT_MASKS,
         "self.stage == 'sft' || !has(self.template) || !(self.template.trainOnPrompt || self.template.maskHistory)",
         lambda spec: (
             spec.stage == "sft"
@@ -141,13 +135,13 @@ RULES: list[Rule] = [
         lambda spec: spec.stage == "pt" or spec.training.packing != "wrapped",
     ),
     Rule(
-        STREAM,
+        GROUPED_PT,
         "self.stage != 'pt' || !self.training.groupByLength"
         " || (has(self.training.packing) && self.training.packing == 'none')",
         lambda spec: spec.stage != "pt" or not spec.training.group_by_length or spec.training.packing == "none",
     ),
     Rule(
-        UNGROUPED,
+        GROUPED_STAGES,
         "!(self.stage in ['kto', 'ppo']) || !self.training.groupByLength",
         lambda spec: spec.stage not in ("kto", "ppo") or not spec.training.group_by_length,
     ),
@@ -176,7 +170,7 @@ RULES: list[Rule] = [
         ),
     ),
     Rule(
-        PAIRED,
+        KTO_BATCH,
         "self.stage != 'kto' || self.training.globalBatchSize > 1",
         lambda spec: spec.stage != "kto" or spec.training.global_batch_size > 1,
     ),
@@ -197,12 +191,12 @@ RULES: list[Rule] = [
         lambda spec: spec.ppo is None or (spec.ppo.rollout_batch_size or 0) % spec.training.global_batch_size == 0,
     ),
     Rule(
-        NO_PROMPT,
+        NO_ROOM_FOR_PROMPT,
         "!has(self.ppo) || self.ppo.maxNewTokens < self.training.cutoffLength",
         lambda spec: spec.ppo is None or spec.ppo.max_new_tokens < spec.training.cutoff_length,
     ),
     Rule(
-        SHAREABLE,
+        SEVERAL_NODES,
         "self.resources.nodes == 1 || !has(self.workspace.claim) || self.workspace.claim.accessMode == 'ReadWriteMany'",
         lambda spec: (
             spec.resources.nodes == 1
@@ -211,7 +205,17 @@ RULES: list[Rule] = [
         ),
     ),
     Rule(
-        UNSHARED,
+        NO_QUEUE,
+        "!has(self.queuePriorityClass) || has(self.queue) || has(self.prepare.queue)",
+        lambda spec: spec.queue_priority_class is None or spec.queue is not None or spec.prepare.queue is not None,
+    ),
+    Rule(
+        TOPOLOGY,
+        "!has(self.resources.topology) || has(self.queue)",
+        lambda spec: spec.resources.topology is None or spec.queue is not None,
+    ),
+    Rule(
+        FSDP_QUANTIZED,
         "self.training.parallelism != 'fsdp' || self.tuning.method != 'qlora'",
         lambda spec: spec.training.parallelism != "fsdp" or spec.tuning.method != "qlora",
     ),

@@ -1,8 +1,8 @@
-"""The contract between operator and trainer: files in, files out, and their versions.
+"""The contract between operator and trainer: its files, its version, and how a job is resolved.
 
-In: ``/etc/finetune/job.json`` (`ResolvedJob`) and ``/etc/finetune/attempt.json`` (`AttemptFacts`), both from pod
-annotations through the downward API. Out: status fields, termination message and exit code (`finetune_api.status`,
-`finetune_api.exit_codes`). The trainer accepts its own contract version and the one before.
+The trainer reads ``/etc/finetune/job.json`` (`ResolvedJob`) and ``/etc/finetune/attempt.json`` (`AttemptFacts`), both
+mounted from pod annotations by the downward API. It writes status fields, a termination message and an exit code
+(`finetune_api.status`, `finetune_api.exit_codes`).
 """
 
 import hashlib
@@ -13,22 +13,29 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, DnsLabel, DnsName, quantity
-from finetune_api.chaining import followed
+from finetune_api.base import ApiModel
+from finetune_api.chaining import apply_references
 from finetune_api.data import DatasetSpec, EvaluationSpec, Mixing, TemplateSpec
-from finetune_api.defaults import fill_in
+from finetune_api.defaults import apply_defaults
 from finetune_api.job import FineTuneJob
+from finetune_api.kubernetes import DnsLabel, DnsName, quantity
 from finetune_api.model import ModelSettings, check_allowed
 from finetune_api.output import OutputSpec, ReportingSpec
 from finetune_api.source import ModelSource
-from finetune_api.spec import FineTuneJobSpec, Stage
-from finetune_api.stages import DpoSpec, KtoSpec, PpoSpec, RmSpec
-from finetune_api.status import Reference
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.stages import DpoSpec, KtoSpec, PpoSpec, RmSpec, Stage
+from finetune_api.status.artifact import Reference
 from finetune_api.training import CheckpointsSpec, TrainingSpec
 from finetune_api.tuning import AdapterSpec, TuningSpec
 
-CONTRACT = 3
-CONTRACTS_ACCEPTED = (2, 3)
+FIRST_CONTRACT = 3
+"""The contract of the first release."""
+CONTRACT = 4
+RESTARTS_SINCE = 4
+"""The first contract whose attempt.json has `AttemptFacts.restarts`. An older image refuses keys that it does not
+know, so a job that is pinned to an earlier contract gets no fact that came later."""
+CONTRACTS_ACCEPTED = tuple(range(max(FIRST_CONTRACT, CONTRACT - 1), CONTRACT + 1))
+"""The trainer accepts its own contract and the contract before it, so that jobs survive an upgrade of the operator."""
 
 JOB_FILE = "/etc/finetune/job.json"
 ATTEMPT_FILE = "/etc/finetune/attempt.json"
@@ -37,132 +44,142 @@ VOLUMES = "/volumes"
 CONFIG_MAPS = "/configmaps"
 TERMINATION_MESSAGE = "/dev/termination-log"
 TERMINATION_MESSAGE_BYTES = 4000
-"""The kubelet cuts at 4096 bytes, which would leave invalid JSON."""
+"""The kubelet cuts the message at 4096 bytes, which makes its JSON invalid."""
 RESOLVED_JOB_BYTES = 65_536
+"""Most bytes of a resolved job, which travels in an annotation of the pod."""
 
-NOT_DECISIVE: dict[str, Any] = {
+NOT_IN_DIGEST: dict[str, Any] = {
     "rollout_micro_batch_size": True,
     "reference": {"from_job"},
     "reward_model": {"from_job": True, "http": {"secret", "timeout_seconds"}},
 }
-"""What in a stage's section says who, or how much at once, and not what: the job's digest leaves it out."""
+"""Settings of a stage that do not decide the result: batch sizes in memory, names of jobs, access to services."""
 
 
 class Runtime(ApiModel):
-    """What the trainer needs to know of its pods and of the operator's settings."""
+    """Facts about the pods, and operator settings, that the trainer needs."""
 
     nodes: int = Field(default=1, ge=1, le=9999)
     """Pods that train together."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
-    """Ranks per pod, at least one."""
+    """GPUs of each pod. The pod has a rank per GPU, and at least a single rank."""
     allow_cpu: bool = False
-    """Train on the CPU although GPUs were asked for (clusters with make-believe GPUs)."""
+    """Train on the CPU although the job asks for GPUs (clusters with simulated GPUs)."""
     progress_interval_seconds: int = Field(default=15, ge=1, le=3600)
-    """Shortest time between two writes of progress."""
+    """Shortest time between two writes of progress, in seconds."""
     prepare_processes: int | None = Field(default=None, ge=1, le=256)
-    """Processes that tokenize. None: as many as there are CPUs."""
+    """Processes that tokenize. None: the number of CPUs."""
     gpu_memory_bytes: int | None = Field(default=None, ge=1)
-    """Memory of one GPU, where it is known."""
+    """Memory of a GPU in bytes. None: unknown."""
     allow_remote_code: bool = False
-    """Whether the installation lets jobs run a model's own code."""
+    """Whether the installation lets jobs run code from a model's repository."""
 
 
 class ResolvedModel(ModelSettings):
-    """spec.model, and of another job's artifact the model that it is or goes on."""
+    """spec.model, with fromJob replaced by the model of that job's artifact: the artifact itself, or the base of its
+    adapter."""
 
     source: ModelSource
-    """As in the spec, or pvc://claim/jobs/<name>/artifact."""
+    """URI from the spec, or pvc://claim/jobs/<name>/artifact."""
 
 
 class ResolvedAdapter(AdapterSpec):
-    """spec.tuning.adapter, its place known."""
+    """spec.tuning.adapter, with a source."""
 
     source: ModelSource
-    """As in the spec, or pvc://claim/jobs/<name>/artifact."""
+    """URI from the spec, or pvc://claim/jobs/<name>/artifact."""
 
 
 class ResolvedTuning(TuningSpec):
-    """spec.tuning, and the adapter that model.fromJob brought."""
+    """spec.tuning with every default, and with the adapter of model.fromJob."""
 
     adapter: ResolvedAdapter | None = None
-    """An earlier LoRA adapter to start from."""
+    """Earlier LoRA adapter that training starts from."""
 
 
 class ResolvedJob(ApiModel):
-    """The spec with every default, reference and operator setting filled in, as the trainer reads it."""
+    """The resolved job: the spec with every default, reference and operator setting, as the trainer reads it."""
 
     contract: int
-    """Version of this format."""
+    """Version of the contract that this document follows."""
     name: str
-    """metadata.name: the job's folder in the workspace."""
+    """metadata.name, which names the job's directory in the workspace."""
     digest: str
-    """sha256 of what decides the result; see `job_digest`."""
+    """Job digest, see `job_digest`."""
     stage: Stage
-    """As in the spec."""
+    """spec.stage."""
     model: ResolvedModel
-    """As in the spec, fromJob followed."""
+    """spec.model without fromJob."""
     datasets: list[DatasetSpec] = Field(min_length=1)
-    """As in the spec."""
+    """spec.datasets."""
     mixing: Mixing
-    """As in the spec."""
+    """spec.mixing."""
     template: TemplateSpec
-    """As in the spec."""
+    """spec.template with every default."""
     evaluation: EvaluationSpec | None = None
-    """As in the spec."""
+    """spec.evaluation."""
     tuning: ResolvedTuning
-    """As in the spec, defaults filled in."""
+    """spec.tuning with every default."""
     training: TrainingSpec
-    """As in the spec, defaults filled in."""
+    """spec.training with every default."""
     rm: RmSpec | None = None
-    """Of stage rm always there; so are the next three of theirs."""
+    """spec.rm with every default in stage rm, otherwise None."""
     dpo: DpoSpec | None = None
-    """As in the spec."""
+    """spec.dpo with every default in stage dpo, otherwise None."""
     kto: KtoSpec | None = None
-    """As in the spec."""
+    """spec.kto with every default in stage kto, otherwise None."""
     ppo: PpoSpec | None = None
-    """As in the spec, defaults filled in."""
-    references: list[Reference] = Field(default=[], max_length=3)
-    """Other jobs' artifacts: where fromJob is named, its entry says what is meant."""
+    """spec.ppo with every default in stage ppo, otherwise None."""
+    references: list[Reference] = Field(max_length=3)
+    """Artifacts of the jobs that the spec names in fromJob fields."""
     checkpoints: CheckpointsSpec
-    """As in the spec."""
-    reporting: ReportingSpec = ReportingSpec()
-    """As in the spec."""
+    """spec.checkpoints."""
+    reporting: ReportingSpec
+    """spec.reporting."""
     output: OutputSpec
-    """As in the spec."""
+    """spec.output."""
     workspace_claim: DnsLabel
-    """Claim behind /workspace: artifacts are named by it."""
+    """Claim that is mounted at /workspace. Artifact URIs name it."""
     runtime: Runtime
     """Pods and operator settings."""
 
 
 class AttemptFacts(ApiModel):
-    """What differs between the attempts of one job."""
+    """Facts that differ between the attempts of a job."""
 
     namespace: DnsLabel
     """Namespace of the FineTuneJob."""
     name: DnsName
     """Name of the FineTuneJob."""
     uid: str
-    """Its uid: a status write for another uid is refused."""
+    """uid of the FineTuneJob. The API server refuses a status write for another uid."""
     kind: Literal["prepare", "train"] = "train"
-    """What the attempt does."""
+    """Whether the attempt prepares or trains."""
     attempt: int = Field(ge=1, le=999)
-    """Number of the attempt; preparing and training count apart."""
+    """Number of the attempt. Prepare and training attempts are counted separately."""
     job_name: DnsName
-    """Name of its Job, and of the headless Service that resolves its pods."""
+    """Name of the child job, and of the headless Service that resolves its pods."""
     micro_batch_size: int | None = None
-    """Micro-batch of this attempt where it differs from the job's."""
+    """Micro-batch of this attempt in rows, if it differs from that of the job."""
+    micro_batch_tokens: int | None = None
+    """Micro-batch of this attempt in tokens, if it differs from that of the job."""
+    recompute: Literal["all"] | None = None
+    """all: recompute all layers, since the GPU ran out of memory at the smallest micro-batch with fewer. None: as the
+    job says."""
     grace_period_seconds: int = 120
-    """terminationGracePeriodSeconds of the pod."""
+    """terminationGracePeriodSeconds of the pod, in seconds."""
+    restarts: int | None = Field(default=None, ge=0)
+    """How many failures may be followed by a restart of the ranks in the same pods: what is left of backoffLimit. None
+    (contract 3, preparing, a laptop): the ranks are never restarted."""
 
 
 def canonical(value: Any) -> str:
-    """JSON with one spelling only."""
+    """JSON in canonical form: equal values give equal texts."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def source_of(job: ResolvedJob, use: Literal["reference", "rewardModel"]) -> str | None:
-    """Where the model is that a stage compares with or is scored by. None: the job names none, or a service."""
+    """URI of the reference model or the reward model. None if the job names no model, or a service."""
     for reference in job.references:
         if reference.use == use:
             return reference.artifact.uri
@@ -172,11 +189,24 @@ def source_of(job: ResolvedJob, use: Literal["reference", "rewardModel"]) -> str
     return section.reference.source if section and section.reference else None
 
 
+def base_of(job: ResolvedJob, use: Literal["reference", "rewardModel"]) -> str | None:
+    """URI of the base model of the adapter that is the reference or reward model, if the job names it."""
+    for reference in job.references:
+        if reference.use == use:
+            return reference.artifact.base
+    section = job.dpo or job.kto or job.ppo
+    named = (job.ppo.reward_model if job.ppo else None) if use == "rewardModel" else section and section.reference
+    return named.base if named else None
+
+
 def job_digest(job: ResolvedJob) -> str:
-    """sha256 of what decides the result. Never of resources, micro-batches, where the artifact is copied to, image,
-    checkpoints, metadata or operational fields: those may differ between attempts that continue each other. Another
-    job's artifact is named by its own digest, wherever it lies."""
-    digests = {one.artifact.uri: one.artifact.digest for one in job.references}
+    """The job digest: sha256 of all settings that decide the result.
+
+    It excludes resources, micro-batches, recomputation, target of the upload, image, checkpoints, metadata and
+    operational fields, which may differ between attempts that resume each other. The digest of another job's artifact
+    replaces its URI.
+    """
+    digests = {reference.artifact.uri: reference.artifact.digest for reference in job.references}
 
     def pinned(source: str) -> str:
         return digests.get(source, source)
@@ -186,7 +216,16 @@ def job_digest(job: ResolvedJob) -> str:
     if adapter is not None:
         pinned_adapter = adapter.model_copy(update={"source": pinned(adapter.source)})
         tuning = tuning.model_copy(update={"adapter": pinned_adapter})
-    training = job.training.model_copy(update={"micro_batch_size": None})
+    # What runs again in the backward pass does not change the result. gradientCheckpointing was here with its default
+    # before recompute came, and the digest of an unchanged job stays.
+    training = job.training.model_copy(
+        update={
+            "micro_batch_size": None,
+            "micro_batch_tokens": None,
+            "recompute": None,
+            "gradient_checkpointing": job.training.gradient_checkpointing is not False,
+        }
+    )
     section = job.rm or job.dpo or job.kto or job.ppo
     decisive = [
         job.stage,
@@ -197,16 +236,43 @@ def job_digest(job: ResolvedJob) -> str:
         job.evaluation.to_dict() if job.evaluation else None,
         tuning.to_dict(),
         training.to_dict(),
-        section.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=NOT_DECISIVE) if section else None,
-        [[one.use, one.artifact.digest] for one in job.references],
+        section.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=NOT_IN_DIGEST) if section else None,
+        [[reference.use, reference.artifact.digest] for reference in job.references],
         job.output.model_copy(update={"uri": None}).to_dict(),
     ]
     return "sha256:" + hashlib.sha256(canonical(decisive).encode()).hexdigest()
 
 
 def claim_name(job_name: str, spec: FineTuneJobSpec) -> str:
-    """The workspace's claim: the user's, or the one that the operator makes."""
+    """Name of the workspace's claim: the user's claim, or the claim that the operator creates."""
     return spec.workspace.claim_name or f"{job_name}-workspace"
+
+
+def keeps_on_cpu(job: ResolvedJob) -> bool:
+    """Whether a single pod without GPUs makes the artifact of a checkpoint. With FSDP it takes the job's own pods: the
+    weights are in shards, and may fit nowhere as a whole."""
+    return job.training.parallelism != "fsdp"
+
+
+def runtime_of(
+    spec: FineTuneJobSpec,
+    *,
+    allow_cpu: bool,
+    allow_remote_code: bool,
+    gpu_memory_bytes: int | None,
+    progress_interval_seconds: int,
+) -> Runtime:
+    """The facts about the pods that follow from spec.resources and spec.prepare, with settings of the operator."""
+    memory = spec.resources.gpu_memory
+    return Runtime(
+        nodes=spec.resources.nodes,
+        gpus_per_node=spec.resources.gpus_per_node,
+        allow_cpu=allow_cpu,
+        allow_remote_code=allow_remote_code,
+        gpu_memory_bytes=int(quantity(memory)) if memory else gpu_memory_bytes,
+        prepare_processes=max(1, math.ceil(quantity(spec.prepare.cpu))),
+        progress_interval_seconds=progress_interval_seconds,
+    )
 
 
 def resolve(
@@ -218,15 +284,15 @@ def resolve(
     gpu_memory_bytes: int | None = None,
     progress_interval_seconds: int = 15,
 ) -> ResolvedJob:
-    """Fill in everything. The operator does it at acceptance, a laptop run at its start, by the same function.
+    """The resolved job. The operator calls this at acceptance, and the trainer calls it when it runs on a laptop.
 
-    ``references`` are the artifacts of the jobs that `from_jobs` names. ``gpu_memory_bytes`` is what is known of the
-    nodes; spec.resources.gpuMemory goes before it. Raises ValueError with a message for the user when the numbers don't
-    fit together, or a job that is named made nothing that this one can use.
+    ``references`` are the artifacts of the jobs that `from_jobs` returns. ``gpu_memory_bytes`` is the memory of a GPU
+    by the labels of the nodes; spec.resources.gpuMemory takes precedence. Raises ValueError with a message for the user
+    if batch sizes and GPUs do not fit together, or an artifact does not fit the job.
     """
     check_allowed(job.spec.model, allow_remote_code=allow_remote_code)
-    spec, used = followed(job.spec, references)
-    filled = fill_in(spec)
+    spec, used = apply_references(job.spec, references)
+    defaulted = apply_defaults(spec)
     resolved = ResolvedJob(
         contract=CONTRACT,
         name=job.metadata.name,
@@ -237,26 +303,22 @@ def resolve(
         mixing=spec.mixing,
         template=spec.template or TemplateSpec(),
         evaluation=spec.evaluation,
-        tuning=ResolvedTuning.model_validate(filled.tuning.to_dict()),
-        training=filled.training,
-        rm=filled.rm,
-        dpo=filled.dpo,
-        kto=filled.kto,
-        ppo=filled.ppo,
+        tuning=ResolvedTuning.model_validate(defaulted.tuning.to_dict()),
+        training=defaulted.training,
+        rm=defaulted.rm,
+        dpo=defaulted.dpo,
+        kto=defaulted.kto,
+        ppo=defaulted.ppo,
         references=used,
         checkpoints=spec.checkpoints,
         reporting=spec.reporting,
         output=spec.output,
         workspace_claim=claim_name(job.metadata.name, spec),
-        runtime=Runtime(
-            nodes=spec.resources.nodes,
-            gpus_per_node=spec.resources.gpus_per_node,
+        runtime=runtime_of(
+            spec,
             allow_cpu=allow_cpu,
             allow_remote_code=allow_remote_code,
-            gpu_memory_bytes=int(quantity(spec.resources.gpu_memory))
-            if spec.resources.gpu_memory
-            else gpu_memory_bytes,
-            prepare_processes=max(1, math.ceil(quantity(spec.prepare.cpu))),
+            gpu_memory_bytes=gpu_memory_bytes,
             progress_interval_seconds=progress_interval_seconds,
         ),
     )

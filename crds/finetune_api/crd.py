@@ -1,12 +1,12 @@
-"""The CustomResourceDefinition, made from the models."""
+"""The CustomResourceDefinition, generated from the models."""
 
 from typing import Any
 
 from finetune_api.job import GROUP, KIND, NAME_RULE, PLURAL, SHORT, SINGULAR, VERSION, FineTuneJob
 from finetune_api.schema import Schema, structural
 
-CRD_BYTES = 200 * 1024
-"""Well below the 256 KiB that `kubectl apply` can keep in its annotation."""
+CRD_BYTES = 256_000
+"""Most bytes of the CRD. `kubectl apply` stores it, as JSON on one line, in an annotation of at most 262,144 bytes."""
 
 COLUMNS: list[tuple[str, str, str, int]] = [
     # name, type, path, priority (1: only with -o wide)
@@ -19,6 +19,8 @@ COLUMNS: list[tuple[str, str, str, int]] = [
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("From", "string", ".spec.model.fromJob", 1),
     ("Attempt", "integer", ".status.attempt", 1),
+    ("GPU-Hours", "string", ".status.gpu.hours", 1),
+    ("Goodput", "string", ".status.gpu.goodput", 1),
     ("Reason", "string", ".status.reason", 1),
     ("Message", "string", ".status.message", 1),
     ("Artifact", "string", ".status.artifact.uri", 1),
@@ -28,7 +30,7 @@ COLUMNS: list[tuple[str, str, str, int]] = [
 def schema() -> Schema:
     """The structural schema of the whole object."""
     root = structural(FineTuneJob)
-    # metadata belongs to the API server: a CRD may only bound its name, and the root rule does.
+    # The API server owns metadata. A CRD may only bound its name, which the rule at the root does.
     root["properties"]["metadata"] = {"type": "object"}
     for name in ("apiVersion", "kind"):
         root["properties"][name] = {"type": "string", "description": root["properties"][name]["description"]}
@@ -60,6 +62,8 @@ def crd() -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
+                    # By which the operator finds new jobs among thousands.
+                    "selectableFields": [{"jsonPath": ".status.observedGeneration"}],
                     "additionalPrinterColumns": [
                         {"name": name, "type": kind, "jsonPath": path} | ({"priority": priority} if priority else {})
                         for name, kind, path, priority in COLUMNS

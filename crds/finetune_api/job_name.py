@@ -1,4 +1,4 @@
-"""What a FineTuneJob may be called; jobs name each other by it."""
+"""Names of FineTuneJobs, by which jobs refer to each other."""
 
 from typing import Annotated
 
@@ -9,4 +9,4 @@ NAME_MAX = 40
 """A name becomes part of host names of at most 63 characters: <name>-<5 of uid>-<attempt>-<rank>."""
 
 JobName = Annotated[str, StringConstraints(pattern=NAME, max_length=NAME_MAX)]
-"""A FineTuneJob of the same namespace."""
+"""Name of a FineTuneJob in the same namespace."""

@@ -1,4 +1,4 @@
-"""spec.model: what is trained."""
+"""spec.model: the model that training starts from."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -12,7 +12,7 @@ from finetune_api.source import COMMIT, ModelSource
 
 Token = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
-PINNED = "a hub model's own code is run only from hf://org/name@<commit of 40 digits>: what it does must not change"
+PINNED = "code of a hub model runs only from a fixed revision: set source to hf://org/name@<commit of 40 digits>"
 ONE_MODEL = "set exactly one of source and fromJob"
 _RULES: list[JsonDict] = [
     cel("has(self.source) != has(self.fromJob)", ONE_MODEL),
@@ -25,34 +25,35 @@ _RULES: list[JsonDict] = [
 
 
 class ModelSettings(ApiModel):
-    """What is said of a model besides where it is."""
+    """Settings of a model, apart from its source."""
 
     trust_remote_code: bool = False
-    """Run the code that the repository brings. The installation must allow it too, and a hub's revision must be a
-    commit."""
+    """Run Python code from the model's repository. The installation must allow it, and an hf:// source must name a
+    commit of 40 digits."""
     attention: Literal["auto", "eager", "sdpa", "flashAttention2"] = "auto"
-    """Implementation of attention. auto: flashAttention2 where the GPU and the image have it, else sdpa."""
+    """Implementation of attention. auto: each document by itself, without padding, if the model supports it
+    (docs/models.md). Change it if a model needs another."""
     new_tokens: list[Token] | None = Field(default=None, max_length=1024)
-    """Words added to the vocabulary; their embeddings are trained."""
+    """Words to add to the vocabulary; their embeddings are trained. Set it for terms of your domain that the tokenizer
+    splits badly."""
     new_special_tokens: list[Token] | None = Field(default=None, max_length=1024)
-    """As newTokens, but never split by the tokenizer and skipped when decoded for people."""
+    """Special tokens to add. The tokenizer never splits them, and decoded text omits them. Set it for markers of your
+    own format."""
 
 
 class ModelSpec(ModelSettings):
-    """The model to start from. Set exactly one of source and fromJob."""
+    """Model that training starts from. Set exactly one of source and fromJob."""
 
     model_config = ConfigDict(json_schema_extra=validated(_RULES))
 
     source: ModelSource | None = None
-    """A folder in Hugging Face layout (config.json, *.safetensors, tokenizer), as hf://org/name[@revision],
-    s3://bucket/prefix or pvc://claim/path."""
+    """Directory in Hugging Face layout: hf://org/name[@revision], s3://bucket/prefix or pvc://claim/path."""
     from_job: JobName | None = None
-    """The artifact of another FineTuneJob of this namespace; this one waits until it is there. An adapter is continued
-    where tuning.method is lora or qlora and tuning.lora is unset, else merged first; stage rm always merges one that
-    isn't a reward model's."""
+    """FineTuneJob in this namespace whose artifact is the model; this job waits for it. See docs/chaining.md for
+    adapters."""
 
     @model_validator(mode="after")
-    def _one_pinned(self) -> Self:
+    def _pinned_source(self) -> Self:
         if (self.source is None) == (self.from_job is None):
             raise ValueError(ONE_MODEL)
         if self.trust_remote_code and self.source is not None and not is_pinned(self.source):
@@ -61,14 +62,14 @@ class ModelSpec(ModelSettings):
 
 
 def check_allowed(model: ModelSettings, *, allow_remote_code: bool) -> None:
-    """Raises ValueError where a job would run a model's own code, and the installation doesn't let it."""
+    """Raises ValueError if the job runs code from a model's repository, and the installation does not allow it."""
     if model.trust_remote_code and not allow_remote_code:
         raise ValueError(
-            "model.trustRemoteCode is true, but this installation does not let jobs run a model's own code"
-            " (chart value trainer.allowRemoteCode)"
+            "model.trustRemoteCode is true, but this installation does not let jobs run code from a model's repository:"
+            " remove it, or set the chart value trainer.allowRemoteCode"
         )
 
 
 def is_pinned(source: str) -> bool:
-    """Whether what lies there can't change behind a job's back: a hub's revisions can, unless they are commits."""
+    """Whether the content of a source is fixed. A revision of a hub can change, unless it is a commit."""
     return not source.startswith("hf://") or re.search(COMMIT, source) is not None

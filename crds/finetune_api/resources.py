@@ -1,272 +1,230 @@
-"""spec.resources and spec.workspace: what the training pods get."""
+"""spec.resources, spec.workspace and spec.prepare: resources and volumes of the pods."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
-from pydantic.config import JsonDict
+from pydantic import Field
 
-from finetune_api.base import ApiModel, DnsLabel, DnsName, Quantity, cel, validated
-from finetune_api.placement import Affinity, KeyRef, Labels, Toleration
+from finetune_api.base import ApiModel, Rule
+from finetune_api.container import EnvVar, Volume, VolumeMount, directory, directory_cel, one_of
+from finetune_api.kubernetes import (
+    Cpu,
+    Devices,
+    DnsLabel,
+    DnsName,
+    Image,
+    Labels,
+    PodAnnotations,
+    PodLabels,
+    QueueName,
+    ResourceName,
+    Size,
+    at_most,
+    quantity,
+)
+from finetune_api.placement import Affinity, ResourceClaim, Toleration, Topology
 
-RESERVED_MOUNTS = ("/workspace", "/volumes", "/configmaps", "/etc/finetune", "/tmp", "/dev/shm")
-RESERVED_ENV = "FINETUNE_"
-RESERVED_VOLUME = "finetune-"
-
-_ENV_RULES: list[JsonDict] = [
-    cel(
-        "(has(self.value) ? 1 : 0) + (has(self.secretKeyRef) ? 1 : 0) + (has(self.configMapKeyRef) ? 1 : 0) == 1",
-        "set exactly one of value, secretKeyRef and configMapKeyRef",
-    ),
-    cel(f"!self.name.startsWith('{RESERVED_ENV}')", f"names that start with {RESERVED_ENV} belong to the trainer"),
-]
-_VOLUME_RULES: list[JsonDict] = [
-    cel(
-        "(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.configMap) ? 1 : 0) + (has(self.secret) ? 1 : 0)"
-        " + (has(self.emptyDir) ? 1 : 0) == 1",
-        "set exactly one of persistentVolumeClaim, configMap, secret and emptyDir",
-    ),
-    cel(
-        f"!self.name.startsWith('{RESERVED_VOLUME}')", f"names that start with {RESERVED_VOLUME} belong to the operator"
-    ),
-]
-_MOUNT_RULES: list[JsonDict] = [
-    cel(
-        "!" + str(list(RESERVED_MOUNTS)) + ".exists(p, self.mountPath == p || self.mountPath.startsWith(p + '/'))",
-        "must not be at or below " + ", ".join(RESERVED_MOUNTS),
-    ),
-]
-
-
-def _exactly_one(section: ApiModel, *names: str) -> None:
-    if sum(getattr(section, name) is not None for name in names) != 1:
-        fields = [type(section).model_fields[name].alias or name for name in names]
-        raise ValueError("set exactly one of " + ", ".join(fields[:-1]) + " and " + fields[-1])
+UNKNOWN_VOLUME = "every volumeMount must name an entry in resources.volumes: add the volume, or change the name"
+GPUS_TWICE = "devices must not name gpuResource: set the number of GPUs by gpusPerNode"
+CPU_LIMIT = "cpuLimit must be at least cpu: raise cpuLimit, or lower cpu"
+SHARED_MEMORY = "sharedMemory counts against memory and must not exceed it: lower sharedMemory, or raise memory"
+MEMORY_VOLUMES = (
+    "volumes with emptyDir.medium Memory count against memory: lower their emptyDir.sizeLimit to at most memory, or"
+    " raise memory"
+)
+NEVER_DELETED = (
+    "retain false needs claim, because the operator never deletes a claim of yours: use claim, or remove retain"
+)
 
 
-class EnvVar(ApiModel):
-    """One environment variable of the training container."""
-
-    model_config = ConfigDict(json_schema_extra=validated(_ENV_RULES))
-
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
-    """Name of the variable."""
-    value: Annotated[str, StringConstraints(max_length=4096)] | None = None
-    """Its value, in the open. For anything secret use secretKeyRef."""
-    secret_key_ref: KeyRef | None = None
-    """A key of a Secret."""
-    config_map_key_ref: KeyRef | None = None
-    """A key of a ConfigMap."""
-
-    @model_validator(mode="after")
-    def _one_value(self) -> Self:
-        _exactly_one(self, "value", "secret_key_ref", "config_map_key_ref")
-        if self.name.startswith(RESERVED_ENV):
-            raise ValueError(f"{self.name}: names that start with {RESERVED_ENV} belong to the trainer")
-        return self
+def twice(field: str, what: str) -> str:
+    """The message about two entries of a list that must differ."""
+    return f"{field} must not have the same {what} twice: remove an entry, or change it"
 
 
-class ClaimVolume(ApiModel):
-    """A PersistentVolumeClaim."""
+def _distinct(field: str, what: str, item: Callable[[Any], Iterable[str]], key: str, other: str) -> Rule:
+    """`item` lists the keys in Python; `key` and `other` are the keys of entries a and b in CEL."""
 
-    claim_name: DnsName
-    """Name of the claim."""
-    read_only: bool = False
-    """Mount it read-only."""
+    def holds(section: ApiModel) -> bool:
+        keys = list(item(section))
+        return len(keys) == len(set(keys))
 
-
-class ConfigMapVolume(ApiModel):
-    """A ConfigMap as files."""
-
-    name: DnsName
-    """Name of the ConfigMap."""
+    return Rule(
+        twice(field, what),
+        f"!has(self.{field}) || self.{field}.all(a, self.{field}.exists_one(b, {key} == {other}))",
+        holds,
+    )
 
 
-class SecretVolume(ApiModel):
-    """A Secret as files."""
-
-    secret_name: DnsName
-    """Name of the Secret."""
-
-
-class EmptyDirVolume(ApiModel):
-    """Scratch space that lives as long as the pod."""
-
-    medium: Literal["", "Memory"] = ""
-    """Memory: a tmpfs, counted against the memory limit."""
-    size_limit: Quantity | None = None
-    """Size at which the pod is evicted."""
+_CPU_LIMIT = Rule(
+    CPU_LIMIT,
+    f"!has(self.cpuLimit) || {at_most('self.cpu', 'self.cpuLimit')}",
+    lambda section: section.cpu_limit is None or quantity(section.cpu) <= quantity(section.cpu_limit),
+)
 
 
-class Volume(ApiModel):
-    """One more volume for the training pods."""
-
-    model_config = ConfigDict(json_schema_extra=validated(_VOLUME_RULES))
-
-    name: DnsLabel
-    """Name that volumeMounts refer to."""
-    persistent_volume_claim: ClaimVolume | None = None
-    """A claim in the job's namespace."""
-    config_map: ConfigMapVolume | None = None
-    """A ConfigMap in the job's namespace."""
-    secret: SecretVolume | None = None
-    """A Secret in the job's namespace."""
-    empty_dir: EmptyDirVolume | None = None
-    """Scratch space."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        _exactly_one(self, "persistent_volume_claim", "config_map", "secret", "empty_dir")
-        if self.name.startswith(RESERVED_VOLUME):
-            raise ValueError(f"{self.name}: names that start with {RESERVED_VOLUME} belong to the operator")
-        return self
+def _mounts_have_volumes(section: "ResourcesSpec") -> bool:
+    known = {volume.name for volume in section.volumes or []}
+    return all(mount.name in known for mount in section.volume_mounts or [])
 
 
-class VolumeMount(ApiModel):
-    """Where a volume appears in the training container."""
-
-    model_config = ConfigDict(json_schema_extra=validated(_MOUNT_RULES))
-
-    name: DnsLabel
-    """Name of one of resources.volumes."""
-    mount_path: Annotated[str, StringConstraints(pattern=r"^/[^:]+$", max_length=512)]
-    """Absolute path, outside the trainer's own folders."""
-    sub_path: Annotated[str, StringConstraints(max_length=512)] | None = None
-    """Folder or file in the volume; unset: its root."""
-    read_only: bool = False
-    """Mount it read-only."""
-
-    @model_validator(mode="after")
-    def _outside_the_trainers_folders(self) -> Self:
-        if any(self.mount_path == path or self.mount_path.startswith(path + "/") for path in RESERVED_MOUNTS):
-            raise ValueError(f"{self.mount_path}: must not be at or below {', '.join(RESERVED_MOUNTS)}")
-        return self
-
-
-GPUS_TWICE = "devices are what a pod gets besides GPUs: say how many GPUs by gpusPerNode"
-
-_RULES: list[JsonDict] = [
-    cel(
-        "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v,"
-        " v.name == m.name))",
-        "every volumeMount must name one of resources.volumes",
-    ),
-    cel("!has(self.devices) || !(self.gpuResource in self.devices)", GPUS_TWICE),
-]
-
-
-ResourceName = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$", max_length=253
-    ),
-]
+def _memory_volumes_fit(section: "ResourcesSpec") -> bool:
+    scratch = [volume.empty_dir for volume in section.volumes or [] if volume.empty_dir is not None]
+    limits = [one.size_limit for one in scratch if one.medium == "Memory" and one.size_limit is not None]
+    return all(quantity(limit) <= quantity(section.memory) for limit in limits)
 
 
 class ResourcesSpec(ApiModel):
-    """What each training pod gets, and where it may run."""
+    """Resources of each training pod, and the nodes it may run on."""
 
-    model_config = ConfigDict(json_schema_extra=validated(_RULES))
+    RULES = (
+        _CPU_LIMIT,
+        Rule(
+            SHARED_MEMORY,
+            # The API server checks the default of resources, {}, before it fills in the defaults of its fields.
+            f"!has(self.sharedMemory) || {at_most('self.sharedMemory', 'self.memory')}",
+            lambda section: quantity(section.shared_memory) <= quantity(section.memory),
+        ),
+        Rule(
+            GPUS_TWICE,
+            "!has(self.devices) || !(self.gpuResource in self.devices)",
+            lambda section: section.gpu_resource not in (section.devices or {}),
+        ),
+        _distinct(
+            "resourceClaims",
+            "name",
+            lambda section: (c.name for c in section.resource_claims or ()),
+            "a.name",
+            "b.name",
+        ),
+        _distinct("imagePullSecrets", "name", lambda section: section.image_pull_secrets or (), "a", "b"),
+        _distinct("env", "name", lambda section: (one.name for one in section.env or ()), "a.name", "b.name"),
+        _distinct("volumes", "name", lambda section: (one.name for one in section.volumes or ()), "a.name", "b.name"),
+        _distinct(
+            "volumeMounts",
+            "mountPath",
+            lambda section: (directory(mount.mount_path) for mount in section.volume_mounts or ()),
+            directory_cel("a.mountPath"),
+            directory_cel("b.mountPath"),
+        ),
+        Rule(
+            UNKNOWN_VOLUME,
+            "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v,"
+            " v.name == m.name))",
+            _mounts_have_volumes,
+        ),
+        Rule(
+            MEMORY_VOLUMES,
+            "!has(self.volumes) || self.volumes.all(v, !has(v.emptyDir) || !has(v.emptyDir.medium)"
+            " || v.emptyDir.medium != 'Memory' || !has(v.emptyDir.sizeLimit)"
+            f" || {at_most('v.emptyDir.sizeLimit', 'self.memory')})",
+            _memory_volumes_fit,
+        ),
+    )
 
     nodes: int = Field(default=1, ge=1, le=9999)
-    """Pods that train together, each on a node of its own where there are enough. More than one need a workspace that
-    several nodes can mount (ReadWriteMany)."""
+    """Pods that train together, each on its own node if there are enough nodes. More than 1 needs a ReadWriteMany
+    workspace."""
     gpus_per_node: int = Field(default=1, ge=0, le=16)
-    """GPUs of each pod, with one process each; 0: train on the CPU."""
+    """GPUs of each pod, with a process per GPU. 0: train on the CPU."""
     gpu_resource: ResourceName = "nvidia.com/gpu"
-    """Resource name by which the cluster counts GPUs."""
-    gpu_memory: Quantity | None = None
-    """Memory of one GPU, as 80Gi, to hold the estimate of what the job needs against. Unset: what the labels of the
-    nodes say, where the operator may read them; else the estimate is only reported."""
-    devices: Annotated[dict[ResourceName, Annotated[int, Field(ge=1, le=64)]], Field(max_length=8)] | None = None
-    """Other devices of each pod, by the names under which the cluster counts them, such as those of RDMA."""
-    cpu: Quantity = "4"
-    """CPU request of each pod; it may use more where the node has some to spare."""
-    memory: Quantity = "16Gi"
-    """Memory of each pod, request and limit; /dev/shm counts against it."""
-    shared_memory: Quantity = "1Gi"
-    """Size of /dev/shm, which processes of a pod share."""
-    image: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$", max_length=512)] | None = None
-    """Trainer image; unset: the operator's default for its release."""
+    """Resource name of the cluster's GPUs. Change it for GPUs of another vendor, or for MIG slices."""
+    gpu_memory: Size | None = None
+    """Memory of a GPU, such as 80Gi, to compare the memory estimate with. Unset: from node labels, if the operator may
+    read them."""
+    devices: Devices | None = None
+    """Other devices of each pod: resource name and number. Set it for RDMA, for example."""
+    cpu: Cpu = "4"
+    """CPU request of each pod in cores; a pod may also use idle CPUs of its node. Raise it if GPUs wait for data."""
+    cpu_limit: Cpu | None = None
+    """CPU limit of each pod in cores, at least cpu. Unset: no limit. Set it if a quota requires a limit."""
+    memory: Size = "16Gi"
+    """Memory request and limit of each pod; /dev/shm counts against it. Raise it if a pod ends with OutOfMemory."""
+    shared_memory: Size = "1Gi"
+    """Size of /dev/shm, which the processes of a pod share. Raise it if NCCL reports a lack of shared memory."""
+    image: Image | None = None
+    """Trainer image. Set it to use your own build. Unset: the image of the operator's release."""
     image_pull_secrets: list[DnsName] | None = Field(default=None, max_length=8)
-    """Secrets for pulling the image, besides those of the installation."""
+    """Secrets for pulling the image, in addition to those of the installation."""
+    pod_labels: PodLabels | None = None
+    """Additional labels of all pods, also of those that prepare. Set it for tools that select pods, such as a mesh."""
+    pod_annotations: PodAnnotations | None = None
+    """Additional annotations of all pods, also of those that prepare. Set it for tools that read them."""
     node_selector: Labels | None = None
-    """Labels that the nodes must have."""
+    """Labels that a node must have."""
     affinity: Affinity | None = None
-    """Affinity, as in a pod."""
+    """Affinity to nodes and other pods, as in a pod."""
     tolerations: list[Toleration] | None = Field(default=None, max_length=16)
-    """Taints that the pods tolerate."""
+    """Taints that the pods tolerate. Set it if your GPU nodes have taints."""
+    topology: Topology | None = None
+    """How close together the queue places the training pods. It needs queue."""
+    scheduler_name: DnsName | None = None
+    """Scheduler of all pods. Set it for Volcano, KAI or another. Unset: the cluster's default."""
+    resource_claims: list[ResourceClaim] | None = Field(default=None, max_length=8)
+    """Claims of the training pods on devices (DRA, Kubernetes 1.34). Set it for devices that have no resource name."""
     priority_class_name: DnsName | None = None
-    """PriorityClass of the pods."""
+    """PriorityClass of the pods. Set it to change which pods are preempted first."""
     service_account_name: DnsName | None = None
-    """ServiceAccount of the pods (for workload identity). It must exist. Unset: finetune-trainer, which the operator
-    makes."""
+    """ServiceAccount of the pods, which must exist. Set it for workload identity. Unset: finetune-trainer, which the
+    operator creates."""
     termination_grace_period_seconds: int = Field(default=120, ge=20, le=86_400)
-    """Time that a pod has to save its state when it is drained or preempted."""
+    """Seconds that a pod has to save a checkpoint when it is drained or preempted. Raise it for large models."""
     env: list[EnvVar] | None = Field(default=None, max_length=64)
-    """More environment variables."""
+    """Additional environment variables of the training container."""
     volumes: list[Volume] | None = Field(default=None, max_length=16)
-    """More volumes."""
+    """Additional volumes of the training pods."""
     volume_mounts: list[VolumeMount] | None = Field(default=None, max_length=32)
-    """Where they are mounted."""
-
-    @model_validator(mode="after")
-    def _mounts_have_volumes(self) -> Self:
-        known = {volume.name for volume in self.volumes or []}
-        for mount in self.volume_mounts or []:
-            if mount.name not in known:
-                raise ValueError(f"volumeMount {mount.name!r} names none of resources.volumes: {sorted(known)}")
-        return self
-
-    @model_validator(mode="after")
-    def _gpus_are_no_devices(self) -> Self:
-        if self.gpu_resource in (self.devices or {}):
-            raise ValueError(f"{self.gpu_resource}: {GPUS_TWICE}")
-        return self
+    """Where the additional volumes appear in the training container."""
 
 
 class ClaimSpec(ApiModel):
-    """A PersistentVolumeClaim that the operator makes: <name of the job>-workspace."""
+    """A PersistentVolumeClaim that the operator creates, named <job>-workspace."""
 
-    size: Quantity
-    """Room for what is fetched, the prepared data, checkpoints and the artifact."""
+    size: Size
+    """Size of the volume, such as 100Gi: room for fetched files, prepared data, checkpoints and the artifact."""
     storage_class_name: DnsName | None = None
-    """StorageClass. Unset: the cluster's default."""
+    """StorageClass of the claim. Unset: the cluster's default."""
     access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] = "ReadWriteOnce"
-    """Who may mount it at the same time: the pods of one node, of all nodes, or one pod."""
-
-
-_WORKSPACE_RULES: list[JsonDict] = [
-    cel("has(self.claimName) != has(self.claim)", "set exactly one of claimName and claim"),
-    cel("has(self.claim) || self.retain", "retain: false needs claim: a claim of yours is never deleted"),
-]
+    """ReadWriteOnce: pods of a single node may mount the volume. ReadWriteMany: pods of all nodes. ReadWriteOncePod: a
+    single pod."""
 
 
 class WorkspaceSpec(ApiModel):
-    """The volume on which fetched and prepared data, checkpoints, reports and the artifact are kept."""
+    """Volume for fetched and prepared data, checkpoints, reports and the artifact. Set exactly one of claimName and
+    claim."""
 
-    model_config = ConfigDict(json_schema_extra=validated(_WORKSPACE_RULES))
+    RULES = (
+        one_of("claim_name", "claim"),
+        Rule(
+            NEVER_DELETED,
+            "has(self.claim) || self.retain",
+            lambda workspace: workspace.claim is not None or workspace.retain,
+        ),
+    )
 
     claim_name: DnsLabel | None = None
-    """A PersistentVolumeClaim in the job's namespace. Jobs that share it fetch and prepare the same things once."""
+    """Existing PersistentVolumeClaim in the job's namespace. Jobs that share a claim fetch and prepare the same data
+    once."""
     claim: ClaimSpec | None = None
-    """Have the operator make one."""
+    """PersistentVolumeClaim that the operator creates for this job."""
     retain: bool = True
-    """Keep the claim that the operator made, and the model on it, when the job is deleted."""
-
-    @model_validator(mode="after")
-    def _one_claim(self) -> Self:
-        _exactly_one(self, "claim_name", "claim")
-        if self.claim is None and not self.retain:
-            raise ValueError("retain: false needs claim: a claim of yours is never deleted")
-        return self
+    """Keep the claim that the operator created, with the artifact, when the job is deleted. Turn it off for trials."""
 
 
 class PrepareSpec(ApiModel):
-    """The pod that fetches and checks the data before a GPU is held. It is placed like the training pods."""
+    """Resources of the pod that fetches and checks the data. It runs where the training pods may run."""
 
-    cpu: Quantity = "2"
-    """CPU request; as many processes tokenize."""
-    memory: Quantity = "4Gi"
-    """Memory, request and limit."""
+    RULES = (_CPU_LIMIT,)
+
+    cpu: Cpu = "2"
+    """CPU request in cores, and the number of processes that tokenize. Raise it for large data sets."""
+    cpu_limit: Cpu | None = None
+    """CPU limit in cores, at least cpu. Unset: no limit. Set it if a quota requires a limit."""
+    memory: Size = "4Gi"
+    """Memory request and limit. Raise it if the pod ends with OutOfMemory."""
+    queue: QueueName | None = None
+    """Kueue LocalQueue that admits this pod. Set it if Kueue manages all Jobs of the cluster. Unset: it starts at
+    once."""
     node_selector: Labels | None = None
-    """Labels that the node must have, instead of resources.nodeSelector: for workspaces that every node can mount."""
+    """Labels that the node must have, instead of resources.nodeSelector. Set it if every node can mount the
+    workspace."""

@@ -1,7 +1,7 @@
-"""From pydantic's JSON schema to Kubernetes' structural schema.
+"""Converts the JSON schema of pydantic to the structural schema of Kubernetes.
 
-A structural schema knows neither ``$ref`` nor ``null``, wants every default inside the schema and rejects
-``additionalProperties`` beside ``properties``; unknown fields are pruned or refused by the API server itself.
+A structural schema allows neither ``$ref`` nor ``null``, requires that every default is in the schema, and rejects
+``additionalProperties`` beside ``properties``. The API server prunes or refuses unknown fields by itself.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _DROPPED = ("title", "$defs", "discriminator")
 
 
 def structural(model: type[BaseModel]) -> Schema:
-    """The model's schema as a CRD wants it, self-contained."""
+    """The structural schema of a model, without references."""
     root = model.model_json_schema(by_alias=True)
     return _convert(root, root.get("$defs", {}))
 
@@ -27,7 +27,7 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
         out.setdefault("type", "string")
     out.pop("propertyNames", None)
     if "patternProperties" in out:
-        # A structural schema can't bound keys; whoever reads the map does.
+        # A structural schema cannot bound keys. The models check them, and a CEL rule if they matter to Kubernetes.
         (out["additionalProperties"],) = out.pop("patternProperties").values()
     if "properties" in out:
         out.pop("additionalProperties", None)
@@ -40,6 +40,8 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
     _exclusive_bounds(out)
     if out.get("type") == "integer":
         out["format"] = "int64" if out.get("maximum", 2**31) > 2**31 - 1 else "int32"
+    if "description" in out:
+        out["description"] = " ".join(out["description"].split())
     if "default" in out:
         default = _plain_default(out["default"])
         if default is None:
@@ -50,7 +52,7 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _inlined(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """The node with its reference resolved; what stands beside the reference (description, default) wins."""
+    """The node with its reference resolved. Keys beside the reference (description, default) take precedence."""
     if "$ref" not in node:
         return node
     target = definitions[node["$ref"].rsplit("/", 1)[1]]
@@ -58,7 +60,7 @@ def _inlined(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _without_null(node: Schema) -> Schema:
-    """``X | None`` becomes X: an optional field is one that may be left out."""
+    """``X | None`` becomes X: a user leaves an optional field out instead of writing null."""
     options = node.get("anyOf")
     if not options or {"type": "null"} not in options:
         return node
@@ -76,5 +78,5 @@ def _exclusive_bounds(out: Schema) -> None:
 
 
 def _plain_default(value: Any) -> Any:
-    """A section's default is ``{}``: its own fields bring their defaults, so each stands in one place."""
+    """The default of a section is ``{}``. Its fields have their own defaults, so that each default is defined once."""
     return {} if isinstance(value, dict) else value

@@ -1,41 +1,54 @@
-"""spec.rm, spec.dpo, spec.kto and spec.ppo: what only one stage has. Defaults are those of the papers named, or of
+"""spec.rm, spec.dpo, spec.kto and spec.ppo: settings of a single stage. Defaults are those of the papers named, or of
 LLaMA-Factory."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from finetune_api.base import ApiModel, DnsName, cel, validated
+from finetune_api.base import ApiModel, cel, validated
 from finetune_api.job_name import JobName
+from finetune_api.kubernetes import DnsName
 from finetune_api.output import Address
 from finetune_api.source import ModelSource
 
+Stage = Literal["pt", "sft", "rm", "dpo", "ppo", "kto"]
+
 ONE_REFERENCE = "set exactly one of source and fromJob"
 ONE_REWARD = "set exactly one of fromJob, source and http"
-SMOOTHED = "labelSmoothing goes with loss sigmoid only"
-LENGTHS = "ldAlpha goes with losses sigmoid and hinge only: the others weigh answers by their length themselves"
-GAMMA = "simpoGamma goes with loss simpo only"
+LABEL_SMOOTHING = "labelSmoothing needs loss sigmoid: change loss, or remove labelSmoothing"
+LD_ALPHA = "ldAlpha needs loss sigmoid or hinge: change loss, or remove ldAlpha"
+SIMPO_MARGIN = "simpoGamma needs loss simpo: change loss, or remove simpoGamma"
 SIMPO_GAMMA = 0.5
-FREE = "klControl adaptive multiplies klCoefficient, so 0 would stay 0: set it above 0, or use klControl fixed"
-NO_REFERENCE = "losses orpo and simpo compare with no reference model: leave reference and precomputeReference out"
+ADAPTIVE_KL = "klControl adaptive multiplies klCoefficient, which must be above 0: raise it, or use klControl fixed"
+NO_REFERENCE = "losses orpo and simpo use no reference model: remove reference and precomputeReference"
+BASE_OF_SOURCE = "base is the base model of an adapter in source: set source, or remove base"
 
 
 class ReferenceSpec(ApiModel):
-    """The model that a stage compares with. Set exactly one of source and fromJob."""
+    """Reference model. Set exactly one of source and fromJob."""
 
     model_config = ConfigDict(
-        json_schema_extra=validated([cel("has(self.source) != has(self.fromJob)", ONE_REFERENCE)])
+        json_schema_extra=validated(
+            [
+                cel("has(self.source) != has(self.fromJob)", ONE_REFERENCE),
+                cel("!has(self.base) || has(self.source)", BASE_OF_SOURCE),
+            ]
+        )
     )
 
     source: ModelSource | None = None
-    """A model in Hugging Face layout, or an adapter that a job made."""
+    """Model in Hugging Face layout, or an adapter that a job made."""
+    base: ModelSource | None = None
+    """Base model of the adapter in source. Unset: the job's own model."""
     from_job: JobName | None = None
-    """The artifact of another FineTuneJob of this namespace; this one waits until it is there."""
+    """FineTuneJob in this namespace whose artifact is the reference model; this job waits for it."""
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _exactly_one(self) -> Self:
         if (self.source is None) == (self.from_job is None):
             raise ValueError(ONE_REFERENCE)
+        if self.base is not None and self.source is None:
+            raise ValueError(BASE_OF_SOURCE)
         return self
 
 
@@ -43,7 +56,8 @@ class RmSpec(ApiModel):
     """Stage rm: a reward model, trained on pairs (Bradley-Terry; Ouyang et al., 2022)."""
 
     center_rewards: float | None = Field(default=None, gt=0, le=10)
-    """Weight of a term that keeps rewards around zero (Eisenstein et al., 2023); 0.01 is usual. Unset: none."""
+    """Weight of a loss term that centers rewards at zero (Eisenstein et al., 2023); 0.01 is usual. Set it if rewards
+    drift. Unset: none."""
 
 
 class DpoSpec(ApiModel):
@@ -52,9 +66,9 @@ class DpoSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validated(
             [
-                cel("self.labelSmoothing == 0.0 || self.loss == 'sigmoid'", SMOOTHED),
-                cel("!has(self.ldAlpha) || self.loss in ['sigmoid', 'hinge']", LENGTHS),
-                cel(f"self.simpoGamma == {SIMPO_GAMMA} || self.loss == 'simpo'", GAMMA),
+                cel("self.labelSmoothing == 0.0 || self.loss == 'sigmoid'", LABEL_SMOOTHING),
+                cel("!has(self.ldAlpha) || self.loss in ['sigmoid', 'hinge']", LD_ALPHA),
+                cel(f"self.simpoGamma == {SIMPO_GAMMA} || self.loss == 'simpo'", SIMPO_MARGIN),
                 cel(
                     "!(self.loss in ['orpo', 'simpo']) || (!has(self.reference) && !self.precomputeReference)",
                     NO_REFERENCE,
@@ -64,147 +78,163 @@ class DpoSpec(ApiModel):
     )
 
     loss: Literal["sigmoid", "hinge", "ipo", "orpo", "simpo"] = "sigmoid"
-    """sigmoid: DPO. hinge: SLiC (Zhao et al., 2023). ipo: IPO (Azar et al., 2023). orpo: ORPO (Hong et al., 2024).
-    simpo: SimPO (Meng et al., 2024). The last two need no reference model."""
+    """sigmoid: DPO. hinge: SLiC. ipo: IPO. orpo: ORPO. simpo: SimPO. Use orpo or simpo to train without a reference
+    model, which saves memory."""
     beta: float = Field(default=0.1, gt=0, le=100)
-    """How strongly the model is held to the reference; of ipo the regularization tau, of orpo the weight of the odds
-    ratio, of simpo the scale of rewards."""
-    # Not lt=0.5: API servers compare a default that is a whole number with bounds cut to whole numbers.
+    """Strength of the pull to the reference; ipo: tau; orpo: weight of the odds ratio; simpo: scale of rewards. Raise
+    it if answers degrade."""
+    # Not lt=0.5: an API server cuts bounds to whole numbers before it compares a whole number as default with them.
     label_smoothing: float = Field(default=0.0, ge=0, le=0.49)
-    """Share of pairs whose labels are wrong (conservative DPO)."""
+    """Assumed share of pairs with wrong labels (loss sigmoid: conservative DPO). Raise it for noisy preferences."""
     simpo_gamma: float = Field(default=SIMPO_GAMMA, ge=0, le=100)
-    """Loss simpo: the margin that it aims for, in rewards."""
+    """Target margin in units of reward (loss simpo). Raise it to separate chosen and rejected answers more."""
     sft_weight: float = Field(default=0.0, ge=0, le=100)
-    """Weight of an added supervised loss on the chosen answers. orpo has one of weight 1 by itself."""
+    """Weight of an added supervised loss on chosen answers. Raise it if they become unlikely. Loss orpo includes such a
+    term of weight 1."""
     ld_alpha: float | None = Field(default=None, ge=0, le=1)
-    """Losses sigmoid and hinge: weight of what an answer has beyond the length of the shorter one (LD-DPO, Liu et al.,
-    2024). Unset: 1."""
+    """Weight of an answer's tokens beyond the shorter answer's length (LD-DPO; sigmoid, hinge). Lower it if answers
+    grow too long. Unset: 1."""
     reference: ReferenceSpec | None = None
-    """The model compared with. Unset: the model as this job received it."""
+    """Reference model. Unset: the model as this job received it."""
     precompute_reference: bool = False
-    """Let the reference see all pairs before training begins, and then give its memory back."""
+    """Score all pairs by the reference model before training, then free its memory. Turn it on if two models do not fit
+    into memory."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.label_smoothing and self.loss != "sigmoid":
-            raise ValueError(SMOOTHED)
+            raise ValueError(LABEL_SMOOTHING)
         if self.ld_alpha is not None and self.loss not in ("sigmoid", "hinge"):
-            raise ValueError(LENGTHS)
+            raise ValueError(LD_ALPHA)
         if self.simpo_gamma != SIMPO_GAMMA and self.loss != "simpo":
-            raise ValueError(GAMMA)
+            raise ValueError(SIMPO_MARGIN)
         if self.loss in ("orpo", "simpo") and (self.reference is not None or self.precompute_reference):
             raise ValueError(NO_REFERENCE)
         return self
 
 
 class KtoSpec(ApiModel):
-    """Stage kto: answers that are wanted or not, one by one (Ethayarajh et al., 2024)."""
+    """Stage kto: preference optimization on single answers, wanted or unwanted (Ethayarajh et al., 2024)."""
 
     beta: float = Field(default=0.1, gt=0, le=100)
-    """How strongly the model is held to the reference."""
+    """Strength of the pull to the reference model. Raise it if answers degrade."""
     desirable_weight: float = Field(default=1.0, gt=0, le=100)
-    """Weight of wanted answers. Best where it times their number is 1 to 1.33 times undesirableWeight times theirs."""
+    """Weight of wanted answers. Choose it so that weight x number of wanted answers is 1 to 1.33 times that of unwanted
+    answers."""
     undesirable_weight: float = Field(default=1.0, gt=0, le=100)
-    """Weight of unwanted answers."""
+    """Weight of unwanted answers. Raise it if they are far fewer than wanted answers."""
     sft_weight: float = Field(default=0.0, ge=0, le=100)
-    """Weight of an added supervised loss on the wanted answers."""
+    """Weight of an added supervised loss on wanted answers. Raise it if they become unlikely."""
     reference: ReferenceSpec | None = None
-    """The model compared with. Unset: the model as this job received it."""
+    """Reference model. Unset: the model as this job received it."""
 
 
 class HttpRewardSpec(ApiModel):
-    """A service that scores texts: POST {"model": ..., "messages": [text, ...]} is answered by {"scores": [...]}."""
+    """A service that scores texts: it answers POST {"model": ..., "messages": [text, ...]} with {"scores": [...]}."""
 
     url: Address
-    """Its address. Called by training pods only."""
+    """URL of the service. Only training pods call it."""
     model: Annotated[str, StringConstraints(min_length=1, max_length=253)] = "model"
-    """What is sent as model."""
+    """Value of the field model in each request."""
     secret: DnsName | None = None
-    """Secret with the key REWARD_TOKEN, sent as bearer token."""
+    """Secret with the key REWARD_TOKEN, sent as bearer token. Unset: no token."""
     timeout_seconds: int = Field(default=60, ge=1, le=3600)
-    """Time for one request."""
+    """Seconds until a request times out. Raise it if the service is slow."""
 
 
 class RewardModelSpec(ApiModel):
-    """What scores answers. Set exactly one of fromJob, source and http."""
+    """What scores the answers. Set exactly one of fromJob, source and http."""
 
     model_config = ConfigDict(
         json_schema_extra=validated(
-            [cel("[has(self.fromJob), has(self.source), has(self.http)].filter(x, x).size() == 1", ONE_REWARD)]
+            [
+                cel("[has(self.fromJob), has(self.source), has(self.http)].filter(x, x).size() == 1", ONE_REWARD),
+                cel("!has(self.base) || has(self.source)", BASE_OF_SOURCE),
+            ]
         )
     )
 
     from_job: JobName | None = None
-    """The artifact of a FineTuneJob of stage rm of this namespace; this one waits until it is there."""
+    """FineTuneJob of stage rm in this namespace whose artifact scores the answers; this job waits for it."""
     source: ModelSource | None = None
-    """A sequence classification model with one label in Hugging Face layout, or an adapter that stage rm made. Its
-    tokenizer must be the policy's."""
+    """Sequence classification model with a single label in Hugging Face layout, or an adapter of stage rm. It must have
+    the policy's tokenizer."""
+    base: ModelSource | None = None
+    """Base model of the adapter in source. Unset: the job's own model."""
     http: HttpRewardSpec | None = None
-    """A reward service."""
+    """Service that scores the answers."""
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(one is not None for one in (self.from_job, self.source, self.http)) != 1:
+    def _exactly_one(self) -> Self:
+        if [self.from_job, self.source, self.http].count(None) != 2:
             raise ValueError(ONE_REWARD)
+        if self.base is not None and self.source is None:
+            raise ValueError(BASE_OF_SOURCE)
         return self
 
 
 class PpoSpec(ApiModel):
-    """Stage ppo: the model answers, is scored, and learns from the scores (Schulman et al., 2017; Ouyang et al.,
-    2022)."""
+    """Stage ppo: the model answers prompts and learns from the scores of its answers (Schulman et al., 2017; Ouyang et
+    al., 2022)."""
 
     model_config = ConfigDict(
-        json_schema_extra=validated([cel("self.klControl == 'fixed' || self.klCoefficient > 0.0", FREE)])
+        json_schema_extra=validated([cel("self.klControl == 'fixed' || self.klCoefficient > 0.0", ADAPTIVE_KL)])
     )
 
     reward_model: RewardModelSpec
-    """What scores answers."""
+    """What scores the answers."""
     reference: ReferenceSpec | None = None
-    """The model that the policy is held to. Unset: the model as this job received it."""
+    """Reference model that the policy stays close to. Unset: the model as this job received it."""
     rollout_batch_size: int | None = Field(default=None, ge=1, le=65_536)
-    """Prompts answered before anything is learned from them, a multiple of globalBatchSize. Unset: globalBatchSize."""
+    """Prompts per rollout, a multiple of globalBatchSize. Raise it for steadier updates. Unset: globalBatchSize."""
     rollout_micro_batch_size: int | None = Field(default=None, ge=1, le=65_536)
-    """Prompts answered at once by each GPU. Unset: four micro-batches."""
+    """Prompts that each GPU answers at once. Lower it if generation runs out of memory. Unset: four micro-batches."""
     epochs: int = Field(default=4, ge=1, le=100)
-    """Passes over each rollout."""
+    """Passes over each rollout. Lower it if training is unstable."""
     max_new_tokens: int = Field(default=256, ge=1, le=65_536)
-    """Longest answer. Prompts have what is left of cutoffLength; longer ones are left out."""
+    """Longest answer in tokens. Prompts get the rest of cutoffLength; longer prompts are left out. Raise it if answers
+    are cut."""
     temperature: float = Field(default=1.0, gt=0, le=10)
-    """Of the answers. Also that of the log-probabilities that are learned from."""
+    """Sampling temperature of answers, and of the log-probabilities in the loss. Lower it for less varied answers."""
     top_k: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Draw from the so many likeliest tokens. Unset: from all."""
+    """Sample from the k likeliest tokens. Set it to avoid unlikely tokens. Unset: all tokens."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Draw from the likeliest tokens that together have this probability."""
+    """Sample from the likeliest tokens that together have this probability. Lower it to avoid unlikely tokens."""
     kl_control: Literal["adaptive", "fixed"] = "adaptive"
-    """adaptive: the coefficient follows klTarget (Ziegler et al., 2019). fixed: it stays klCoefficient."""
+    """adaptive: the KL coefficient follows klTarget (Ziegler et al., 2019). fixed: the coefficient is always
+    klCoefficient."""
     kl_coefficient: float = Field(default=0.2, ge=0, le=100)
-    """What a nat of divergence from the reference costs, in rewards; with adaptive, at first, and not 0."""
+    """Cost of a nat of divergence from the reference, in units of reward. adaptive: the initial value, not 0. Raise it
+    if answers degrade."""
     kl_target: float = Field(default=6.0, gt=0, le=1000)
-    """Divergence of an answer from the reference, in nats, that adaptive control steers to."""
+    """Divergence of an answer from the reference in nats that adaptive control aims at. Lower it to stay closer to the
+    reference."""
     kl_horizon: int = Field(default=10_000, ge=1, le=1_000_000_000)
-    """Answers over which adaptive control acts."""
+    """Answers over which adaptive control acts. Lower it for faster control."""
     gamma: float = Field(default=1.0, gt=0, le=1)
-    """Discount of later rewards."""
+    """Discount of later rewards. The default fits most jobs."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Bias against variance of advantages (Schulman et al., 2016)."""
+    """Trade-off between bias and variance of advantages (Schulman et al., 2016). Lower it for less variance and more
+    bias."""
     clip_range: float = Field(default=0.2, gt=0, le=10)
-    """How far the ratio of new to old probability may leave 1."""
+    """Largest distance from 1 of the ratio of new to old probability. Lower it if training is unstable."""
     value_clip_range: float = Field(default=0.2, gt=0, le=100)
-    """How far values may leave the old ones in one rollout."""
+    """Largest distance of values from the old values within a rollout. Lower it if the value loss is unstable."""
     value_coefficient: float = Field(default=0.1, ge=0, le=100)
-    """Weight of the value loss."""
+    """Weight of the value loss. Raise it if values learn slowly."""
     whiten_rewards: bool = False
-    """Scale rewards of a rollout to unit variance."""
+    """Scale the rewards of a rollout to unit variance. Turn it on if the scale of rewards changes over time."""
     reward_normalization: Literal["model", "running", "none"] = "model"
-    """model: by mean and deviation that stage rm measured, on held-out pairs where it had any. running: by those of
-    the scores so far. none: scores as they are. A model without a measurement, or a service: running."""
+    """model: by mean and deviation that stage rm measured; without them, or with http, as running. running: by all
+    scores so far. none: raw scores."""
     reward_clip: float = Field(default=5.0, gt=0, le=1000)
-    """Largest normalized score, either way."""
+    """Largest absolute value of a normalized score. Lower it if outliers dominate."""
     missing_eos_penalty: float = Field(default=1.0, ge=0, le=1000)
-    """Taken off the normalized score of an answer that reached maxNewTokens without an end."""
+    """Subtracted from the normalized score of an answer that reaches maxNewTokens without an end. Raise it if answers
+    do not end."""
 
     @model_validator(mode="after")
-    def _priced(self) -> Self:
+    def _adaptive_control_works(self) -> Self:
         if self.kl_control == "adaptive" and not self.kl_coefficient:
-            raise ValueError(FREE)
+            raise ValueError(ADAPTIVE_KL)
         return self

@@ -13,7 +13,7 @@ from tests.images import BuildError
 
 
 def main() -> int:
-    """Run one playbook and say how long it took."""
+    """Run a playbook and print how long it took."""
     began = time.monotonic()
     arguments = parser().parse_args()
     try:
@@ -27,33 +27,37 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    print(f"\nIn all: {clock(time.monotonic() - began)}")
+    print(f"\nTotal time: {clock(time.monotonic() - began)}")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; images may also come from the environment, as `make` passes them on."""
+    """The whole command line. Images may also come from the environment; `make` passes them that way."""
     top = argparse.ArgumentParser(
-        prog="python -m examples.demo", description="One FineTuneJob from nothing to an answer."
+        prog="python -m examples.demo", description="A FineTuneJob from nothing to an answer."
     )
     playbooks = top.add_subparsers(dest="playbook", required=True)
-    one = playbooks.add_parser("cluster", help="on the local Kubernetes, or on one of yours")
-    one.add_argument("--context", metavar="NAME", help="a context of your kubeconfig, instead of the local Kubernetes")
-    one.add_argument("--name", default="local", metavar="NAME", help="which local Kubernetes (default: %(default)s)")
-    one.add_argument(
+    on_cluster = playbooks.add_parser("cluster", help="on the local Kubernetes or on your own cluster")
+    on_cluster.add_argument(
+        "--context", metavar="NAME", help="a context of your kubeconfig, instead of the local Kubernetes"
+    )
+    on_cluster.add_argument(
+        "--name", default="local", metavar="NAME", help="the name of the local Kubernetes (default: %(default)s)"
+    )
+    on_cluster.add_argument(
         "--operator-image",
         default=os.environ.get("IMAGE_OPERATOR"),
         metavar="IMAGE",
-        help="with --context: the operator's image in a registry that the cluster reaches",
+        help="with --context: the operator's image, in a registry that the cluster can reach",
     )
-    one.add_argument(
+    on_cluster.add_argument(
         "--trainer-image",
         default=os.environ.get("IMAGE_TRAINER"),
         metavar="IMAGE",
         help="with --context: the trainer's image",
     )
-    one.add_argument("--cpu", action="store_true", help="with --context: ask for no GPU")
-    playbooks.add_parser("laptop", help="by the trainer alone: no Kubernetes, no root")
+    on_cluster.add_argument("--cpu", action="store_true", help="with --context: request no GPU")
+    playbooks.add_parser("laptop", help="with the trainer alone: no Kubernetes, no root")
     return top
 
 

@@ -1,7 +1,7 @@
 """The demo on Kubernetes, top to bottom: cluster, images, operator, volumes, job, answers.
 
-Run again, it finds most of this done; only the job is made anew, by the same name. Everything is in the namespaces
-finetune-system (the operator) and finetune-demo.
+A second run finds most of this done. It only creates the job again, under the same name. Everything is in the
+namespaces finetune-system (the operator) and finetune-demo.
 """
 
 import argparse
@@ -29,27 +29,27 @@ CLAIMS_FILE = volume.CHECKOUT / "examples" / "claims.yaml"
 RUN_AS = 10001
 DEMO_MARK = "installed-by"
 LOOK_SECONDS = 2
-"""Between two looks at the job: each costs the machine some of what it trains with."""
+"""The time between two reads of the job. Each read takes CPU time that the training needs."""
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """The whole demo. Raises DemoError, with the job's own message when the job fails."""
+    """The whole demo. Raises DemoError; if the job fails, with the message of the job."""
     context: str | None = arguments.context
     if context is None:
         with step("The local Kubernetes"):
-            found = local.up(arguments.name)
-        env, place = found.env, volume.CHECKOUT / ".cluster" / found.state.name / "demo"
+            own = local.up(arguments.name)
+        env, place = own.env, volume.RESULTS / own.state.name
         with step("The images"):
-            operator, trainer = (images.build_and_push(target, found.state.name) for target in ("operator", "trainer"))
+            operator, trainer = (images.build_and_push(target, own.state.name) for target in ("operator", "trainer"))
     else:
-        env, place = dict(os.environ), volume.CHECKOUT / ".cluster" / f"context-{context.replace('/', '-')}"
+        env, place = dict(os.environ), volume.RESULTS / f"context-{context.replace('/', '-')}"
         operator, trainer = arguments.operator_image, arguments.trainer_image
         if not operator or not trainer:
             raise DemoError(
-                "A cluster of yours pulls images from a registry. Build them (`make images`), push them there, and name"
-                "\nthem: make demo CONTEXT=... IMAGE_OPERATOR=registry/name:tag IMAGE_TRAINER=registry/name:tag"
+                "Your cluster pulls images from a registry. Build them (`make images`), push them to that registry, and"
+                "\nname them: make demo CONTEXT=... IMAGE_OPERATOR=registry/name:tag IMAGE_TRAINER=registry/name:tag"
             )
-    with step("The operator, by helm"):
+    with step("The operator, with helm"):
         if context is not None:
             refuse_to_overwrite(env, context)
         install(env, context, place, operator, trainer)
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         models = volume.make()
         prepare(kubectl)
         print(
-            "  starting a pod that reaches the volume (first the node pulls the trainer's image: gigabytes)", flush=True
+            "  starting a pod that mounts the volume (the node first pulls the trainer's image: gigabytes)", flush=True
         )
         with kubectl.pod(files_pod(trainer)) as pod:
             load(pod, models)
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     status = follow(kubectl, name)
     if status["phase"] != "Succeeded":
         logs = by_hand(env, context, f"logs -l finetune-operator.io/job={name} --tail=-1")
-        raise DemoError(f"{name} failed: {status.get('reason')}: {status.get('message')}\nIts logs:\n{logs}")
+        raise DemoError(f"{name} failed: {status.get('reason')}: {status.get('message')}\nShow its logs:\n{logs}")
 
     with kubectl.pod(files_pod(trainer)) as pod:
         pod.download(f"/workspace/jobs/{name}/reports", place)
@@ -84,11 +84,11 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\n  The adapter: {status['artifact']['uri']}")
     print(f"  Look around:\n{by_hand(env, context, 'get ftj --output wide')}")
     if context is None:
-        print("  The local Kubernetes goes on; `make cluster-down` stops it.")
+        print("  The local Kubernetes keeps running. `make cluster-down` stops it and removes its volumes.")
 
 
 def by_hand(env: dict[str, str], context: str | None, arguments: str) -> str:
-    """How a person runs the same kubectl."""
+    """The command line that runs the same kubectl in a shell."""
     if context is not None:
         return f"  kubectl --context {context} --namespace {NAMESPACE} {arguments}"
     path = env["PATH"].partition(":")[0]
@@ -98,7 +98,7 @@ def by_hand(env: dict[str, str], context: str | None, arguments: str) -> str:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """A heading, and the time that what is below it took."""
+    """Print a heading, and afterwards the time that the step took."""
     print(f"\n{title}", flush=True)
     began = time.monotonic()
     yield
@@ -106,7 +106,7 @@ def step(title: str) -> Iterator[None]:
 
 
 def install(env: dict[str, str], context: str | None, place: Path, operator: str, trainer: str) -> None:
-    """The chart as users get it: packed. Pods of the local Kubernetes ask for GPUs that are make-believe."""
+    """Install the packed chart, as users do. The GPUs of the local Kubernetes are fake, so its pods may use the CPU."""
     place.mkdir(parents=True, exist_ok=True)
     packed = helm(env, None, "package", str(CHART), "--destination", str(place)).split()[-1]
     settings = {
@@ -122,19 +122,19 @@ def install(env: dict[str, str], context: str | None, place: Path, operator: str
 
 
 def refuse_to_overwrite(env: dict[str, str], context: str) -> None:
-    """An installation that people use must not get the demo's images and settings; the demo's own may."""
+    """Refuse to change an installation that the demo did not make: people may use it."""
     if not helm(env, context, "list", "--short", "--filter", f"^{RELEASE}$", "--namespace", OPERATOR_NAMESPACE).strip():
         return
     values = helm(env, context, "get", "values", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--output=json")
     if DEMO_MARK not in (json.loads(values) or {}).get("podLabels", {}):
         raise DemoError(
-            f"{RELEASE} is installed in namespace {OPERATOR_NAMESPACE} of {context} already, and not by the demo."
+            f"{RELEASE} is already installed in namespace {OPERATOR_NAMESPACE} of {context}, and not by the demo."
             "\nApply examples/sft-lora.yaml there yourself, or uninstall it first."
         )
 
 
 def image_values(key: str, image: str) -> dict[str, str]:
-    """An image reference as the chart takes it."""
+    """An image reference as values of the chart."""
     repository, at, digest = image.partition("@")
     if at:
         return {f"{key}.repository": repository, f"{key}.digest": digest}
@@ -145,8 +145,8 @@ def image_values(key: str, image: str) -> dict[str, str]:
 
 
 def prepare(kubectl: Kubectl) -> None:
-    """Namespace and claims. They stay: the artifact is in one of them. Those that are there may be larger, and can't be
-    made smaller."""
+    """Create the namespace and the claims. They stay after the demo, because the artifact is on a claim. An existing
+    claim is not applied again: it may be larger, and a claim cannot shrink."""
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     for claim in claims():
         if kubectl.get("pvc", claim["metadata"]["name"]) is None:
@@ -154,12 +154,12 @@ def prepare(kubectl: Kubectl) -> None:
 
 
 def claims() -> list[dict[str, Any]]:
-    """What examples/claims.yaml has."""
+    """The claims in examples/claims.yaml."""
     return list(yaml.safe_load_all(CLAIMS_FILE.read_text()))
 
 
 def files_pod(image: str) -> dict[str, Any]:
-    """A pod that does nothing but hold both volumes. Short-lived: other pods may not get at the volumes meanwhile."""
+    """A pod that only mounts both volumes. It is short-lived, because it may keep other pods from mounting them."""
     names = [claim["metadata"]["name"] for claim in claims()]
     mounted = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in names]
     container = {
@@ -195,30 +195,30 @@ def files_pod(image: str) -> dict[str, Any]:
 
 
 def load(pod: Pod, models: Path) -> None:
-    """Bring the model to the volume unless it is there, and the data always."""
+    """Copy the data to the volume, and the model unless the volume has it."""
     target = f"/volumes/models/{volume.MODEL}"
-    there = pod("sh", "-c", f"cat {target}/.complete 2>/dev/null || true")
-    if there != volume.stamp(models / volume.MODEL):
+    present = pod("sh", "-c", f"cat {target}/.complete 2>/dev/null || true")
+    if present != volume.stamp(models / volume.MODEL):
         print(f"  copying {volume.MODEL} to the volume (once)", flush=True)
         pod.upload(models / volume.MODEL, target)
     pod.upload(models / "data", "/volumes/models/data")
 
 
 def remove_earlier(kubectl: Kubectl, pod: Pod) -> None:
-    """An earlier demo's job and its results: left there, they would be the answer, and nothing would be trained."""
+    """Delete the job and results of an earlier demo. Otherwise the new job would return them without training."""
     name = volume.job()["metadata"]["name"]
     kubectl("delete", "finetunejob", name, "--ignore-not-found", "--cascade=foreground", "--timeout=180s")
     pod("rm", "-rf", f"/workspace/jobs/{name}")
 
 
 def follow(kubectl: Kubectl, name: str) -> dict[str, Any]:
-    """Show the job until it has ended; its last status."""
+    """Show the job until it has ended. Returns its last status."""
     view = View(name)
     while True:
-        found = kubectl.get("finetunejob", name)
-        if found is None:
+        job = kubectl.get("finetunejob", name)
+        if job is None:
             raise DemoError(f"{name} was deleted while it ran")
-        status: dict[str, Any] = found.get("status", {})
+        status: dict[str, Any] = job.get("status", {})
         ended = status.get("phase") in ("Succeeded", "Failed")
         view.show(status, final=ended)
         if ended:
@@ -227,8 +227,8 @@ def follow(kubectl: Kubectl, name: str) -> dict[str, Any]:
 
 
 def ask(pod: Pod) -> tuple[str, str]:
-    """The same question to the base model and to what was trained."""
-    pod("sh", "-c", "cat > /tmp/job.yaml", given=volume.JOB_FILE.read_bytes())
+    """Ask the base model and the trained model the same question. Returns both answers."""
+    pod("sh", "-c", "cat > /tmp/job.yaml", stdin=volume.JOB_FILE.read_bytes())
     command = ["python", "-m", "finetune_trainer", "generate", "--job", "/tmp/job.yaml", "--workspace", "/workspace"]
     command += ["--volume", "models=/volumes/models", "--prompt", volume.QUESTION, "--checkpoint"]
     return pod(*command, "base").strip(), pod(*command, "artifact").strip()

@@ -1,4 +1,4 @@
-"""How the demo ends: the loss curve, and the same question before and after.
+"""The end of the demo: the loss curve, and the answers to the same question before and after training.
 
 Called by both playbooks.
 """
@@ -22,10 +22,10 @@ def losses(log: Path) -> list[tuple[float, float]]:
 
 
 def show(reports: Path, before: str, after: str) -> None:
-    """The curve from the reports' log, where its picture is, and the two answers."""
+    """Print the loss curve from the log, the path of the plot, and the two answers."""
     print("\n  Training loss by step")
     print("\n".join(plot.curve(losses(reports / LOG))))
-    print(f"\n  As a picture: {os.path.relpath(reports / PICTURE)}")
-    print(f"\n  Asked:   {QUESTION}")
+    print(f"\n  As an image: {os.path.relpath(reports / PICTURE)}")
+    print(f"\n  Question: {QUESTION}")
     for title, answer in (("Before:", before), ("After:", after)):
-        print(textwrap.fill(answer, 100, initial_indent=f"  {title:<9}", subsequent_indent=" " * 11))
+        print(textwrap.fill(answer, 100, initial_indent=f"  {title:<10}", subsequent_indent=" " * 12))

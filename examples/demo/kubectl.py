@@ -1,6 +1,6 @@
-"""kubectl and helm as functions, and a pod to reach volumes through.
+"""kubectl and helm as functions, and a pod that gives access to volumes.
 
-Called by the cluster playbook. Whatever fails is a `DemoError` with the tool's own words.
+Called by the cluster playbook. A failure is a `DemoError` with the output of the tool.
 """
 
 import json
@@ -13,44 +13,44 @@ from pathlib import Path
 from typing import Any
 
 START_MINUTES = 15
-"""Time for a pod to start: the trainer's image has gigabytes, and a node may have to pull it first."""
+"""The time that a pod may take to start. A node may first have to pull the trainer's image, which has gigabytes."""
 
 
 class DemoError(Exception):
-    """What went wrong and what to do, for a person."""
+    """Says what went wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class Kubectl:
-    """One cluster, one namespace. `env` has the KUBECONFIG and the PATH."""
+    """kubectl for a cluster and a namespace. `env` has the KUBECONFIG and the PATH."""
 
     env: Mapping[str, str]
     namespace: str
     context: str | None = None
 
-    def __call__(self, *arguments: str, given: bytes | None = None) -> str:
-        """Run kubectl; what it printed."""
-        return self.output(*arguments, given=given).decode()
+    def __call__(self, *arguments: str, stdin: bytes | None = None) -> str:
+        """Run kubectl. Returns its output."""
+        return self.output(*arguments, stdin=stdin).decode()
 
-    def output(self, *arguments: str, given: bytes | None = None) -> bytes:
-        """The same, for what isn't text."""
+    def output(self, *arguments: str, stdin: bytes | None = None) -> bytes:
+        """The same for binary output."""
         flags = ["--namespace", self.namespace] + (["--context", self.context] if self.context else [])
-        return run(["kubectl", *flags, *arguments], self.env, given)
+        return run(["kubectl", *flags, *arguments], self.env, stdin)
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """An object, or None."""
-        found = self("get", kind, name, "--ignore-not-found", "--output=json")
-        return json.loads(found) if found.strip() else None
+        text = self("get", kind, name, "--ignore-not-found", "--output=json")
+        return json.loads(text) if text.strip() else None
 
     def apply(self, *manifests: dict[str, Any]) -> None:
         """kubectl apply."""
         self(
-            "apply", "--filename=-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}).encode()
+            "apply", "--filename=-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}).encode()
         )
 
     @contextmanager
     def pod(self, manifest: dict[str, Any]) -> Iterator["Pod"]:
-        """A pod that is Ready, and gone afterwards."""
+        """A Ready pod, which is deleted afterwards."""
         name = manifest["metadata"]["name"]
         self.remove("pod", name)
         self.apply(manifest)
@@ -64,7 +64,7 @@ class Kubectl:
             self.remove("pod", name)
 
     def remove(self, kind: str, name: str) -> None:
-        """Delete and wait until it is gone. Without a grace period: it is only used for what holds no state."""
+        """Delete an object and wait until it is gone. The grace period is short, so the object must hold no state."""
         self("delete", kind, name, "--ignore-not-found", "--grace-period=1", "--wait=true", "--timeout=120s")
 
     def _why(self, pod: str) -> str:
@@ -78,18 +78,18 @@ class Pod:
     kubectl: Kubectl
     name: str
 
-    def __call__(self, *command: str, given: bytes | None = None) -> str:
-        """Run a command; what it printed."""
-        return self.output(*command, given=given).decode()
+    def __call__(self, *command: str, stdin: bytes | None = None) -> str:
+        """Run a command. Returns its output."""
+        return self.output(*command, stdin=stdin).decode()
 
-    def output(self, *command: str, given: bytes | None = None) -> bytes:
-        """The same, for what isn't text."""
+    def output(self, *command: str, stdin: bytes | None = None) -> bytes:
+        """The same for binary output."""
         return self.kubectl.output(
-            "exec", self.name, *(["--stdin"] if given is not None else []), "--", *command, given=given
+            "exec", self.name, *(["--stdin"] if stdin is not None else []), "--", *command, stdin=stdin
         )
 
     def upload(self, source: Path, target: str) -> None:
-        """Copy a folder's content; `target` is there when this has returned, or it isn't at all."""
+        """Copy the content of a folder. `target` appears only when the copy is complete."""
         part = f"{target}.part"
         self("sh", "-c", f"rm -rf {part} {target} && mkdir -p {part}")
         flags = ["--namespace", self.kubectl.namespace]
@@ -103,23 +103,25 @@ class Pod:
         self("mv", part, target)
 
     def download(self, source: str, target: Path) -> None:
-        """Copy a folder's files out of the volume."""
+        """Copy the files of a folder out of the volume."""
         target.mkdir(parents=True, exist_ok=True)
         packed = self.output("tar", "--create", "--directory", source, ".")
         subprocess.run(["tar", "--extract", "--directory", str(target)], input=packed, check=True)
 
 
 def helm(env: Mapping[str, str], context: str | None, *arguments: str) -> str:
-    """Run helm; what it printed."""
+    """Run helm. Returns its output."""
     return run(["helm", *arguments, *(["--kube-context", context] if context else [])], env).decode()
 
 
-def run(command: list[str], env: Mapping[str, str], given: bytes | None = None) -> bytes:
-    """Run a program. `input=b""` in place of none keeps it from reading the terminal."""
+def run(command: list[str], env: Mapping[str, str], stdin: bytes | None = None) -> bytes:
+    """Run a program. Returns its output. An empty input keeps it from reading the terminal."""
     program = shutil.which(command[0], path=env.get("PATH"))
     if program is None:
-        raise DemoError(f"{command[0]} is not on the PATH; the demo on a cluster of yours needs kubectl and helm")
-    done = subprocess.run([program, *command[1:]], input=given or b"", capture_output=True, env=dict(env))
+        raise DemoError(
+            f"{command[0]} is not on the PATH. The demo on your own cluster needs kubectl and helm. Install them"
+        )
+    done = subprocess.run([program, *command[1:]], input=stdin or b"", capture_output=True, env=dict(env))
     if done.returncode != 0:
         shown = " ".join(command[:12])
         raise DemoError(f"`{shown}` failed:\n{(done.stderr or done.stdout).decode(errors='replace').strip()}")

@@ -1,6 +1,6 @@
-"""The demo without Kubernetes: the trainer alone runs the very same FineTuneJob. No root, any system with Python.
+"""The demo without Kubernetes: the trainer alone runs the same FineTuneJob. It needs no root, only Python.
 
-What a cluster would be told in the job's status is read from the trainer's own log here.
+A cluster has the progress in the job's status. Here it comes from the trainer's log.
 """
 
 import json
@@ -16,16 +16,16 @@ from examples.demo import ending, volume
 from examples.demo.kubectl import DemoError
 from examples.demo.view import View
 
-HOME = volume.CHECKOUT / ".cluster" / "laptop"
+HOME = volume.RESULTS / "laptop"
 
 
 def run() -> None:
-    """Model, training, answers. Raises DemoError when the job fails."""
+    """Unpack the model, train it and show the answers. Raises DemoError if the job fails."""
     name = volume.job()["metadata"]["name"]
     print(f"The model and the data: {os.path.relpath(volume.LOCAL)}", flush=True)
     models = volume.make()
     workspace = HOME / "workspace"
-    # A finished job would answer at once with its old result.
+    # A finished job would return its old result at once.
     shutil.rmtree(workspace / "jobs" / name, ignore_errors=True)
     common = ["--job", str(volume.JOB_FILE), "--workspace", str(workspace), "--volume", f"models={models}"]
 
@@ -41,7 +41,7 @@ def run() -> None:
 
 
 def train(common: list[str], name: str, log: Path, lines: Path) -> None:
-    """Run the trainer and show how far it is."""
+    """Run the trainer and show its progress."""
     view = View(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
@@ -51,17 +51,17 @@ def train(common: list[str], name: str, log: Path, lines: Path) -> None:
             view.show({"phase": "Running", "progress": progress(lines)})
             time.sleep(1)
     except KeyboardInterrupt:
-        # The terminal has told it too: it saves and ends.
+        # The terminal sends the signal to the trainer too. It saves and ends.
         trainer.wait()
         raise
     if trainer.returncode != 0:
-        told = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-        raise DemoError(f"the trainer ended with exit code {trainer.returncode}; the end of its log:\n{told}")
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+        raise DemoError(f"the trainer ended with exit code {trainer.returncode}; the end of its log:\n{tail}")
     view.show({"phase": "Succeeded", "progress": progress(lines)}, final=True)
 
 
 def progress(lines: Path) -> dict[str, Any] | None:
-    """The newest line of the trainer's log, in the words of status.progress."""
+    """The newest line of the trainer's log, with the keys of status.progress."""
     try:
         newest = json.loads(lines.read_text().splitlines()[-1])
     except (FileNotFoundError, IndexError, ValueError):
@@ -77,7 +77,7 @@ def progress(lines: Path) -> dict[str, Any] | None:
 
 
 def ask(common: list[str], model: str) -> str:
-    """The answer of the base model or of the artifact."""
+    """The answer of a model: `base` or `artifact`."""
     command = trainer_command("generate", [*common, "--checkpoint", model, "--prompt", volume.QUESTION])
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -86,5 +86,5 @@ def ask(common: list[str], model: str) -> str:
 
 
 def trainer_command(command: str, arguments: list[str]) -> list[str]:
-    """The trainer of this environment."""
+    """The command line of the trainer in this environment."""
     return [sys.executable, "-m", "finetune_trainer", command, *arguments]

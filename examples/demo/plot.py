@@ -1,17 +1,17 @@
-"""A curve in the terminal, drawn with braille dots: 2 x 4 of them to a character.
+"""A curve in the terminal, drawn with braille dots: 2 x 4 dots per character.
 
-Called by `ending`. No library: the loss curve is all that is ever drawn.
+Called by `ending`. It needs no library, because the demo draws only the loss curve.
 """
 
 from collections.abc import Sequence
 
 WIDTH, HEIGHT = 60, 10
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bit of each dot of a braille character, by row and column."""
+"""The bit of each dot of a braille character, by row and column."""
 
 
 def curve(points: Sequence[tuple[float, float]], width: int = WIDTH, height: int = HEIGHT) -> list[str]:
-    """The lines of the picture: y over x, with both ends of each axis named."""
+    """The lines of the plot: y over x, with labels at both ends of each axis."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low, high = min(ys), max(ys)
     columns, rows = 2 * width - 1, 4 * height - 1

@@ -1,7 +1,7 @@
-"""What one sees while a job runs: phase, why it waits, a bar, loss and ETA.
+"""The display of a running job: phase, why it waits, a progress bar, loss and ETA.
 
-Called by both playbooks with a job's status, or with what stands for one. On a terminal it is redrawn in place;
-elsewhere there is a line whenever something has changed, but not more than one every few seconds.
+Called by both playbooks with the status of a job. On a terminal the display is redrawn in place. Elsewhere it prints a
+line whenever something has changed, at most every few seconds.
 """
 
 import shutil
@@ -14,7 +14,7 @@ QUIET_SECONDS = 5.0
 
 
 class View:
-    """Shows one job, again and again."""
+    """The display of a job, updated with each `show`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -24,7 +24,7 @@ class View:
         self.last_time = -QUIET_SECONDS
 
     def show(self, status: dict[str, Any], *, final: bool = False) -> None:
-        """Draw the job as it is now."""
+        """Display the current status of the job."""
         now = time.monotonic()
         lines = describe(self.name, status)
         if sys.stdout.isatty():
@@ -46,7 +46,7 @@ def describe(name: str, status: dict[str, Any]) -> list[str]:
         head += f"  attempt {status['attempt']}"
     progress = status.get("progress")
     if progress and progress.get("activity", "Training") != "Training":
-        progress = None  # what preparing said last
+        progress = None  # the last progress of preparing
     if phase == "Running" or (phase == "Succeeded" and progress):
         return [head, f"  {bar(progress)}" if progress else "  loading the model and the data"]
     if status.get("reason"):
@@ -55,7 +55,7 @@ def describe(name: str, status: dict[str, Any]) -> list[str]:
 
 
 def bar(progress: dict[str, Any]) -> str:
-    """A bar, and the numbers beside it."""
+    """A progress bar, and the numbers beside it."""
     full = round(BAR * progress["percent"] / 100)
     parts = ["█" * full + "░" * (BAR - full), f"step {progress['summary']}"]
     if progress.get("loss"):
@@ -66,5 +66,5 @@ def bar(progress: dict[str, Any]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """1:05"""
+    """Minutes and seconds, for example 1:05."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,23 +1,26 @@
-"""Kubernetes Events about a FineTuneJob: one for each change of its phase or reason, best effort.
+"""Kubernetes Events about a FineTuneJob: one for each change of its phase or reason, and for each restart of its
+trainer in the same pods. `recorder` posts them.
 
-The name follows from what happened, so the same thing told twice is one Event.
+The name is derived from what happened, so the same change never makes two Events.
 """
 
 import hashlib
-import logging
 from datetime import datetime
 
 from finetune_api.job import API_VERSION, KIND
-from finetune_api.status import FineTuneJobStatus, Phase, Reason
+from finetune_api.status import ConditionType, FineTuneJobStatus, Phase, Reason
 
-from finetune_operator.cluster import ApiError, Cluster
 from finetune_operator.names import MANAGER
-from finetune_operator.observed import JobView, Raw, format_time
+from finetune_operator.views.job import JobView
+from finetune_operator.views.metadata import Raw, format_time
 
-log = logging.getLogger(__name__)
-
-_CALM = {
+_NORMAL = {
     Reason.WAITING_FOR_JOB,
+    Reason.REOPENED,
+    Reason.NO_WORKLOAD,
+    Reason.WAITING_FOR_QUOTA,
+    Reason.WAITING_FOR_ADMISSION,
+    Reason.ADMITTED,
     Reason.STARTING,
     Reason.FETCHING,
     Reason.VALIDATING,
@@ -26,20 +29,29 @@ _CALM = {
     Reason.COMPLETED,
     Reason.PULLING_IMAGE,
     Reason.ENDING,
+    Reason.SUSPENDED_BY_USER,
+    Reason.STOPPED_BY_USER,
 }
 
 
 def event(view: JobView, before: FineTuneJobStatus, after: FineTuneJobStatus, now: datetime) -> Raw | None:
-    """The Event for the step from one status to the next, or None when it is nothing to tell."""
-    if (before.phase, before.reason) == (after.phase, after.reason) or after.reason is None:
+    """The Event for a change of status, or None if phase and reason stay and nothing was restarted."""
+    restart = restart_number(after)
+    unchanged = (before.phase, before.reason) == (after.phase, after.reason) and restart <= restart_number(before)
+    if unchanged or after.reason is None:
         return None
-    what = f"{view.uid}/{after.prepare_attempt}/{after.attempt}/{after.phase}/{after.reason}"
-    calm = after.phase is not Phase.FAILED and after.reason in _CALM
+    change = f"{view.uid}/{after.prepare_attempt}/{after.attempt}/{restart}/{after.phase}/{after.reason}"
+    # The same may happen again to a job that was re-opened, or that Kueue took off its GPUs.
+    change += f"/{after.retry}" if after.retry else ""
+    # A queue may take the quota of an attempt away and give it again.
+    quota = (c.last_transition_time for c in after.conditions or [] if c.type == ConditionType.QUOTA_RESERVED)
+    change += "".join(f"/{time}" for time in quota)
+    normal = after.phase is not Phase.FAILED and after.reason in _NORMAL
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            "name": f"{view.name}.{hashlib.sha256(what.encode()).hexdigest()[:16]}",
+            "name": f"{view.name}.{hashlib.sha256(change.encode()).hexdigest()[:16]}",
             "namespace": view.namespace,
         },
         "involvedObject": {
@@ -49,7 +61,7 @@ def event(view: JobView, before: FineTuneJobStatus, after: FineTuneJobStatus, no
             "namespace": view.namespace,
             "uid": view.uid,
         },
-        "type": "Normal" if calm else "Warning",
+        "type": "Normal" if normal else "Warning",
         "reason": after.reason,
         "message": (after.message or "")[:1024],
         "source": {"component": MANAGER},
@@ -60,12 +72,7 @@ def event(view: JobView, before: FineTuneJobStatus, after: FineTuneJobStatus, no
     }
 
 
-async def post(cluster: Cluster, raw: Raw | None) -> None:
-    """Never in the way of the work: an Event that can't be posted is a line in the log."""
-    if raw is None:
-        return
-    try:
-        await cluster.create(raw)
-    except ApiError as error:
-        if error.status != 409:
-            log.warning("event not posted: %s", error)
+def restart_number(status: FineTuneJobStatus) -> int:
+    """Restarts within the pods of the newest training attempt."""
+    newest = (status.attempts or [])[-1:]
+    return next((entry.restarts.number for entry in newest if entry.restarts), 0)

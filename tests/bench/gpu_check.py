@@ -1,238 +1,174 @@
-"""``make gpu-check``: what the trainer does on a real GPU, as a table for docs/benchmarks.md.
+"""``make gpu-check``: what the trainer does on a real GPU, in at most ten minutes, as a table for docs/benchmarks.md.
 
-Runs stage sft with each tuning method, with and without gradient checkpointing and packing, packing in stages sft and
-pt with each implementation of attention, each of the other stages with lora, qlora and full, and what meets other code
-on GPUs than on CPUs (`MORE`), all in bf16 through the launcher as users do, on SmolLM2-135M and the examples' data.
-Says tokens per second without padding, peak GPU memory and how far prepare's estimate is from it, and fails where a run
-fails or an estimate is more than 15 % off. It needs a visible CUDA device and asserts no time.
+The cases are those of `gpu.cases`, the most important first. Each runs in a process of its own, so that none inherits
+memory of another, and has a limit; so does the whole (``--minutes``). After each case the results are written, to
+``build/gpu-check/results.json`` and ``table.md``: a run that is cut short still tells. Says tokens per second without
+padding, MFU, peak GPU memory and how far prepare's estimate is from it, beside plain TRL in the same run. Fails where a
+case fails. It asserts no time.
 
-``--cpu`` walks through the same on a CPU with a model made up on the spot: nothing is measured, all of it is run.
+It runs with any Python, torch and transformers, and says which it found. A case whose libraries are missing is skipped,
+with the reason. ``--cpu`` walks through the same on a CPU with a tiny model: nothing is measured, all of it is run.
 """
 
-from __future__ import annotations
-
 import argparse
-import importlib.util
-import itertools
 import json
-import shutil
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from finetune_api.exit_codes import ExitCode
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from tests.bench.gpu import table
+from tests.bench.gpu.cases import Case, cases, on_cpu
 
-from examples.demo import volume
-from tests.trainer import tiny
-
-STEPS, REWARD, EARLIER = 60, "reward", "earlier"
-TOLERATED = 0.15
-"""Share of the measured peak by which the estimate may be off."""
-ATTENTION = {"sdpa": None, "flashAttention2": "flash_attn"}
-"""Implementation -> the package that it needs."""
-MORE: dict[str, dict[str, Any]] = {
-    "": {},
-    # A head in fp32 meets hidden states in bf16.
-    "answers": {
-        "model": {"newTokens": ["FineTuneJob"]},
-        "evaluation": {"splitFraction": 0.1, "generate": {"maxNewTokens": 32, "maxRows": 32}},
-    },
-    "evaluated": {"evaluation": {"splitFraction": 0.1}},
-    "dora": {"tuning": {"lora": {"dora": True}}},
-    "pissa": {"tuning": {"lora": {"init": "pissa"}}},
-    "continued": {"tuning": {"adapter": {"source": f"pvc://models/{EARLIER}", "mode": "continue"}}},
-    "precomputed": {"dpo": {"precomputeReference": True}},
-    # States that may leave the GPU are read back; the estimate counts none of them.
-    "resumed": {"training": {"optimizer": "paged_adamw_8bit"}, "checkpoints": {"everySteps": 20}},
-}
-"""What a case sets besides, by name."""
+CHECKOUT = Path(__file__).resolve().parents[2]
+SOURCES = (CHECKOUT, CHECKOUT / "crds", CHECKOUT / "trainer_image")
+"""What a machine without our packages imports. Where they are installed, the checkout's are the same."""
+LEAST = 15.0
+"""Seconds under which no case is started."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the table."""
+class Check:
+    """One run: its results so far, and the time that is left."""
 
-    stage: str = "sft"
-    method: str = "lora"
-    recompute: bool = True
-    packing: str = "none"
-    attention: str = "auto"
-    more: str = ""
-    """One of `MORE`."""
+    def __init__(self, folder: Path, minutes: float, *, cpu: bool) -> None:
+        self.folder, self.cpu = folder, cpu
+        self.end = time.monotonic() + 60 * minutes
+        self.results: dict[str, Any] = {"environment": {}, "cases": [], "skipped": {}}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, case: Case) -> None:
+        """Measure one case, and write what is known then."""
+        left = self.end - time.monotonic()
+        if reason := self._reason_to_skip(case, left):
+            self.results["skipped"][case.name] = reason
+            print(f"skipped: {case.name}: {reason}", flush=True)
+        elif case.program == "environment":
+            got = self._in_a_process(case, min(left, case.seconds))
+            self.results["environment"] = got["result"] or {"error": got["error"]}
+            print(json.dumps(self.results["environment"], indent=1), table.HEADER, sep="\n", flush=True)
+        else:
+            entry = self._in_a_process(case, left if self.cpu else min(left, case.seconds))
+            self.results["cases"].append(entry)
+            print(table.row(entry, self.results["environment"]), flush=True)
+        self.write()
+
+    def _reason_to_skip(self, case: Case, left: float) -> str | None:
+        environment = self.results["environment"]
+        if left < LEAST:
+            return "no time left"
+        if case.program == "environment":
+            return None
+        missing = list(environment.get("missing", []))
+        if (case.method == "qlora" or "8bit" in case.optimizer) and "bitsandbytes" not in environment["versions"]:
+            missing.append("bitsandbytes")
+        if missing:
+            return f"not installed: {', '.join(missing)}"
+        if not self.cpu and environment.get("gpu") is None:
+            return "no GPU is visible"
+        if self.cpu and "8bit" in case.optimizer:
+            return "needs a GPU"
+        return None
+
+    def _in_a_process(self, case: Case, seconds: float) -> dict[str, Any]:
+        """The case's entry in the results."""
+        entry: dict[str, Any] = {"case": asdict(case), "result": None, "error": None}
+        with tempfile.TemporaryDirectory(prefix="gpu-check-") as name:
+            place = Path(name)
+            (place / "case.json").write_text(json.dumps(asdict(case)))
+            command = [sys.executable, "-m", "tests.bench.gpu_check", "--one", str(place)]
+            with (place / "log").open("w") as log:
+                # In a session of its own, so that the launcher of a case ends with it.
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=environment(self.cpu), start_new_session=True
+                )
+                try:
+                    code = f"exit code {process.wait(seconds)}"
+                except subprocess.TimeoutExpired:
+                    code = f"stopped after {seconds:.0f} s"
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            result = place / "result.json"
+            if result.is_file():
+                entry |= json.loads(result.read_text())
+            else:
+                entry["error"] = f"{code}: {(place / 'log').read_text()[-1500:].strip()}"
+        return entry
+
+    def write(self) -> None:
+        """Both files."""
+        (self.folder / "results.json").write_text(json.dumps(self.results, indent=1) + "\n")
+        (self.folder / "table.md").write_text(table.markdown(self.results))
 
     @property
-    def name(self) -> str:
-        parts = (self.stage, self.method, "recompute" if self.recompute else "keep", self.packing, self.attention[:5])
-        return "-".join((self.stage, self.method, self.more) if self.more else parts).lower()
+    def failed(self) -> list[str]:
+        """Cases of ours that failed, and parity that is none. That TRL needs more memory is a result."""
+        if not self.results["cases"]:
+            return ["everything: nothing could be measured"]
+        return [
+            entry["case"]["name"]
+            for entry in self.results["cases"]
+            if (entry["error"] and entry["case"]["program"] != "trl") or (entry["result"] or {}).get("same") is False
+        ]
 
 
-def cases(cpu: bool) -> Iterator[Case]:
-    """What is measured; on a CPU without what needs a GPU."""
-    for method, recompute, packing in itertools.product(
-        ("lora", "qlora", "freeze", "full"), (False, True), ("none", "bfd")
-    ):
-        yield Case(method=method, recompute=recompute, packing=packing)
-    for attention, package in ATTENTION.items():
-        if package and (cpu or importlib.util.find_spec(package) is None):
-            print(f"left out: {attention}, which needs a GPU and the package {package}", file=sys.stderr)
-            continue
-        yield Case(packing="bfd", attention=attention)
-        yield Case("pt", "full", packing="bfd", attention=attention)
-        yield Case("pt", "full", packing="wrapped", attention=attention)
-
-    for stage, method in itertools.product(("rm", "dpo", "kto", "ppo"), ("lora", "qlora", "full")):
-        yield Case(stage, method)
-
-    yield Case(more="answers")
-    yield Case(more="dora")
-    yield Case(method="full", more="resumed")
-    yield Case("dpo", more="pissa")
-    yield Case("dpo", more="continued")
-    yield Case("dpo", "full", more="precomputed")
-    yield Case("ppo", more="evaluated")
-    yield Case("ppo", "full", more="evaluated")
+def environment(cpu: bool) -> dict[str, str]:
+    """The environment of a case's process."""
+    path = os.pathsep.join(filter(None, [*map(str, SOURCES), os.environ.get("PYTHONPATH", "")]))
+    changes = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if not any(name.endswith("ALLOC_CONF") for name in os.environ):
+        changes["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # as the launcher sets it
+    return {**os.environ, **changes, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
 
 
-DATA = {"rm": ("preferences", "preference"), "dpo": ("preferences", "preference"), "kto": ("judged", "kto")}
-"""File and format of the stages whose data are not the demo's."""
+def one(place: Path) -> None:
+    """In a process of its own: measure the case of ``place``, and write its result or its error there."""
+    case = Case(**json.loads((place / "case.json").read_text()))
+    out: dict[str, Any] = {"result": None, "error": None}
+    try:
+        if case.program == "environment":
+            from tests.bench.gpu import environment as machine
+
+            out["result"] = machine.describe()
+        else:
+            from tests.bench.gpu import ours
+
+            out["result"] = ours.measure(case, place / "work")
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        out["error"] = f"{type(error).__name__}: {error}"[:2000] + "\n" + traceback.format_exc()[-3000:]
+    (place / "result.json").write_text(json.dumps(out))
+    sys.stdout.flush()
+    os._exit(0)  # threads of a run that ended early must not hold the GPU
 
 
-def job(case: Case, cpu: bool) -> dict[str, Any]:
-    """The demo's job, longer in batch and rows than a CPU could bear."""
-    made = volume.job()
-    made["metadata"]["name"] = f"gpu-{case.name}"
-    spec = made["spec"]
-    spec["stage"] = case.stage
-    spec["tuning"] = {"method": case.method}
-    spec["model"]["attention"] = case.attention
-    if case.stage == "pt":
-        spec["datasets"] = [{"source": "pvc://models/documents.jsonl", "format": "text"}]
-        spec.pop("evaluation", None)
-        spec.pop("template", None)
-    if case.stage in DATA:
-        file, format = DATA[case.stage]
-        spec["datasets"] = [{"source": f"pvc://models/data/{file}.jsonl", "format": format}]
-        spec["evaluation"] = {"splitFraction": 0.1}
-    if case.stage == "ppo":
-        spec.pop("evaluation", None)
-        spec["ppo"] = {"rewardModel": {"source": f"pvc://models/{REWARD}"}, "epochs": 2, "maxNewTokens": 32}
-    spec["training"] = {
-        "maxSteps": 2 if cpu else STEPS,
-        "globalBatchSize": 4 if cpu else 64,
-        "microBatchSize": 2 if cpu else 32,
-        "cutoffLength": 128 if cpu else 512,
-        "packing": case.packing,
-        "precision": "fp32" if cpu else "bf16",
-        "gradientCheckpointing": case.recompute,
-        "logEverySteps": 1 if cpu else 5,
-    }
-    for section, fields in MORE[case.more].items():
-        spec[section] = {**spec.get(section, {}), **fields}
-    return made
-
-
-def models(folder: Path, cpu: bool) -> Path:
-    """The volume that the jobs read: the demo's, or on a CPU a made-up model in its place; documents for pt; and a
-    reward model and an adapter that have learnt nothing, which cost as much as those that have."""
-    if cpu:
-        tiny.save_model(folder / volume.MODEL, hidden_size=64, intermediate_size=128, max_position_embeddings=512)
-        shutil.copytree(volume.DATA, folder / "data")
-    else:
-        shutil.copytree(volume.make(), folder, dirs_exist_ok=True)
-    reward: Any = AutoModelForSequenceClassification.from_pretrained(folder / volume.MODEL, num_labels=1)
-    reward.save_pretrained(folder / REWARD)
-    AutoTokenizer.from_pretrained(folder / volume.MODEL).save_pretrained(folder / REWARD)
-    base: Any = AutoModelForCausalLM.from_pretrained(folder / volume.MODEL)
-    adapter = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear")
-    get_peft_model(base, adapter).save_pretrained(str(folder / EARLIER))
-    return tiny.save_documents(folder / "documents.jsonl", 4000).parent
-
-
-def measure(
-    folder: Path, volumes: Path, made: dict[str, Any], *, resumed: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train, ``resumed`` in two attempts; (the last one's metrics and the wall time of all of it, the estimate)."""
-    name = made["metadata"]["name"]
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(made))
-    command = [sys.executable, "-m", "finetune_trainer", "train", "--job", str(file)]
-    command += ["--workspace", str(folder / "workspace"), "--volume", f"models={volumes}"]
-    home = folder / "workspace" / "jobs" / name
-    began = time.monotonic()
-    if resumed:
-        stop_at_a_checkpoint(command, home / "checkpoints")
-    subprocess.run(command, check=True)
-    wall = time.monotonic() - began
-    reports = home / "reports"
-    results, prepared = (json.loads((reports / f).read_text()) for f in ("train_results.json", "prepare.json"))
-    return {**results, "wall": wall}, prepared["memory"]
-
-
-def stop_at_a_checkpoint(command: list[str], checkpoints: Path) -> None:
-    """Train until a first checkpoint is there, and stop as a pod is told to."""
-    with subprocess.Popen(command) as trainer:
-        while trainer.poll() is None and not any(checkpoints.glob("*/checkpoint-*")):
-            time.sleep(0.1)
-        trainer.send_signal(signal.SIGTERM)
-    if trainer.returncode not in (0, ExitCode.DISRUPTED):  # 0: all of so short a run was over by then
-        raise subprocess.CalledProcessError(trainer.returncode, command)
-
-
-def off(estimate: dict[str, Any], peak_gib: float) -> float:
-    """By which share of the measured peak the estimate is off; above 0: it is too high."""
-    return float(estimate["total"] / (peak_gib * 2**30) - 1)
-
-
-def row(case: Case, got: dict[str, Any], estimate: dict[str, Any]) -> str:
-    """Of the table."""
-    peak = got.get("peak_gpu_memory_gib")
-    measured = f"{peak:.2f} GiB | {off(estimate, peak):+.0%}" if peak else "- | -"
-    return (
-        f"| {case.stage} | {case.method} | {'on' if case.recompute else 'off'} | {case.packing} | {case.attention}"
-        f" | {case.more or '-'} | {got['train_tokens_per_second']:.0f} | {measured} | {got['final_loss']:.3f}"
-        f" | {got['wall']:.0f} s |"
-    )
-
-
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="walk through it without a GPU")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all cases together (default 9.5)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose names have this in them")
-    args = parser.parse_args()
-    if not args.cpu and not torch.cuda.is_available():
-        print("no CUDA device is visible: run this on a machine with a GPU, or with --cpu", file=sys.stderr)
+    parser.add_argument("--results", type=Path, default=CHECKOUT / "build" / "gpu-check", metavar="FOLDER")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.one is not None:
+        one(given.one)
+    check = Check(given.results, given.minutes, cpu=given.cpu)
+    for case in cases():
+        if case.program == "environment" or given.only in case.name:
+            check.run(on_cpu(case) if given.cpu else case)
+    print(f"\n{check.folder}/results.json, table.md", flush=True)
+    if not given.cpu and not check.results["environment"].get("gpu"):
+        print("no GPU is visible: run this on a machine with one, or with --cpu", file=sys.stderr)
         return 1
-    device = "CPU, nothing is measured" if args.cpu else f"{torch.cuda.get_device_name()}, {STEPS} steps, bf16"
-    print(f"{device}, torch {torch.__version__}\n")
-    print(
-        "| stage | method | gradient checkpointing | packing | attention | besides | tokens/s | peak GPU memory"
-        " | estimate | final loss | whole run |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
-    wrong = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        volumes = models(folder / "models", args.cpu)
-        for case in cases(args.cpu):
-            if args.only not in case.name:
-                continue
-            got, estimate = measure(folder, volumes, job(case, args.cpu), resumed=case.more == "resumed")
-            print(row(case, got, estimate), flush=True)
-            peak = got.get("peak_gpu_memory_gib")
-            if peak and abs(off(estimate, peak)) > TOLERATED:
-                wrong.append(case.name)
-    if wrong:
-        print(f"\nestimates more than {TOLERATED:.0%} off: {', '.join(wrong)}", file=sys.stderr)
-    return 1 if wrong else 0
+    if check.failed:
+        print(f"failed: {', '.join(check.failed)}", file=sys.stderr)
+    return 1 if check.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How fast and how lean preparing is, beside plain ``datasets.map`` with the same tokenizer in the same run.
+"""Speed and memory of preparation, compared with ``datasets.map`` with the same tokenizer in the same run.
 
 ``python -m tests.bench.prepare [--rows N] [--rounds N] [--memory MIB ...]`` prints the tables of docs/benchmarks.md.
-Plain and ours take turns, so that a machine on which others work slows both; the ratio is the median of the rounds.
-Each is timed from the file to all rows on disk, its processes' start included. With one process the ratio of processor
-time is given, too: it is what is left to compare where others use the machine. For memory, a process of its own
-prepares documents of long words with two processes, and the memory of all of them is summed up: long words have
-few tokens, so that a gigabyte is read in minutes.
+Both take turns, so that other load on the machine slows both; the ratio is the median of the rounds. Each is timed from
+the file to all rows on disk, with the start of its processes. With a single process the ratio of CPU time is printed,
+too, because other load does not change it. For memory, a child process prepares documents of long words with two
+worker processes, and the memory of all processes is added: long words have few tokens, so that a gigabyte is read in
+minutes.
 """
 
 import argparse
@@ -22,28 +22,29 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from finetune_trainer.prepare import build, pool
+from finetune_trainer.prepare import build_data, worker_pool
 
-from tests.trainer import tiny
-from tests.trainer.test_prepare import TOKENIZER, plan, rows
+from tests.trainer.prepare.test_prepare import TOKENIZER, plan, rows
+from tests.trainer.support import tiny
 
 TEXT = " ".join(f"say {word} and then think about it for a while" for word in tiny.WORDS)
 MIB = 1 << 20
 SAMPLED = 0.1
-"""Seconds between two looks at the memory."""
+"""Seconds between two samples of the memory."""
 
 
 class Rate(NamedTuple):
-    """Of one run."""
+    """The speed of a run."""
 
     rows: float
-    """A second."""
+    """Per second."""
     tokens: float
+    """Per second."""
     cpu: float
-    """Seconds of this process alone."""
+    """Seconds of CPU time of this process."""
 
     @staticmethod
-    def of(count: int, tokens: int, began: tuple[float, float]) -> "Rate":
+    def since(count: int, tokens: int, began: tuple[float, float]) -> "Rate":
         wall, cpu = now()
         return Rate(count / (wall - began[0]), tokens / (wall - began[0]), cpu - began[1])
 
@@ -53,7 +54,7 @@ def now() -> tuple[float, float]:
 
 
 def save(file: Path, count: int) -> None:
-    """Rows as long as those of common instruction sets: some 600 characters."""
+    """Write rows of typical length for instruction data: about 600 characters."""
     with file.open("w") as out:
         for number in range(count):
             asked, answered = {"role": "user", "content": f"{number} {TEXT[: 80 + number % 97]}"}, TEXT[number % 50 :]
@@ -61,16 +62,16 @@ def save(file: Path, count: int) -> None:
 
 
 def ours(folder: Path, processes: int) -> Rate:
-    """Everything that preparing does to rows: checks, masks, the gate on prompts, shards."""
+    """Everything that preparation does with rows: checks, masks, the check of prompts, shards."""
     job = tiny.job(datasets=[rows("rows.jsonl")], training={"cutoffLength": 2048})
     with tempfile.TemporaryDirectory(dir=folder) as entry:
         began = now()
-        facts = build.build(plan(job, folder, processes=processes), Path(entry))["splits"]["train"]
-        return Rate.of(facts["rows"], facts["tokens"], began)
+        facts = build_data.build(plan(job, folder, processes=processes), Path(entry))["splits"]["train"]
+        return Rate.since(facts["rows"], facts["tokens"], began)
 
 
 def plain(folder: Path, processes: int) -> Rate:
-    """What a script would do: load, render, tokenize; no check, no mask, no cutting."""
+    """What a simple script does: load, render, tokenize; without checks, masks and cuts."""
     import datasets
 
     def work(batch: dict[str, Any]) -> dict[str, Any]:
@@ -81,15 +82,15 @@ def plain(folder: Path, processes: int) -> Rate:
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         began = now()
         read: Any = datasets.load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train", cache_dir=cache)
-        workers = processes if processes > 1 else None  # 1 would start a process beside this one
+        workers = processes if processes > 1 else None  # 1 would start a child process
         made = read.map(work, batched=True, batch_size=512, remove_columns=["messages"], num_proc=workers)
-        rate = Rate.of(len(made), 0, began)
+        rate = Rate.since(len(made), 0, began)
         tokens = sum(map(len, made["input_ids"]))
         return rate._replace(tokens=rate.rows * tokens / len(made))
 
 
 def speed(folder: Path, count: int, rounds: int) -> None:
-    """A table of both with one and two processes."""
+    """Print a table of both, with one and with two processes."""
     save(folder / "rows.jsonl", count)
     found: dict[tuple[str, int], list[Rate]] = {}
     ways: dict[str, Callable[[Path, int], Rate]] = {"plain": plain, "ours": ours}
@@ -119,7 +120,7 @@ def speed(folder: Path, count: int, rounds: int) -> None:
 
 
 def below(pid: int) -> list[int]:
-    """A process and all that it started."""
+    """Ids of a process and all its descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
@@ -128,8 +129,8 @@ def below(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """(memory of their own, all that is resident) in bytes, of a process and all that it started. The second has the
-    pages of files that are mapped, which the kernel takes back whenever it needs them."""
+    """(private memory, resident memory) in bytes of a process and all its descendants. Resident memory includes
+    the pages of mapped files, which the kernel can reclaim at any time."""
     own = resident = 0
     for each in below(pid):
         try:
@@ -151,7 +152,7 @@ def documents(file: Path, mebibytes: int) -> None:
 
 
 def words() -> Any:
-    """A tokenizer that knows the words of `documents`."""
+    """A tokenizer whose vocabulary is the words of `documents`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -163,15 +164,15 @@ def words() -> Any:
 
 
 def prepare_documents(folder: Path) -> None:
-    """What `peak` watches."""
+    """The work that `peak` measures."""
     job = tiny.job(stage="pt", datasets=[{"source": "pvc://data/rows.txt", "format": "text"}])
-    made = plan(job, folder, processes=2, tools=pool.Tools(words(), None, 0))
+    made = plan(job, folder, processes=2, tokenization=worker_pool.Tokenization(words(), None, 0))
     with tempfile.TemporaryDirectory(dir=folder) as entry:
-        build.build(made, Path(entry))
+        build_data.build(made, Path(entry))
 
 
 def peak(folder: Path, mebibytes: int) -> tuple[float, float, float]:
-    """(MiB of their own, MiB resident, seconds) of preparing a file of this size with two processes."""
+    """(private MiB, resident MiB, seconds) for the preparation of a file of this size with two processes."""
     documents(folder / "rows.txt", mebibytes)
     process = multiprocessing.get_context("spawn").Process(target=prepare_documents, args=(folder,))
     highest, ended, began = [0, 0], threading.Event(), time.monotonic()
@@ -180,7 +181,7 @@ def peak(folder: Path, mebibytes: int) -> tuple[float, float, float]:
         while not ended.wait(SAMPLED):
             try:
                 highest[:] = map(max, highest, memory(process.pid or 0))
-            except OSError:  # it ended while it was looked at
+            except OSError:  # the process has ended
                 continue
 
     watching = threading.Thread(target=watch)

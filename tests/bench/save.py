@@ -17,18 +17,16 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from finetune_trainer.data.items import Items
+from finetune_trainer.data.datasets import TokenSequences
 from finetune_trainer.model import base, build, tokenizer
-from finetune_trainer.stages import playbook
-from finetune_trainer.stages.arguments import SFT
 from finetune_trainer.stages.sft.trainer import SftTrainer
+from finetune_trainer.training import recipe
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-from trl.trainer.sft_config import SFTConfig
 
-from tests.trainer import tiny
+from tests.trainer.support import tiny
 
 SETTLE = 1
-"""Saves of each that aren't counted: the first ones allocate and import."""
+"""Saves of each that aren't counted: the first saves allocate and import."""
 
 
 def ours(root: Path, resolved: Any) -> Any:
@@ -37,8 +35,8 @@ def ours(root: Path, resolved: Any) -> Any:
     tokens = tokenizer.load(run.prepared.model, resolved.model, run.job.template.name, allow_remote_code=False)
     precision = base.precision(resolved.training)
     model = build.build(resolved, run.prepared.model, None, tokens, precision, root)
-    data = playbook.open_data(run, lambda split: Items(split, "none"))
-    made = playbook.set_up(run, SftTrainer, model, tokens, data, precision, SFTConfig, SFT)
+    data = recipe.open_data(run, lambda split: TokenSequences(split, "none"))
+    made = recipe.set_up(run, SftTrainer, model, tokens, data)
     made.trainer.train()
     return made.trainer
 
@@ -71,7 +69,7 @@ def timed(trainer: Any, step: int) -> tuple[float, float]:
     trainer._save_checkpoint(trainer.model, None)
     stood_still = time.monotonic() - began
     if hasattr(trainer, "saver"):
-        trainer.saver.collect()
+        trainer.saver.wait()
     return stood_still, time.monotonic() - began
 
 

@@ -8,8 +8,8 @@ take turns, so that a machine on which others work slows all of them; ratios are
 on every linear layer, fp32, micro-batches of 4, no recomputation.
 
 Start-up is the time from the process's start to the end of its first step; ours prepares in a pod of its own before,
-which holds no GPU and is told apart. Speed is that of the steps after the first: rows, or pairs, a second. Memory is
-the most that the process and all that it started had of their own.
+which holds no GPU and is reported separately. Speed is that of the steps after the first: rows, or pairs, a second.
+Memory is the most that the process and all that it started had of their own.
 """
 
 import argparse
@@ -41,7 +41,7 @@ ROWS, BATCH, MICRO, CUTOFF, PACK, SEED = 240, 8, 4, 512, 2, 42
 """BATCH rows are a step, or PACK packs, which hold about as many tokens."""
 ROLES = ("system", "user", "assistant")
 SYSTEM = {"role": "system", "content": "You answer in one sentence."}
-"""In each row: where there is none, SmolLM2's template writes one of its own and LLaMA-Factory's chatml doesn't."""
+"""In each row: without a system prompt, SmolLM2's template writes its own and LLaMA-Factory's chatml does not."""
 
 
 class Line(NamedTuple):
@@ -89,7 +89,7 @@ def save_rows(folder: Path, scale: int) -> dict[str, int]:
 
 
 def ours(root: Path, kind: str, steps: int, place: Path) -> Iterator[Line]:
-    """The command lines of a job's two pods; only the one that trains is timed, which is the one that holds a GPU."""
+    """The command lines of a job's two pods; only the training pod, which holds a GPU, is timed."""
     packed = kind == "packed"
     job = {
         "apiVersion": "finetune-operator.io/v1alpha1",
@@ -106,7 +106,7 @@ def ours(root: Path, kind: str, steps: int, place: Path) -> Iterator[Line]:
                 "cutoffLength": CUTOFF,
                 "learningRate": 1e-4,
                 "precision": "fp32",
-                "gradientCheckpointing": False,
+                "recompute": "none",
                 "logEverySteps": 1,
                 "seed": SEED,
                 **({"packing": "bfd"} if packed else {}),
@@ -236,9 +236,9 @@ def measure(lines: Iterator[Line]) -> Measured:
 
 
 def save_model(folder: Path, model: Path | None, tiny_one: bool) -> None:
-    """SmolLM2, a model of one's own, or a random one that tries this program."""
+    """SmolLM2, another model, or a random model that tries this program."""
     if tiny_one:
-        from tests.trainer import tiny
+        from tests.trainer.support import tiny
 
         tiny.save_model(folder, max_position_embeddings=CUTOFF)
     else:

@@ -1,7 +1,7 @@
-"""The local Kubernetes: real parts, built from pinned sources, one or two nodes, up in seconds once built.
+"""The local Kubernetes: real components, built from pinned sources, one or two nodes. Once built, it starts in seconds.
 
-`python3 -m tests.cluster --help` is its command line; tests and the demo use the names below. Needs Python 3.11 and
-nothing else.
+`python3 -m tests.cluster --help` shows its command line. Tests and the demo use the names below. It needs only
+Python 3.11.
 """
 
 from tests.cluster.cluster import Cluster, find, up

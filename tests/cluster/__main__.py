@@ -1,4 +1,4 @@
-"""The command line: `python3 -m tests.cluster COMMAND`. Exit codes: 0 done, 1 failed or not up, 3 this machine can't
+"""The command line: `python3 -m tests.cluster COMMAND`. Exit codes: 0 done, 1 failed or not up, 3 this machine cannot
 run it."""
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ def _parser() -> argparse.ArgumentParser:
     def add(
         name: str, run: Callable[[argparse.Namespace], int], help: str, named: bool = True
     ) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=help, description=help)
-        one.set_defaults(command=run)
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(command=run)
         if named:
-            one.add_argument(
+            command.add_argument(
                 "--name", default=DEFAULT_NAME, help="which cluster of this checkout (default: %(default)s)"
             )
-        return one
+        return command
 
-    one = add("up", _up, "start the cluster, or whatever of it is missing")
-    one.add_argument("--nodes", type=int, default=1, choices=NODES_ALLOWED)
-    one.add_argument(
+    command = add("up", _up, "start the cluster, or the parts of it that are missing")
+    command.add_argument("--nodes", type=int, default=1, choices=NODES_ALLOWED)
+    command.add_argument(
         "--control-plane-only",
         action="store_true",
-        help="API server and controllers on loopback; needs no root and runs no pod",
+        help="only API server and controllers, on loopback; needs no root and runs no pods",
     )
-    add("down", _down, "stop it and leave nothing behind but caches")
-    add("status", _status, "what runs, and where to reach it")
-    one = add("build", _build, "build the programs and start nothing", named=False)
-    one.add_argument("--control-plane-only", action="store_true")
-    one = add("push", _push, f"bring an image of buildah to the nodes, as {images.REGISTRY}/NAME")
-    one.add_argument("image", metavar="IMAGE")
-    one.add_argument(
-        "--as", dest="target", default="", metavar="NAME[:TAG]", help="default: the image's own name without its host"
+    add("down", _down, "stop the cluster and remove everything except caches")
+    add("status", _status, "show what runs and where to reach it")
+    command = add("build", _build, "build the programs and start nothing", named=False)
+    command.add_argument("--control-plane-only", action="store_true")
+    command = add("push", _push, f"copy a buildah image to the nodes, as {images.REGISTRY}/NAME")
+    command.add_argument("image", metavar="IMAGE")
+    command.add_argument(
+        "--as", dest="target", default="", metavar="NAME[:TAG]", help="default: the name of the image without its host"
     )
-    add("base-image", _base_image, f"make {images.BASE_IMAGE} from Debian's packages, once", named=False)
-    one = add(
+    add("base-image", _base_image, f"make {images.BASE_IMAGE} from Debian packages, unless it exists", named=False)
+    command = add(
         "exec", _exec, "run a program of this machine inside a node: exec --node 2 -- ctr -n k8s.io containers list"
     )
-    one.add_argument("--node", type=int, default=1, choices=NODES_ALLOWED)
-    one.add_argument("argv", nargs="+", metavar="PROGRAM")
+    command.add_argument("--node", type=int, default=1, choices=NODES_ALLOWED)
+    command.add_argument("argv", nargs="+", metavar="PROGRAM")
     add("purge", _purge, "remove every cache: programs, pushed images, unpacked images", named=False)
     return parser
 
@@ -89,7 +89,7 @@ def _down(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     state = states.load(arguments.name)
     if state is None:
-        print(f"cluster {arguments.name} is not up; start it: python3 -m tests.cluster up --name {arguments.name}")
+        print(f"cluster {arguments.name} is not up. Start it: python3 -m tests.cluster up --name {arguments.name}")
         return 1
     server = cluster.endpoint(state).server
     kind = "control plane only" if state.control_plane_only else f"{state.nodes} node(s)"
@@ -100,15 +100,15 @@ def _status(arguments: argparse.Namespace) -> int:
     alive = {name: process.running(state, name) for name in process.names(state)}
     for name, runs in alive.items():
         record = process.read(state, name)
-        told = f"runs, process {record['pid']}" if record and runs else f"stopped; see {process.log_path(state, name)}"
-        print(f"  {name:<26}{told}")
-    code, found = api.call(state, server, "GET", "/api/v1/nodes")
-    for one in found["items"] if code == 200 else []:
+        text = f"runs, process {record['pid']}" if record and runs else f"stopped; see {process.log_path(state, name)}"
+        print(f"  {name:<26}{text}")
+    code, answer = api.call(state, server, "GET", "/api/v1/nodes")
+    for node in answer["items"] if code == 200 else []:
         ready = any(
             condition["type"] == "Ready" and condition["status"] == "True"
-            for condition in one["status"].get("conditions", [])
+            for condition in node["status"].get("conditions", [])
         )
-        print(f"  {one['metadata']['name']:<26}{'Ready' if ready else 'NotReady'}")
+        print(f"  {node['metadata']['name']:<26}{'Ready' if ready else 'NotReady'}")
     return 0 if code == 200 and alive and all(alive.values()) else 1
 
 
@@ -140,10 +140,10 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _full(name: str) -> State:
-    found = cluster.find(name)
-    if found is None or found.state.control_plane_only:
-        raise ClusterError(f"cluster {name} is not up with nodes; start it: python3 -m tests.cluster up --name {name}")
-    return found.state
+    running = cluster.find(name)
+    if running is None or running.state.control_plane_only:
+        raise ClusterError(f"cluster {name} is not up with nodes. Start it: python3 -m tests.cluster up --name {name}")
+    return running.state
 
 
 def _purge(arguments: argparse.Namespace) -> int:

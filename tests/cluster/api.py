@@ -1,6 +1,7 @@
-"""The few calls this package itself makes to the API server, with nothing but the standard library.
+"""The API server calls of this package, with the standard library alone.
 
-Called by cluster.py and status. No proxy of the environment is used: the server is on this machine.
+Called by cluster.py and the `status` command. The calls ignore proxies of the environment, because the server is on
+this machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tests.cluster.state import State
 def call(
     state: State, server: str, method: str, path: str, body: Any = None, content_type: str = "application/json"
 ) -> tuple[int, Any]:
-    """Status code and decoded answer; 0 when the server can't be reached."""
+    """The status code and the decoded answer. The code is 0 if the server cannot be reached."""
     trust = ssl.create_default_context(cafile=str(state.pki / "ca.crt"))
     trust.load_cert_chain(state.pki / "admin.crt", state.pki / "admin.key")
     address = urlsplit(server)
@@ -39,7 +40,7 @@ def call(
 
 
 def answers(host: str, port: int, path: str) -> bool:
-    """A health check in plain HTTP."""
+    """Whether a health check in plain HTTP succeeds."""
     connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
         connection.request("GET", path)

@@ -1,42 +1,48 @@
 """The cluster's programs, built from pinned Go modules and kept in the cache.
 
-Called by cluster.py and the `build` command. `modules/<module>/go.mod` pins what is built and holds no Go code of ours.
-Invariant: the folder of a module's programs is named after all that goes into them, so it never has to be
-invalidated, and a program appears there whole or not at all: several checkouts share it.
+Called by cluster.py and the `build` command. `modules/<module>/go.mod` pins what is built. It contains no Go code of
+ours.
+Invariants: the name of the folder with a module's programs is a digest of everything that goes into them, so it never
+has to be invalidated. A program appears there complete or not at all, because several checkouts share the folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.cluster import packages
-from tests.cluster.state import ClusterError, cache_root, lock
+from tests.cluster import go
+from tests.cluster.state import ClusterError, cache_root
 
 MODULES = Path(__file__).with_name("modules")
 
-# Program -> (module, Go package), in the order in which somebody who waits wants them.
+# Program -> (module, Go package). The programs that are needed first come first.
 PROGRAMS = {
     "etcd": ("etcd", "go.etcd.io/etcd/server/v3"),
     "kube-apiserver": ("kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver"),
     "kube-controller-manager": ("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager"),
     "kubectl": ("kubernetes", "k8s.io/kubernetes/cmd/kubectl"),
     "helm": ("helm", "helm.sh/helm/v3/cmd/helm"),
+    "kubeconform": ("audit", "github.com/yannh/kubeconform/cmd/kubeconform"),
+    "kube-score": ("audit", "github.com/zegl/kube-score/cmd/kube-score"),
     "kubelet": ("kubernetes", "k8s.io/kubernetes/cmd/kubelet"),
     "kube-scheduler": ("kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler"),
     "kube-proxy": ("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy"),
     "registry": ("registry", "github.com/distribution/distribution/v3/cmd/registry"),
     "local-path-provisioner": ("storage", "github.com/rancher/local-path-provisioner"),
     "coredns": ("coredns", "github.com/coredns/coredns"),
+    "kueue": ("kueue", "sigs.k8s.io/kueue/cmd/kueue"),
+    "argocd": ("argocd", "github.com/argoproj/argo-cd/v3/cmd"),
 }
 CONTROL_PLANE = tuple(PROGRAMS)[:5]
 EVERYTHING = tuple(PROGRAMS)
+CLUSTER = tuple(program for program in PROGRAMS if program not in ("kubeconform", "kube-score", "argocd", "kueue"))
+"""What a cluster with nodes runs. Only tests run the others. Argo CD takes as long to build as half of the programs,
+and Kueue about five minutes of a CPU."""
 
 
 def path(program: str) -> Path:
@@ -51,59 +57,57 @@ def key(module: str) -> str:
 
 
 def ensure(programs: tuple[str, ...]) -> list[str]:
-    """Build what is missing; the names of the programs that were."""
+    """Build the missing programs. Returns their names."""
     if all(path(program).exists() for program in programs):
         return []
-    with lock("build"):
+    with go.building("build") as env:
         missing = [program for program in programs if not path(program).exists()]
         if missing:
-            print(f"  building {', '.join(missing)}; once, in about ten minutes on two cores", flush=True)
-        go = packages.go()
-        # The programs of a module share most of what is compiled; two modules share nothing, and one alone leaves cores
-        # idle while it links or downloads.
+            print(f"  building {', '.join(missing)} (only once; about ten minutes on two cores)", flush=True)
+        # The programs of a module share most of their compiled packages, so they are built one after the other. Modules
+        # share nothing, so two of them are built at a time: a single build leaves cores idle while it links or
+        # downloads.
         modules = list(dict.fromkeys(PROGRAMS[program][0] for program in missing))
         with ThreadPoolExecutor(max_workers=2) as pool:
-            for done in [pool.submit(_build_module, go, module, missing) for module in modules]:
+            for done in [pool.submit(_build_module, env, module, missing) for module in modules]:
                 done.result()
     return missing
 
 
-def _build_module(go: str, module: str, programs: list[str]) -> None:
+def _build_module(env: dict[str, str], module: str, programs: list[str]) -> None:
     for program in programs:
         if PROGRAMS[program][0] == module:
             began = time.monotonic()
-            _build(go, program)
+            go.build(MODULES / module, PROGRAMS[program][1], path(program), _flags(module), env)
             print(f"  built {program:<26}{time.monotonic() - began:6.1f} s", flush=True)
 
 
-def _build(go: str, program: str) -> None:
-    module, package = PROGRAMS[program]
-    target = path(program)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{program}.{os.getpid()}")
-    # The toolchain is the one we chose: no other is fetched, and no workspace file above the checkout is obeyed.
-    env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
-    command = [go, "build", *_flags(module), "-o", str(unfinished), package]
-    done = subprocess.run(command, cwd=MODULES / module, env=env, capture_output=True, text=True)
-    if done.returncode != 0:
-        unfinished.unlink(missing_ok=True)
-        raise ClusterError(f"building {program} failed:\n{done.stderr[-3000:]}")
-    unfinished.replace(target)
-
-
 def _flags(module: str) -> list[str]:
-    linked = ["-s", "-w"]
+    return go.flags(*(f"-X={name}={value}" for name, value in _versions(module).items()))
+
+
+def _versions(module: str) -> dict[str, str]:
+    """Variables that get their value when a program is linked. Without them, Kubernetes reports v0.0.0, and `helm
+    template` takes the cluster for Kubernetes 1.20."""
     if module == "kubernetes":
-        # Kubernetes reads its own version from what the linker was told; without it, everything says v0.0.0.
-        found = re.search(
-            r"^\s*k8s\.io/kubernetes (v(\d+)\.(\d+)\.\d+)", (MODULES / module / "go.mod").read_text(), re.MULTILINE
-        )
-        if found is None:
-            raise ClusterError(f"{MODULES / module / 'go.mod'} does not say which k8s.io/kubernetes it wants")
-        names = ("gitVersion", "gitMajor", "gitMinor")
-        linked += [
-            f"-X=k8s.io/component-base/version.{name}={value}"
-            for name, value in zip(names, found.groups(), strict=True)
-        ]
-    # No debug information: it would be made for each package, and then be stripped.
-    return ["-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false", f"-ldflags={' '.join(linked)}"]
+        version, major, minor = _pinned(module, "k8s.io/kubernetes")
+        values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+        return {f"k8s.io/component-base/version.{name}": value for name, value in values.items()}
+    if module == "helm":
+        release, client = _pinned(module, "helm.sh/helm/v3"), _pinned(module, "k8s.io/client-go")
+        # Release 1.x of Kubernetes has version 0.x of its client.
+        kubernetes = {"k8sVersionMajor": "1", "k8sVersionMinor": client[2]}
+        packages = ("helm.sh/helm/v3/pkg/chartutil", "helm.sh/helm/v3/pkg/lint/rules")
+        return {"helm.sh/helm/v3/internal/version.version": release[0]} | {
+            f"{package}.{name}": value for package in packages for name, value in kubernetes.items()
+        }
+    return {}
+
+
+def _pinned(module: str, dependency: str) -> tuple[str, str, str]:
+    """The version of a dependency, its major and its minor number."""
+    text = (MODULES / module / "go.mod").read_text()
+    found = re.search(rf"^\s*{re.escape(dependency)} (v(\d+)\.(\d+)\.\d+)", text, re.MULTILINE)
+    if found is None:
+        raise ClusterError(f"{MODULES / module / 'go.mod'} does not pin a version of {dependency}")
+    return found[1], found[2], found[3]

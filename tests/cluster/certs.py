@@ -1,7 +1,7 @@
-"""Keys and certificates of one cluster, made by the openssl program.
+"""The keys and certificates of a cluster, made with the openssl program.
 
-Called by cluster.py. One authority signs every identity; a file that exists is kept, so a running cluster keeps
-trusting itself. Keys are P-256: they are made in milliseconds.
+Called by cluster.py. A single authority signs every identity. Existing files are kept, so the parts of a running
+cluster keep trusting each other. Keys are P-256, because they are made in milliseconds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.cluster.state import ClusterError, State, replace
 
-# Our own, so that nothing of the machine's openssl.cnf (which makes everything an authority) comes in.
+# Our own configuration, to ignore the machine's openssl.cnf (which makes every certificate an authority).
 CONFIG = "[req]\ndistinguished_name = subject\n[subject]\n"
 VALID = ["-days", "3650"]
 
@@ -34,7 +34,7 @@ def ensure_authority(state: State) -> None:
 
 
 def ensure(state: State, name: str, user: str, group: str = "", hosts: tuple[str, ...] = ()) -> None:
-    """One identity: a client's user and group, and the addresses it serves under, if any."""
+    """Make the certificate of an identity: user and group of a client, and the addresses of a server, if any."""
     subject = (f"/O={group}" if group else "") + f"/CN={user}"
     extensions = [
         "basicConstraints=critical,CA:FALSE",
@@ -69,11 +69,11 @@ def _certificate(pki: Path, name: str, subject: str, signer: list[str], extensio
     options = [option for extension in extensions for option in ("-addext", extension)]
     config = ["-config", str(pki / "openssl.cnf")]
     _openssl(["req", "-x509", *config, *new, *VALID, "-subj", subject, *signer, *options])
-    # The certificate comes last: where it is, its key is.
+    # The certificate is written last, so its key exists whenever it exists.
     Path(f"{certificate}.new").replace(certificate)
 
 
 def _openssl(arguments: list[str]) -> None:
     done = subprocess.run(["openssl", *arguments], capture_output=True, text=True)
     if done.returncode != 0:
-        raise ClusterError(f"openssl {arguments[0]} failed (version 3 is needed): {done.stderr.strip()}")
+        raise ClusterError(f"openssl {arguments[0]} failed (it must be version 3): {done.stderr.strip()}")

@@ -1,7 +1,7 @@
-"""Bring a cluster up, and the handle by which tests and the demo hold it.
+"""Start a cluster, and the object through which tests and the demo use it.
 
-Called by the command line and by tests. `up` looks at each part and starts what is missing or differs, so it finishes
-a start that was broken off, adds a second node, and takes seconds when there is nothing to do.
+Called by the command line and by tests. `up` checks each part and starts the parts that are missing or differ. So it
+completes an interrupted start, adds a second node, and takes seconds if everything runs already.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PORTS = ("api", "etcd", "etcd-peer")
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that runs. `kubeconfig` is a file for kubectl, helm and clients; its user may do everything."""
+    """A running cluster. `kubeconfig` is a file for kubectl, helm and clients. Its user has all permissions."""
 
     state: State
 
@@ -60,12 +60,12 @@ class Cluster:
 
     @property
     def registry_address(self) -> str:
-        """Where the registry listens; nodes and pods know it as `registry.local:5000`."""
+        """The address of the registry. Nodes and pods use the name `registry.local:5000`."""
         return images.registry_address(self.state)
 
     @property
     def env(self) -> dict[str, str]:
-        """An environment in which kubectl and helm are these, and talk to this cluster without a proxy."""
+        """An environment with this cluster's kubectl and helm. They reach the cluster without a proxy."""
         host = self.server.removeprefix("https://").rpartition(":")[0]
         without_proxy = {
             name: ",".join(filter(None, [os.environ.get(name), host])) for name in ("NO_PROXY", "no_proxy")
@@ -95,14 +95,14 @@ class Cluster:
 
 
 def find(name: str = DEFAULT_NAME) -> Cluster | None:
-    """This checkout's cluster of that name, if it is up."""
+    """This checkout's cluster with that name, or None if it is not up."""
     state = states.load(name)
     return Cluster(state) if state and process.running(state, "kube-apiserver") else None
 
 
 def up(name: str = DEFAULT_NAME, nodes: int = 1, control_plane_only: bool = False) -> Cluster:
     if nodes not in NODES_ALLOWED:
-        raise ClusterError(f"{nodes} nodes: a local cluster has one or two")
+        raise ClusterError(f"{nodes} nodes: a local cluster has one or two nodes")
     requirements.check(control_plane_only)
     with states.lock(states.cluster_id(str(CHECKOUT), states.check_name(name))):
         began = time.monotonic()
@@ -112,7 +112,7 @@ def up(name: str = DEFAULT_NAME, nodes: int = 1, control_plane_only: bool = Fals
                     packages.ensure(packages.CONTROL_PLANE if control_plane_only else packages.NODE | packages.IMAGES)
                 )
             )
-        programs = binaries.CONTROL_PLANE if control_plane_only else binaries.EVERYTHING
+        programs = binaries.CONTROL_PLANE if control_plane_only else binaries.CLUSTER
         binaries.ensure(programs)
         state = _state(name, nodes, control_plane_only)
         running = process.running(state, "kube-apiserver")
@@ -132,7 +132,7 @@ def _state(name: str, nodes: int, control_plane_only: bool) -> State:
         state = State(name, states.cluster_id(str(CHECKOUT), name), str(CHECKOUT), control_plane_only)
     if state.control_plane_only != control_plane_only:
         kind = "a control plane only" if state.control_plane_only else "a whole cluster"
-        raise ClusterError(f"cluster {name} is {kind}; take it down first: python3 -m tests.cluster down --name {name}")
+        raise ClusterError(f"cluster {name} is {kind}. Take it down first: python3 -m tests.cluster down --name {name}")
     state.nodes = max(state.nodes, nodes)
     if control_plane_only:
         if not process.running(state, "kube-apiserver"):
@@ -148,7 +148,7 @@ def _state(name: str, nodes: int, control_plane_only: bool) -> State:
 def _free_ports() -> dict[str, int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
-        return {name: one.getsockname()[1] for name, one in zip(PORTS, sockets, strict=True)}
+        return {name: listener.getsockname()[1] for name, listener in zip(PORTS, sockets, strict=True)}
 
 
 def _link_programs(state: State, programs: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while the cluster does something: one line per step, with the time it took.
+"""The output of a command: a line per step, with the time that the step took.
 
 Called by cluster.py, binaries.py and the command line.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def step(title: str) -> Iterator[Callable[[str], None]]:
-    """The title is there from the start, for steps that take minutes; details are told through the given function."""
+    """Print the title at once, because a step may take minutes. The yielded function adds details to the line."""
     details: list[str] = []
     began = time.monotonic()
     print(f"  {title:<32}", end="", flush=True)

@@ -1,15 +1,15 @@
-"""Start a program as a daemon, inside another process's namespaces if one is named, and print its process id.
+"""Start a program as a daemon, optionally inside the namespaces of another process, and print its process id.
 
-Run by process.py as a script: `detach.py LOG HOLDER PROGRAM [ARGUMENT...]`, HOLDER `-` for none. It is a process of
-its own because entering a PID namespace only concerns children (hence the forks), and because a daemon must not be a
-child of the caller: nobody would reap it. The printed id is the one the host sees.
+Run by process.py as a script: `detach.py LOG HOLDER PROGRAM [ARGUMENT...]`; HOLDER is `-` for none. It is a separate
+process for two reasons. Entering a PID namespace only affects children (hence the fork). And a daemon must not be a
+child of the caller, because nobody would reap it. The printed id is the id that the host sees.
 """
 
 import ctypes
 import os
 import sys
 
-# Network first and mounts last: with the mount namespace, /proc becomes the one of the node.
+# Mounts come last: after entering the mount namespace, /proc is the node's.
 NAMESPACES = ("net", "pid_for_children", "mnt")
 
 
@@ -25,16 +25,15 @@ def main(log: str, holder: str, *argv: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     if holder != "-":
         enter(holder)
-    # The pipe closes when the program runs, and says why when it can't be run.
-    heard, said = os.pipe()
+    # The pipe closes when the program starts. If the program cannot start, the pipe carries the reason.
+    reader, writer = os.pipe()
     child = os.fork()
     if child:
-        os.close(said)
-        trouble = os.read(heard, 4096).decode()
-        print(trouble or child, file=sys.stderr if trouble else sys.stdout, flush=True)
-        # Not exit(): the interpreter has nothing to tidy up, and the daemon is adopted by the init of its own
-        # namespace.
-        os._exit(1 if trouble else 0)
+        os.close(writer)
+        failure = os.read(reader, 4096).decode()
+        print(failure or child, file=sys.stderr if failure else sys.stdout, flush=True)
+        # Not exit(): the interpreter has nothing to clean up, and the init of the namespace adopts the daemon.
+        os._exit(1 if failure else 0)
     os.setsid()
     os.chdir("/")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -43,7 +42,7 @@ def main(log: str, holder: str, *argv: str) -> None:
     try:
         os.execv(argv[0], argv)
     except OSError as error:
-        os.write(said, f"cannot run {argv[0]}: {error.strerror}".encode())
+        os.write(writer, f"cannot run {argv[0]}: {error.strerror}".encode())
         os._exit(1)
 
 

@@ -1,8 +1,8 @@
-"""Images: the one that needs no build, the base for the Dockerfile, and the registry that brings images to the nodes.
+"""Images: the busybox image, the base image of the Dockerfile, and the registry that serves images to the nodes.
 
-Called by cluster.py (registry, busybox), and by people and tests through `push` and `base_image`. A pushed image is
-called `registry.local:5000/<name>:<tag>` wherever it is named, in pods too. The registry's storage is in the cache
-and outlives clusters.
+Called by cluster.py (registry, busybox), and by people and tests through `push` and `base_image`. The name of a pushed
+image is `registry.local:5000/<name>:<tag>` everywhere, in pods too. The registry's storage is in the cache and outlives
+clusters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.cluster.state import ClusterError, State, cache_root, lock, replace
 REGISTRY = "registry.local:5000"
 BUSYBOX = f"{REGISTRY}/busybox:local"
 BASE_IMAGE = "localhost/finetune-base:bookworm"
-# What the interpreter of the images needs from Debian; everything else comes from the lock file.
+# The Debian packages of the images' Python. Everything else comes from the lock file.
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 PORT = 5000
 
@@ -42,7 +42,7 @@ def start_registry(state: State, holder: int) -> None:
     }
     replace(config, json.dumps(content, indent=2))
     argv = [state.program("registry"), "serve", str(config)]
-    # It would send traces to a collector that nobody runs.
+    # By default it sends traces to a collector, which does not exist here.
     process.ensure(state, "registry", argv, holder=holder, files=[config], env={"OTEL_TRACES_EXPORTER": "none"})
 
 
@@ -52,16 +52,16 @@ def wait_for_registry(state: State) -> None:
 
 
 def push(state: State, image: str, name: str = "") -> str:
-    """Bring an image of this machine's buildah to the nodes; its reference by digest, which can't mean an older one."""
+    """Push an image from buildah to the nodes. Returns its reference by digest, so no older image can be meant."""
     if state.control_plane_only:
-        raise ClusterError(f"cluster {state.name} has no nodes to bring an image to: it is a control plane only")
+        raise ClusterError(f"cluster {state.name} is a control plane only. It has no nodes that could run an image")
     packages.ensure(packages.IMAGES)
     target = name or image.removeprefix(f"{REGISTRY}/").removeprefix("localhost/")
     if ":" not in target.rpartition("/")[2]:
         target += ":latest"
     with tempfile.NamedTemporaryFile(mode="r") as digest:
-        # Buildah remembers which packed layer came of which of its own, and asks for that: one that is there already is
-        # not even read. A layer of torch takes half as long as with gzip, packing and unpacking.
+        # Buildah remembers the compressed form of each of its layers and asks the registry for it. It does not even
+        # read a layer that the registry has. With zstd, a layer of torch takes half as long as with gzip, both ways.
         options = [
             "--tls-verify=false",
             "--format=oci",
@@ -75,7 +75,7 @@ def push(state: State, image: str, name: str = "") -> str:
 
 
 def base_image(image: str = BASE_IMAGE) -> bool:
-    """Make the base for the Dockerfile's BASE_IMAGE from Debian's packages; false when it is there."""
+    """Make the image for the Dockerfile's BASE_IMAGE from Debian packages. Returns False if it exists already."""
     packages.ensure(packages.IMAGES)
     with lock("base-image"):
         if subprocess.run(["buildah", "inspect", "--type=image", image], capture_output=True).returncode == 0:
@@ -87,10 +87,10 @@ def base_image(image: str = BASE_IMAGE) -> bool:
 
 def _make_base(image: str, archive: Path) -> None:
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm", str(archive)]
-    # No times: the same packages make the same image, and what was built on it before fits again.
-    made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
-    if made.returncode != 0:
-        raise ClusterError(f"mmdebstrap failed:\n{made.stderr[-2000:]}")
+    # Without timestamps, the same packages make the same image, so cached layers on top of it stay valid.
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
+    if result.returncode != 0:
+        raise ClusterError(f"mmdebstrap failed:\n{result.stderr[-2000:]}")
     container = _buildah(["from", "scratch"])
     try:
         _buildah(["add", "--quiet", container, str(archive), "/"])
@@ -108,9 +108,9 @@ def _buildah(arguments: list[str]) -> str:
 
 
 def busybox_archive() -> Path:
-    """An image of nothing but Debian's static busybox: the pause container, and a shell for tests.
+    """An image with only Debian's static busybox. It is the pause container, and a shell for tests.
 
-    Written here, since buildah would take longer than the whole start of a node.
+    It is written here, because buildah would take longer than the whole start of a node.
     """
     program = Path(packages.find("busybox") or "/bin/busybox").read_bytes()
     target = cache_root() / "images" / f"busybox-{hashlib.sha256(program).hexdigest()[:12]}.tar"
@@ -126,7 +126,7 @@ def busybox_archive() -> Path:
         for applet in applets:
             if applet != "busybox":
                 _add(tar, f"bin/{applet}", kind=tarfile.SYMTYPE, link="busybox")
-    # As a pause container it is asked to sleep, and must let orphans of a shared PID namespace go.
+    # As a pause container it sleeps, and it must reap orphans of a shared PID namespace.
     sleep = ["/bin/sh", "-c", "trap '' CHLD; exec sleep infinity"]
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine),

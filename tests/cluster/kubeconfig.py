@@ -1,7 +1,6 @@
-"""Kubeconfig files: one for people and tests, one for each component; and the question whether one is ours.
+"""Kubeconfig files for people, tests and components, and the check whether a kubeconfig leads to our cluster.
 
-Called by cluster.py and, for `is_ours`, by every test that is about to change a cluster: tests refuse one that they did
-not make.
+Called by cluster.py. Every test that changes a cluster calls `is_ours`: tests refuse clusters that they did not create.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tests.cluster.state import CONTEXT_PREFIX, State, replace
 
 
 def write(state: State, path: Path, identity: str, server: str) -> Path:
-    """JSON, which every reader of YAML accepts; the certificates are inside, so the file can be copied."""
+    """Write a kubeconfig as JSON, which is valid YAML. It contains the certificates, so the file can be copied."""
 
     def data(name: str) -> str:
         return base64.b64encode((state.pki / name).read_bytes()).decode()
@@ -41,8 +40,8 @@ def write(state: State, path: Path, identity: str, server: str) -> Path:
 
 
 def is_ours(kubeconfig: Path | str, context: str | None = None) -> bool:
-    """Does this context lead to a cluster that this package started? Judged by its authority, not by its name alone."""
-    candidates = states.everything()
+    """Whether this context leads to a cluster that this package started. The certificate authority must match too."""
+    candidates = states.all_clusters()
     if not candidates or (context is not None and not context.startswith(CONTEXT_PREFIX)):
         return False
     kubectl = next(
@@ -52,10 +51,10 @@ def is_ours(kubeconfig: Path | str, context: str | None = None) -> bool:
     if kubectl is None:
         return False
     command = [kubectl, "config", "view", "--raw", "--minify", "--output=json", f"--kubeconfig={kubeconfig}"]
-    seen = subprocess.run(command + ([f"--context={context}"] if context else []), capture_output=True, text=True)
-    if seen.returncode != 0:
+    result = subprocess.run(command + ([f"--context={context}"] if context else []), capture_output=True, text=True)
+    if result.returncode != 0:
         return False
-    view = json.loads(seen.stdout)
+    view = json.loads(result.stdout)
     authority = base64.b64decode(view["clusters"][0]["cluster"].get("certificate-authority-data", ""))
     return view["current-context"].startswith(CONTEXT_PREFIX) and any(
         (state.pki / "ca.crt").exists() and (state.pki / "ca.crt").read_bytes() == authority for state in candidates

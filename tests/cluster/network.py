@@ -1,9 +1,9 @@
-"""One segment per cluster: the host, node 1 and node 2 on a bridge that lives inside node 1.
+"""The network of a cluster: host, node 1 and node 2 are on a bridge inside node 1.
 
-Called by cluster.py and teardown.py. The host sees one veth link, named after the cluster, and no route or firewall
-rule: kube-proxy's rules, the pods' routes and IP forwarding are all inside the nodes' namespaces and end with them.
-Invariant: only the segment's subnet has to be unlike all others on this machine; pod and Service subnets are never
-seen outside.
+Called by cluster.py and teardown.py. The host only has a veth link, named after the cluster, and no routes or firewall
+rules: kube-proxy's rules, the pods' routes and IP forwarding are inside the nodes' namespaces and end with them.
+Invariant: only the subnet of the bridge must differ from all others on this machine. Pod and Service subnets are never
+visible outside.
 """
 
 from __future__ import annotations
@@ -15,36 +15,38 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.cluster import packages
-from tests.cluster.state import ClusterError, State, everything
+from tests.cluster.state import ClusterError, State, all_clusters
 
-# RFC 2544 sets this range aside for measuring devices: neither offices nor clouds nor VPNs route it.
+# RFC 2544 reserves this range for benchmarks, so offices, clouds and VPNs do not route it.
 RANGE = ipaddress.ip_network("198.18.0.0/15")
 PREFIX = 28
 BRIDGE = "nodes"
 
 
 def choose_subnet(cluster: str, taken: Iterable[str]) -> str:
-    """A subnet of the range that overlaps nothing taken; the search starts at a place that the cluster's id decides."""
-    used = [ipaddress.ip_network(one, strict=False) for one in taken]
-    used = [one for one in used if one.prefixlen > 0 and one.version == 4]
+    """A subnet of the range that overlaps nothing in `taken`. The id of the cluster decides where the search starts."""
+    used = [ipaddress.ip_network(subnet, strict=False) for subnet in taken]
+    used = [subnet for subnet in used if subnet.prefixlen > 0 and subnet.version == 4]
     count = 1 << (PREFIX - RANGE.prefixlen)
     start = int(cluster, 16) % count
     for step in range(count):
         number = (start + step) % count
         candidate = ipaddress.ip_network((int(RANGE.network_address) + number * (1 << (32 - PREFIX)), PREFIX))
-        if not any(candidate.overlaps(one) for one in used):
+        if not any(candidate.overlaps(subnet) for subnet in used):
             return str(candidate)
-    raise ClusterError(f"no free /{PREFIX} left in {RANGE}: this machine's routes take all of it (see `ip route`)")
+    raise ClusterError(
+        f"no free /{PREFIX} left in {RANGE}: the routes of this machine use all of it. Remove some (see `ip route`)"
+    )
 
 
 def taken_subnets() -> list[str]:
     routes = json.loads(_ip(["-json", "-4", "route", "show", "table", "all"]) or "[]")
     used = [route["dst"] for route in routes if route["dst"] != "default"]
-    return used + [state.subnet for state in everything() if state.subnet]
+    return used + [state.subnet for state in all_clusters() if state.subnet]
 
 
 def address(state: State, which: int) -> str:
-    """0 is the host, 1 and 2 are the nodes."""
+    """The address of the host (0) or of a node (1 or 2)."""
     return str(ipaddress.ip_network(state.subnet)[which + 1])
 
 
@@ -57,7 +59,7 @@ def link(state: State) -> str:
 
 
 def ensure(state: State, holders: dict[int, int]) -> None:
-    """Bring links, addresses and routes to what they should be; harmless when they are."""
+    """Create the missing links, addresses and routes. Existing links, addresses and routes stay."""
     first = holders[1]
     if link(state) not in _links(None):
         _ip(["link", "add", link(state), "type", "veth", "peer", "name", "host", "netns", str(first)])
@@ -73,7 +75,7 @@ def ensure(state: State, holders: dict[int, int]) -> None:
         _address(holders[2], BRIDGE, address(state, 2))
     for node, holder in holders.items():
         _ip(["link", "set", "lo", "up"], holder)
-        # Nothing is beyond; but a Service's address is rewritten only after a route for it was found.
+        # There is nothing outside, but the address of a Service is rewritten only if a route for it exists.
         _ip(["route", "replace", "default", "dev", BRIDGE], holder)
         for other in holders:
             if other != node:
@@ -96,7 +98,7 @@ def _address(holder: int | None, device: str, own: str) -> None:
 
 
 def _links(holder: int | None) -> set[str]:
-    return {one["ifname"] for one in json.loads(_ip(["-json", "link", "show"], holder))}
+    return {item["ifname"] for item in json.loads(_ip(["-json", "link", "show"], holder))}
 
 
 def _ip(arguments: list[str], holder: int | None = None) -> str:
@@ -104,7 +106,7 @@ def _ip(arguments: list[str], holder: int | None = None) -> str:
 
 
 def _enter(holder: int | None, argv: list[str]) -> str:
-    """In the network namespace only: process ids, which `ip` is given, are the host's."""
+    """Run in the network namespace only, because the process ids in the arguments of `ip` are those of the host."""
     inside = [packages.find("nsenter") or "nsenter", f"--net=/proc/{holder}/ns/net", "--"] if holder else []
     done = subprocess.run([*inside, *argv], capture_output=True, text=True)
     if done.returncode != 0:

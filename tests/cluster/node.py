@@ -1,7 +1,7 @@
-"""One node: containerd, kubelet and kube-proxy inside its sandbox.
+"""A node: containerd, kubelet and kube-proxy inside its sandbox.
 
-Called by cluster.py. All configuration is written as JSON, which the components read as YAML. A node claims eight GPUs
-that it does not have, so that scheduling by `nvidia.com/gpu` is real; containers find no device.
+Called by cluster.py. All configuration is written as JSON, which the components read as YAML. A node reports eight GPUs
+that it does not have, so that scheduling by `nvidia.com/gpu` is real. Containers see no device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def start_containerd(state: State, node: int, holder: int) -> None:
     cni = {
         "cniVersion": "0.4.0",
         "name": "pods",
-        # Each pod is a hop away from its neighbours, so a Service's answers pass the node's address rewriting, too.
+        # Traffic between pods is routed by the node, so answers of a Service pass the node's address rewriting too.
         "plugins": [
             {
                 "type": "ptp",
@@ -42,7 +42,7 @@ def start_containerd(state: State, node: int, holder: int) -> None:
         ],
     }
     replace(directory / "cni" / "10-pods.conflist", json.dumps(cni, indent=2))
-    # The name that pods and people use stands for a folder of the registry: clusters share its storage, not its tags.
+    # The public name maps to a folder of the registry per cluster: clusters share its storage, but not its tags.
     replace(
         directory / "registries" / images.REGISTRY / "hosts.toml",
         f"""server = "{registry}"
@@ -82,8 +82,8 @@ state = "/run/containerd"
     new = not sandbox.run(holder, ["ls", "-A", "/run/containerd"], check=False)
     if process.ensure(state, f"containerd-{node}", argv, holder=holder, files=[config]):
         _wait_for_containerd(state, node, holder)
-        # A node that was stopped leaves containers without processes: only its images are of use. containerd has to
-        # forget them, too.
+        # A stopped node leaves containers without processes. Only its images are useful, so containerd must forget the
+        # containers.
         if new and (stale := ctr(holder, "containers", "list", "--quiet").split()):
             ctr(holder, "containers", "delete", *stale)
             process.stop(state, f"containerd-{node}")
@@ -110,8 +110,7 @@ def start_kubelet(state: State, node: int, at: Endpoint, holder: int) -> None:
     identity = f"kubelet-{node}"
     kubeconfig = write(state, state.config / identity, identity, at.server)
     config = _write(state.config / f"{identity}.json", kubelet_configuration(state, node))
-    # The kubelet sets resources it does not know to 0 when it finds none of these: then it takes the machine for a
-    # new one.
+    # Without this file, the kubelet treats the machine as new and sets the resources that it does not know to 0.
     marker = state.node_directory(node) / "kubelet" / "device-plugins" / "kubelet_internal_checkpoint"
     if not marker.exists():
         replace(marker, "{}")
@@ -177,7 +176,7 @@ def start_kube_proxy(state: State, node: int, at: Endpoint, holder: int) -> None
         "healthzBindAddress": f"{own}:10256",
         "nodePortAddresses": ["primary"],
         "oomScoreAdj": 0,
-        # These are settings of the whole machine, not of the network namespace.
+        # Unset, because these are settings of the whole machine, not of the network namespace.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     }
     config = _write(state.config / f"kube-proxy-{node}.json", configuration)
@@ -186,17 +185,17 @@ def start_kube_proxy(state: State, node: int, at: Endpoint, holder: int) -> None
 
 
 def wait_until_ready(state: State, node: int, at: Endpoint) -> None:
-    """Ready as told by the kubelet that runs now, with its GPUs counted and its Services reachable."""
+    """Wait until the current kubelet reports Ready, the GPUs are counted and Services are reachable."""
     record = process.read(state, f"kubelet-{node}")
     assert record is not None
     path = f"/api/v1/nodes/{name(node)}"
 
     def ready() -> bool:
-        code, found = api.call(state, at.server, "GET", path)
-        conditions = found["status"].get("conditions", []) if code == 200 else []
+        code, answer = api.call(state, at.server, "GET", path)
+        conditions = answer["status"].get("conditions", []) if code == 200 else []
         return any(
-            one["type"] == "Ready" and one["status"] == "True" and _time(one["lastHeartbeatTime"]) >= int(record["at"])
-            for one in conditions
+            c["type"] == "Ready" and c["status"] == "True" and _time(c["lastHeartbeatTime"]) >= int(record["at"])
+            for c in conditions
         )
 
     needs = [f"kubelet-{node}", f"containerd-{node}"]
@@ -215,9 +214,9 @@ def give_gpus(state: State, node: int, at: Endpoint) -> None:
     path = f"/api/v1/nodes/{name(node)}/status"
 
     def counted() -> bool:
-        code, found = api.call(state, at.server, "GET", path)
+        code, answer = api.call(state, at.server, "GET", path)
         if code == 200 and all(
-            found["status"][kind].get("nvidia.com/gpu") == GPUS for kind in ("capacity", "allocatable")
+            answer["status"][kind].get("nvidia.com/gpu") == GPUS for kind in ("capacity", "allocatable")
         ):
             return True
         api.call(state, at.server, "PATCH", path, {"status": {"capacity": gpus, "allocatable": gpus}}, MERGE)

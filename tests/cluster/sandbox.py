@@ -1,10 +1,9 @@
-"""A node's box: network, mount and PID namespaces held by one process, and the cgroups its pods live in.
+"""The sandbox of a node: network, mount and PID namespaces held by one process, and the cgroups of its pods.
 
-Called by cluster.py and teardown.py. Kubelet, containerd, the containers' shims and the containers themselves all
-live in here, so ending the holder ends every one of them, and their mounts and interfaces with them: the kernel
-cleans up, whatever state they were in.
-Invariant: paths that the programs have built in (/run, /var/lib, /var/log) are the node's own; the rest of the file
-system is the machine's.
+Called by cluster.py and teardown.py. Kubelet, containerd, shims and containers all run inside. When the holder ends,
+all of them end, and their mounts and interfaces disappear: the kernel cleans up, whatever state they were in.
+Invariant: the paths that are built into the programs (/run, /var/lib, /var/log) belong to the node. The rest of the
+file system is the machine's.
 """
 
 from __future__ import annotations
@@ -18,8 +17,12 @@ from pathlib import Path
 from tests.cluster import packages, process
 from tests.cluster.state import ClusterError, State, cache_root
 
-# The cache is put aside and back, for it may lie below a folder that is about to be hidden.
-# SIGCHLD is ignored at the end so that orphans of the node, whose parent the holder becomes, are reaped by the kernel.
+PODS_SHARE = 2
+"""On a busy machine, the pods of a node together get as much CPU as so many processes outside. By default that is one,
+and then probes fail, and the operator is restarted again and again."""
+
+# The cache is moved aside and back, because it may be below a folder that the script hides.
+# The holder becomes the parent of orphans of the node. It ignores SIGCHLD at the end, so that the kernel reaps them.
 SETUP = """
 set -eu
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -37,7 +40,7 @@ exec sleep infinity
 
 
 def ensure(state: State, node: int) -> int:
-    """The id of the process that holds the node's namespaces."""
+    """Start the process that holds the node's namespaces, unless it runs. Returns its id."""
     directory = state.node_directory(node)
     for name in ("kubelet", "log", "containerd"):
         (directory / name).mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,7 @@ def ensure(state: State, node: int) -> int:
 
 
 def kill(state: State, node: int) -> None:
-    """End the holder, which is the init of the node's PID namespace: all that runs in it ends at once."""
+    """Kill the holder. It is the init of the node's PID namespace, so all processes in it end at once."""
     process.stop(state, f"node-{node}", grace=0)
 
 
@@ -93,20 +96,20 @@ def run(holder: int, argv: list[str], *, check: bool = True) -> str:
 
 
 def _program(name: str) -> str:
-    found = packages.find(name)
-    if found is None:
-        raise ClusterError(f"{name} is not on this machine; it belongs to the Debian package util-linux")
-    return found
+    path = packages.find(name)
+    if path is None:
+        raise ClusterError(f"{name} is missing on this machine. Install the Debian package util-linux")
+    return path
 
 
 def members(holder_namespaces: set[str]) -> list[int]:
-    """Processes that live in one of these namespaces (written as /proc shows them: `pid:[4026532…]`)."""
-    found = []
+    """The processes in these namespaces (in the notation of /proc: `pid:[4026532…]`)."""
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if {(entry / "ns" / kind).readlink().name for kind in ("pid", "mnt", "net")} & holder_namespaces:
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def namespaces(holder: int) -> set[str]:
@@ -126,19 +129,22 @@ def _hierarchies() -> list[tuple[str, Path]]:
 
 
 def make_cgroups(state: State, node: int) -> None:
-    """A root of its own for each kubelet: two that share one clean up each other's pods."""
+    """Make a separate root for each kubelet: two kubelets with the same root would clean up each other's pods."""
     for kind, mount in _hierarchies():
         group = mount / cgroup_name(state, node)
         if kind == "cgroup2":
             for controller in (mount / "cgroup.controllers").read_text().split():
-                # Each by itself: one that can't be handed on must not keep the others.
+                # A separate write for each controller: a controller that cannot be delegated must not block the others.
                 with contextlib.suppress(OSError):
                     (mount / "cgroup.subtree_control").write_text(f"+{controller}")
         group.mkdir(exist_ok=True)
         for setting in ("cpuset.cpus", "cpuset.mems"):
-            # In version 1 a new cpuset has no processor and no memory, and takes no process.
+            # In version 1, a new cpuset has no CPUs and no memory nodes, and accepts no process.
             if kind == "cgroup" and (group / setting).exists() and not (group / setting).read_text().strip():
                 (group / setting).write_text((mount / setting).read_text())
+        for setting, share_of_a_process in (("cpu.shares", 1024), ("cpu.weight", 100)):
+            if (group / setting).exists():
+                (group / setting).write_text(str(PODS_SHARE * share_of_a_process))
 
 
 def cgroups_left(state: State, node: int) -> list[Path]:
@@ -147,7 +153,7 @@ def cgroups_left(state: State, node: int) -> list[Path]:
 
 
 def remove_cgroups(state: State, node: int, patience: float = 10.0) -> None:
-    """From the leaves up; a cgroup stays busy for a moment after its last process is gone."""
+    """Remove the cgroups, leaves first. A cgroup stays busy for a moment after its last process is gone."""
     deadline = time.monotonic() + patience
     while left := cgroups_left(state, node):
         for root in left:

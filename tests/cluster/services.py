@@ -1,6 +1,6 @@
-"""Name service and storage: CoreDNS and local-path-provisioner as processes on node 1, and what they need in the API.
+"""DNS and storage: CoreDNS and local-path-provisioner run as processes on node 1.
 
-Called by cluster.py. The objects are in `manifests/` and are applied at each `up`.
+Called by cluster.py. Their API objects are in `manifests/`, and each `up` applies them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def apply_manifests(state: State) -> None:
 def start_dns(state: State, at: Endpoint) -> None:
     kubeconfig = write(state, state.config / "dns", "dns", at.server)
     corefile, own = state.config / "Corefile", network.address(state, 1)
-    # Names outside of the cluster don't exist, and that is said at once. Little is remembered: tests make and remove
-    # names all the time.
+    # Names outside the cluster do not exist, and the server says so at once. Answers are cached only briefly, because
+    # tests create and delete names all the time.
     replace(
         corefile,
         f"""cluster.local in-addr.arpa ip6.arpa {{
@@ -68,7 +68,7 @@ def start_dns(state: State, at: Endpoint) -> None:
 def wait_for_dns(state: State) -> None:
     address = network.address(state, 1)
     process.wait_until(
-        state, "the name service is ready", lambda: api.answers(address, DNS_HEALTH_PORT, "/ready"), needs=["coredns"]
+        state, "CoreDNS is ready", lambda: api.answers(address, DNS_HEALTH_PORT, "/ready"), needs=["coredns"]
     )
 
 

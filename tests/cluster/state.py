@@ -1,8 +1,8 @@
-"""Where a local cluster keeps its things, and what is known of it between two commands.
+"""The paths of a local cluster, and its state between two commands.
 
-Called by every module of this package. One cluster belongs to one checkout and has a name; from both comes a short id
-that also names its network link and its cgroups, so that clusters of several checkouts stand beside each other.
-Invariant: nothing outside the cache and `<checkout>/.cluster` is written, so removing both removes the cluster.
+Called by every module of this package. A cluster belongs to a checkout and has a name. Both give a short id, which also
+names its network link and its cgroups, so clusters of several checkouts can run at the same time.
+Invariant: only the cache and `<checkout>/.cluster` are written, so removing both removes the cluster.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ NODES_ALLOWED = (1, 2)
 
 
 class ClusterError(Exception):
-    """Something a person has to know: what was wanted, what stands in the way, what to do."""
+    """Says what was wanted, what prevents it, and what to do."""
 
 
 @dataclass
 class State:
-    """One cluster. `ports` is used by the control-plane-only mode, `subnet` by the full one."""
+    """A cluster. The control-plane-only mode uses `ports`, the full mode uses `subnet`."""
 
     name: str
     id: str
@@ -66,7 +66,7 @@ class State:
         return self.directory / f"node-{node}"
 
     def program(self, name: str) -> str:
-        """The real path, so that a rebuilt program changes the command line and is started anew."""
+        """The resolved path of a program. A rebuilt program has another path, so it is started again."""
         return str((self.bin / name).resolve())
 
 
@@ -85,19 +85,19 @@ def cluster_id(checkout: str, name: str) -> str:
 
 def check_name(name: str) -> str:
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,18}[a-z0-9])?", name):
-        raise ClusterError(f"cluster name {name!r}: at most 20 of a-z, 0-9 and '-', starting with a letter")
+        raise ClusterError(f"cluster name {name!r}: use at most 20 of a-z, 0-9 and '-', starting with a letter")
     return name
 
 
 def load(name: str) -> State | None:
-    """The cluster of this checkout with that name, if `up` has ever got that far."""
+    """The cluster of this checkout with that name, or None if `up` has not saved it."""
     return _read(clusters_root() / cluster_id(str(CHECKOUT), check_name(name)) / "state.json")
 
 
-def everything() -> list[State]:
-    """Every cluster of this cache, of other checkouts too."""
-    found = [_read(path) for path in sorted(clusters_root().glob("*/state.json"))]
-    return [state for state in found if state]
+def all_clusters() -> list[State]:
+    """All clusters of this cache, including those of other checkouts."""
+    states = [_read(path) for path in sorted(clusters_root().glob("*/state.json"))]
+    return [state for state in states if state]
 
 
 def save(state: State) -> None:
@@ -111,11 +111,11 @@ def _read(path: Path) -> State | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise ClusterError(f"{path} is not readable ({error}); remove {path.parent} and start again") from None
+        raise ClusterError(f"{path} is not readable ({error}): remove {path.parent} and start again") from None
 
 
 def replace(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write the whole file or nothing: a start that is killed half-way leaves no half file behind."""
+    """Write the file atomically, so that a killed start leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
@@ -125,8 +125,8 @@ def replace(path: Path, text: str, mode: int = 0o600) -> None:
 
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
-    """One command at a time per cluster (or per `build`, `subnets`); the second one waits."""
-    import fcntl  # not there on Windows, where people are told so instead of seeing an ImportError
+    """One command at a time per cluster (or per `build`, `subnets`). A second command waits."""
+    import fcntl  # missing on Windows, where the user shall see a message instead of an ImportError
 
     path = cache_root() / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Take a cluster down and look whether anything of it is left.
+"""Take a cluster down and check that nothing of it is left.
 
-Called by the command line and by Cluster.down. What goes: processes, namespaces, mounts, the link, cgroups, volumes,
-the objects. What stays: built programs, the registry's storage and the nodes' unpacked images, since making those
-again takes minutes; `purge` removes them.
+Called by the command line and by Cluster.down. It removes processes, namespaces, mounts, the link, cgroups, volumes and
+the objects. It keeps the built programs, the registry's storage and the nodes' unpacked images, because making them
+again takes minutes. `purge` removes those.
 """
 
 from __future__ import annotations
@@ -15,36 +15,38 @@ from tests.cluster import network, process, sandbox
 from tests.cluster import state as states
 from tests.cluster.state import ClusterError, State, cache_root
 
-# Last started, first stopped; the control plane alone has only these.
+# The last started process is stopped first. A control plane only has just these.
 ORDER = ("kube-controller-manager", "kube-apiserver", "etcd")
 
 
 def down(state: State) -> None:
     with states.lock(state.id):
         namespaces: set[str] = set()
-        nodes = [] if state.control_plane_only else list(range(1, state.nodes + 1))
+        # Somebody may have added nodes since the state was read.
+        added = {int(name.removeprefix("node-")) for name in process.names(state) if name.startswith("node-")}
+        nodes = [] if state.control_plane_only else sorted(added | set(range(1, state.nodes + 1)))
         for node in nodes:
             holder = process.read(state, f"node-{node}")
             if holder and process.alive(holder):
                 namespaces |= sandbox.namespaces(holder["pid"])
                 sandbox.kill(state, node)
         for name in ORDER:
-            # Nothing that they would still write is wanted.
+            # No grace period: their last writes are not needed.
             process.stop(state, name, grace=0)
         if nodes:
             network.remove(state)
             for node in nodes:
                 sandbox.remove_cgroups(state, node)
-        left = _wait_for_nothing(state, namespaces)
+        left = _wait_until_removed(state, namespaces)
         if left:
             raise ClusterError(
-                f"cluster {state.name} is down, but this is left of it:\n" + "\n".join(f"  {one}" for one in left)
+                f"cluster {state.name} is down, but these parts are left:\n" + "\n".join(f"  {part}" for part in left)
             )
         _remove_files(state)
 
 
-def _wait_for_nothing(state: State, namespaces: set[str], patience: float = 15.0) -> list[str]:
-    """The kernel takes a moment to end a namespace."""
+def _wait_until_removed(state: State, namespaces: set[str], patience: float = 15.0) -> list[str]:
+    """Wait for the kernel to end the namespaces. Returns what is left."""
     deadline = time.monotonic() + patience
     while (left := leftovers(state, namespaces)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -52,7 +54,7 @@ def _wait_for_nothing(state: State, namespaces: set[str], patience: float = 15.0
 
 
 def leftovers(state: State, namespaces: set[str]) -> list[str]:
-    """What a person would find of the cluster, each with its kind and name."""
+    """The parts of the cluster that still exist, each with its kind and name."""
     left = [f"process {name}" for name in process.names(state) if process.running(state, name)]
     left += [f"process {pid} in a node's namespaces" for pid in sandbox.members(namespaces)]
     left += [f"mount {mount}" for mount in _mounts_below(state.directory)]
@@ -79,7 +81,7 @@ def _remove_files(state: State) -> None:
                     _remove(part)
         elif path.name != "state.json":
             _remove(path)
-    # Last: as long as it is there, `down` can be called again.
+    # Last, because `down` can be called again as long as this file exists.
     (state.directory / "state.json").unlink()
     if not any(state.directory.iterdir()):
         state.directory.rmdir()
@@ -94,8 +96,8 @@ def _remove(path: Path) -> None:
 
 
 def purge() -> None:
-    """Remove everything that is cached; refused while a cluster is up. Buildah's images are the machine's, and stay."""
-    found = [f"{state.name} (of {state.checkout})" for state in states.everything()]
-    if found:
-        raise ClusterError(f"these clusters are up: {', '.join(found)}; take them down first")
+    """Remove the whole cache. Refused while a cluster is up. Images in buildah's storage stay."""
+    running = [f"{state.name} (of {state.checkout})" for state in states.all_clusters()]
+    if running:
+        raise ClusterError(f"these clusters are up: {', '.join(running)}. Take them down first")
     shutil.rmtree(cache_root(), ignore_errors=True)

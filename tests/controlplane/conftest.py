@@ -19,13 +19,22 @@ import yaml
 from tests import chart, cluster
 from tests.cluster import Cluster
 from tests.controlplane import kubelet, operator_process
-from tests.controlplane.lane import Lane, lane
+from tests.controlplane.lane import Lane, allow_leases, lane
 from tests.controlplane.operator_process import OperatorProcess
 from tests.controlplane.scene import Scene, stage
 from tests.kube import ApiError, Kube, until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sft-lora.yaml"
+LIVES_SECONDS = 1800
+"""Limit of a test that lives through many lives. The limit of other tests is in pyproject.toml."""
 _numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a busy machine the fault tests need more time than others. A sweep has its own limit on the command line."""
+    for item in items:
+        if item.path.name == "test_faults.py" and not config.getoption("--sweep"):
+            item.add_marker(pytest.mark.timeout(LIVES_SECONDS))
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +63,7 @@ def kube(control_plane: Cluster, helm: Path) -> Kube:
     for manifest in chart.render(helm):
         if manifest["kind"] != "Deployment":
             admin.apply(manifest)
+    allow_leases(admin)
     until("FineTuneJobs are served", lambda: _established(admin))
     until("the status policy works", lambda: _policy_works(admin))
     return admin
@@ -85,7 +95,7 @@ def manifest(example: Path) -> dict[str, Any]:
 def deployed(kube: Kube, helm: Path) -> dict[str, str]:
     """The environment that the chart gives the operator."""
     kubelet.register_node(kube)
-    return operator_process.deployed_environment(helm)
+    return operator_process.deployed_environment(chart.render(helm))
 
 
 @pytest.fixture(scope="module")

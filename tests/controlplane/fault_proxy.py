@@ -1,9 +1,10 @@
-"""Between the operator and the API server: it counts the operator's calls and breaks the one it is told to.
+"""Between the operator and the API server: it counts the operator's calls and breaks a chosen call.
 
 The operator speaks plain HTTP to it on loopback; its token is passed on, so the server sees the same identity. What
-breaks is chosen by number: the n-th changing call of a namespace (Events are not counted: they are best effort), so
-many namespaces can have their own trouble at once. A proxy may also narrow an operator down to one namespace, so that
-several operators share a cluster, and it can make watches lie: close, silence, or lose single events.
+breaks is chosen by number: the n-th changing call of a namespace, so many namespaces can have their own trouble at
+once. Events are not counted: they are best effort. Leases have a namespace of their own. A proxy may also narrow an
+operator down to one namespace, so that several operators share a cluster, and it can make watches lie: close, silence,
+or lose single events.
 
 It runs in a thread of its own; its fields are plain values that tests set and read.
 """
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,8 +28,13 @@ from yarl import URL
 
 from tests.kube import Object, until
 
-Kind = Literal["crash before", "crash after", "drop before", "drop after", "refuse", "delay"]
-WATCHED = ("finetunejobs", "jobs", "pods")
+Kind = Literal[
+    "crash before", "crash after", "drop before", "drop after", "silence before", "silence after", "refuse", "delay"
+]
+WATCHED = ("finetunejobs", "jobs", "pods", "configmaps")
+VERBS = {"GET": "get", "PUT": "update", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
+SILENCE_SECONDS = 60.0
+"""Longer than any timeout of the operator."""
 PASSED_ON = ("Authorization", "Content-Type", "Accept", "User-Agent")
 
 
@@ -52,6 +60,8 @@ class Call:
     name: str
     status: int
     body: bytes = field(default=b"", repr=False)
+    at: float = field(default=0, compare=False)
+    """When it was answered, by the monotonic clock."""
 
     def __str__(self) -> str:
         return f"{self.method} {self.resource} {self.name}".strip()
@@ -63,6 +73,12 @@ class FaultProxy:
     def __init__(self, server: str, ca: str, namespace: str = "") -> None:
         self.url = ""
         self.calls: list[Call] = []
+        """Changing calls, except those to Leases."""
+        self.elections: list[Call] = []
+        """Changing calls to Leases."""
+        self.requests: dict[str, Counter[str]] = {}
+        """Every request, reads too: per namespace (empty: of all namespaces) the times of each verb and resource, as
+        'list pods'."""
         self.faults: dict[str, Fault] = {}
         """Per namespace."""
         self.listings = 0
@@ -71,12 +87,20 @@ class FaultProxy:
         """The call that a namespace's fault hit."""
         self.crash: Callable[[], object] = lambda: None
         self.silent = False
-        """Watches stay open and show nothing; new ones are not answered."""
+        """Watches stay open and show nothing; new watches are not answered."""
+        self.refuse: Callable[[str, str, str], int] = lambda _method, _namespace, _resource: 0
+        """The status with which a call is refused as long as this says so; 0: the call passes. Watches always pass."""
+        self.rights: set[tuple[str, str]] = set()
+        """Every (verb, resource) that a request needed, in the words of RBAC."""
         self.lose: Callable[[Object], bool] = lambda _event: False
         """Watch events that never come."""
         self._server, self._ca, self._namespace = server, ca, namespace
         self._counts: Counter[str] = Counter()
         self._watches: list[web.Request] = []
+        self._expired: list[web.Request] = []
+        self.stale: dict[str, bytes] | None = None
+        """Listings by path, as they were noted first. While this is set, the operator gets these again and again, as
+        from a cache that is behind; None: listings are true."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -92,7 +116,7 @@ class FaultProxy:
         self._loop.close()
 
     def arm(self, namespace: str, fault: Fault | None) -> None:
-        """Count a namespace's calls anew, and break one of them."""
+        """Count a namespace's calls from zero, and break one of them."""
         self._counts[namespace] = 0
         self.happened.pop(namespace, None)
         self.calls = [call for call in self.calls if call.namespace != namespace]
@@ -122,6 +146,10 @@ class FaultProxy:
         """How many are open."""
         return len(self._watches)
 
+    def expire_watches(self) -> None:
+        """Tell every watch that its version is too old (410 Gone), as after a compaction of etcd."""
+        self._expired = list(self._watches)
+
     def cut_watches(self) -> None:
         """Close every watch, as a restarting API server does."""
         for request in list(self._watches):
@@ -145,25 +173,47 @@ class FaultProxy:
         await self._session.close()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self._note(request)
         if request.query.get("watch"):
             return await self._watch(request)
         body = await request.read()
-        if request.method == "GET":
-            self.listings += request.path.endswith("v1alpha1/finetunejobs")
-            return await self._forward(request, body)
         method, (namespace, resource, name) = request.method, _parsed(request.path)
+        if status := self.refuse(method, namespace, resource):
+            return _refusal(status)
+        if method == "GET":
+            self.listings += request.path.endswith("v1alpha1/finetunejobs") and not _selects(request)
+            return await self._read(request, body, listing=not name)
         fault = None if resource == "events" else self._due(namespace)
         if fault is not None:
             self.happened[namespace] = Call(method, resource, namespace, name, 0)
             if fault.kind in ("crash before", "drop before"):
+                return self._cut_off(request, fault)
+            if fault.kind == "silence before":
+                await asyncio.sleep(SILENCE_SECONDS)
                 return self._cut_off(request, fault)
             if fault.kind == "refuse":
                 return _refusal(int(fault.value))
             if fault.kind == "delay":
                 await asyncio.sleep(fault.value)
         answer = await self._forward(request, body)
-        self.calls.append(Call(method, resource, namespace, name, answer.status, body))
-        return self._cut_off(request, fault) if fault and fault.kind in ("crash after", "drop after") else answer
+        if answer.status == 201:
+            self.rights.add(("create", resource))  # also by a server-side apply
+        kept = self.elections if resource == "leases" else self.calls
+        kept.append(Call(method, resource, namespace, name, answer.status, body, time.monotonic()))
+        if fault and fault.kind == "silence after":
+            await asyncio.sleep(SILENCE_SECONDS)
+        lost = fault is not None and fault.kind in ("crash after", "drop after", "silence after")
+        return self._cut_off(request, fault) if fault is not None and lost else answer
+
+    def _note(self, request: web.Request) -> None:
+        if not re.match("/api/v1/.|/apis/[^/]+/[^/]+/.", request.path):
+            return  # It asks which resources exist.
+        namespace, resource, name = _parsed(request.path)
+        verb = VERBS[request.method]
+        if verb == "get" and not name:
+            verb = "watch" if request.query.get("watch") else "list"
+        self.rights.add((verb, resource))
+        self.requests.setdefault(namespace, Counter())[f"{verb} {resource}"] += 1
 
     def _due(self, namespace: str) -> Fault | None:
         self._counts[namespace] += 1
@@ -175,6 +225,15 @@ class FaultProxy:
             self.crash()
         _cut(request)
         return web.Response(status=502, text="never arrives")
+
+    async def _read(self, request: web.Request, body: bytes, *, listing: bool) -> web.Response:
+        known = self.stale if listing and not _selects(request) else None
+        if known and request.path in known:
+            return web.Response(body=known[request.path], content_type="application/json")
+        answer = await self._forward(request, body)
+        if known is not None and answer.body:
+            known[request.path] = bytes(answer.body)  # type: ignore[arg-type]
+        return answer
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         async with self._ask(request, body) as answer:
@@ -190,7 +249,7 @@ class FaultProxy:
                 stream = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
                 await stream.prepare(request)
                 rest = b""
-                async for chunk in answer.content.iter_any():
+                async for chunk in self._until_expired(request, answer.content):
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         if not self.silent and not self.lose(json.loads(line)):
@@ -198,6 +257,22 @@ class FaultProxy:
                 return stream
         finally:
             self._watches.remove(request)
+
+    async def _until_expired(self, request: web.Request, content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+        """What a watch shows; at its end that it is too old, if a test says so."""
+        while True:
+            try:
+                async with asyncio.timeout(0.2):
+                    chunk = await content.readany()
+            except TimeoutError:
+                if request not in self._expired:
+                    continue
+                self._expired.remove(request)
+                yield json.dumps({"type": "ERROR", "object": _status(410, "Expired")}).encode() + b"\n"
+                return
+            if not chunk:
+                return
+            yield chunk
 
     def _ask(self, request: web.Request, body: bytes) -> Any:
         path = request.raw_path
@@ -215,9 +290,16 @@ def _parsed(path: str) -> tuple[str, str, str]:
     parts = path.strip("/").split("/")
     parts = parts[2:] if parts[0] == "api" else parts[3:]
     namespace = ""
+    if not parts:
+        return "", "", ""  # what the API server serves
     if parts[0] == "namespaces" and len(parts) > 2:
         namespace, parts = parts[1], parts[2:]
     return namespace, "/".join([parts[0], *parts[2:]]), parts[1] if len(parts) > 1 else ""
+
+
+def _selects(request: web.Request) -> bool:
+    """Whether a listing is of new FineTuneJobs only."""
+    return request.path.endswith("/finetunejobs") and "fieldSelector" in request.query
 
 
 def _cut(request: web.Request) -> None:
@@ -225,6 +307,10 @@ def _cut(request: web.Request) -> None:
         request.transport.abort()
 
 
-def _refusal(code: int) -> web.Response:
+def _status(code: int, reason: str = "") -> Object:
     said = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": f"refused with {code}"}
-    return web.json_response(said, status=code, headers={"Retry-After": "1"} if code == 429 else {})
+    return {**said, "reason": reason} if reason else said
+
+
+def _refusal(code: int) -> web.Response:
+    return web.json_response(_status(code), status=code, headers={"Retry-After": "1"} if code == 429 else {})

@@ -12,6 +12,7 @@ from typing import Any
 from tests.kube import ApiError, Kube, Object, until
 
 NODE = "node-1"
+TRAINER = "trainer"
 TIME = "2026-01-31T12:00:00Z"
 JOB, KIND, ATTEMPT, RANK = (
     "finetune-operator.io/job",
@@ -45,44 +46,46 @@ class Kubelet:
         return pod
 
     def run(self, pod: Object) -> None:
-        """It has a node, and its container runs."""
+        """It has a node, and its containers run. Init containers are done."""
         self._bind(pod)
-        self._report(pod, "Running", {"running": {"startedAt": TIME}}, ready=True)
+        self._report(pod, {"running": {"startedAt": TIME}})
 
-    def hold(self, pod: Object, reason: str, message: str) -> None:
-        """It has a node, but its container waits."""
+    def hold(self, pod: Object, reason: str, message: str, *, container: str = TRAINER) -> None:
+        """It has a node, but a container waits."""
         self._bind(pod)
-        self._report(pod, "Pending", {"waiting": {"reason": reason, "message": message}})
+        self._report(pod, {"waiting": {"reason": reason, "message": message}}, container)
 
     def find_no_node(self, pod: Object, message: str) -> None:
         """What the scheduler says."""
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         self._patch(pod, {"conditions": [condition]})
 
-    def finish(self, pod: Object, code: int, message: str = "", reason: str = "") -> None:
-        """Its container ends with a code and a termination message."""
+    def finish(
+        self, pod: Object, code: int, message: str = "", reason: str = "", *, container: str = TRAINER, at: str = TIME
+    ) -> None:
+        """A container ends with a code and a termination message. The pod ends with its last container."""
         self._bind(pod)
         ended = {
             "exitCode": code,
             "reason": reason or ("Error" if code else "Completed"),
             "message": message,
             "startedAt": TIME,
-            "finishedAt": TIME,
+            "finishedAt": at,
         }
-        self._report(pod, "Failed" if code else "Succeeded", {"terminated": ended})
+        self._report(pod, {"terminated": ended}, container)
 
-    def lose_node(self, pod: Object) -> None:
-        """What the taint manager writes when the node no longer answers; the pod stays."""
+    def lose_node(self, pod: Object, grace: int | None = None) -> None:
+        """What the taint manager writes when the node no longer answers; the pod stays. `grace`: its grace period."""
         condition = {
             "type": "DisruptionTarget",
             "status": "True",
             "reason": "DeletionByTaintManager",
             "message": "Taint manager: deleting due to NoExecute taint",
-            # An old one of a pod that is not deleted yet is taken back by the disruption controller.
+            # The disruption controller takes back an old condition of a pod that is not deleted yet.
             "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         self._patch(pod, {"conditions": [condition]})
-        self._kube.delete("Pod", pod["metadata"]["name"], self._namespace)
+        self._kube.delete("Pod", pod["metadata"]["name"], self._namespace, grace=grace)
 
     def drain(self, pod: Object) -> None:
         """The Eviction API, as `kubectl drain` asks it: marks the pod as disrupted and asks it to end."""
@@ -129,17 +132,48 @@ class Kubelet:
             if error.code != 409:  # it has its node
                 raise
 
-    def _report(self, pod: Object, phase: str, state: Object, *, ready: bool = False) -> None:
-        container = pod["spec"]["containers"][0]
-        said = {
-            "name": container["name"],
-            "image": container["image"],
-            "imageID": container["image"],
-            "ready": ready,
-            "restartCount": 0,
-            "state": state,
-        }
-        self._patch(pod, {"phase": phase, "containerStatuses": [said]})
+    def _report(self, pod: Object, state: Object, container: str = TRAINER) -> None:
+        """A container has another state, and the phase follows. The others run as soon as the trainer does."""
+        spec, status = pod["spec"], self._kube.get("Pod", pod["metadata"]["name"], self._namespace)["status"]
+        running = container == TRAINER and "waiting" not in state
+        listed: Object = {"initContainerStatuses": [], "containerStatuses": []}
+        for field, containers in (("initContainerStatuses", "initContainers"), ("containerStatuses", "containers")):
+            before = {known["name"]: known["state"] for known in status.get(field, [])}
+            beside = _DONE if containers == "initContainers" else {"running": {"startedAt": TIME}}
+            for made in spec.get(containers, []):
+                other = before.get(made["name"], _CREATING)
+                other = beside if running and "waiting" in other else other
+                listed[field].append(_status(made, state if made["name"] == container else other))
+        self._patch(pod, {"phase": _phase(listed), **{field: known for field, known in listed.items() if known}})
 
     def _patch(self, pod: Object, status: dict[str, Any]) -> None:
         self._kube.patch("Pod", pod["metadata"]["name"], {"status": status}, self._namespace, part="status")
+
+
+_CREATING: Object = {"waiting": {"reason": "ContainerCreating"}}
+_DONE: Object = {"terminated": {"exitCode": 0, "reason": "Completed", "startedAt": TIME, "finishedAt": TIME}}
+
+
+def _status(container: Object, state: Object) -> Object:
+    return {
+        "name": container["name"],
+        "image": container["image"],
+        "imageID": container["image"],
+        "ready": "running" in state,
+        "restartCount": 0,
+        "state": state,
+    }
+
+
+def _phase(listed: Object) -> str:
+    """As the kubelet computes it for a pod that is never restarted."""
+    inits, states = (
+        [known["state"] for known in listed[field]] for field in ("initContainerStatuses", "containerStatuses")
+    )
+    if any(state.get("terminated", {}).get("exitCode") for state in inits):
+        return "Failed"
+    if any("waiting" in state for state in states) or any("terminated" not in state for state in inits):
+        return "Pending"
+    if any("running" in state for state in states):
+        return "Running"
+    return "Failed" if any(state["terminated"]["exitCode"] for state in states) else "Succeeded"

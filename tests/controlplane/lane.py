@@ -15,10 +15,38 @@ from typing import Any
 
 import yaml
 
+from tests import chart
 from tests.controlplane import operator_process
 from tests.controlplane.fault_proxy import FaultProxy
 from tests.controlplane.operator_process import OperatorProcess
 from tests.kube import Kube
+
+LEASES = "operator-leases"
+"""Namespace of the Leases of lanes: operators that do not see each other do not elect each other."""
+
+
+def allow_leases(kube: Kube) -> None:
+    """Make the namespace. The operator has the rights there that the chart gives it to its own Lease."""
+    rbac, name = "rbac.authorization.k8s.io", "lanes"
+    rules = [
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+        {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": ["list"]},
+    ]
+    subject = {"kind": "ServiceAccount", "name": chart.RELEASE, "namespace": chart.NAMESPACE}
+    role = {"apiGroup": rbac, "kind": "Role", "name": name}
+    head: dict[str, Any] = {"apiVersion": f"{rbac}/v1", "metadata": {"name": name}}
+    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LEASES}})
+    kube.apply({**head, "kind": "Role", "rules": rules}, LEASES)
+    kube.apply({**head, "kind": "RoleBinding", "roleRef": role, "subjects": [subject]}, LEASES)
+
+
+def new_lease(kube: Kube) -> str:
+    """A Lease that its last holder gave back. Returns its name."""
+    spec = {"holderIdentity": "", "leaseDurationSeconds": 1}
+    meta = {"generateName": "lane-"}
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": spec}
+    name: str = kube.create(lease, LEASES)["metadata"]["name"]
+    return name
 
 
 @dataclass(frozen=True)
@@ -35,9 +63,10 @@ def lane(kube: Kube, deployed: dict[str, str], home: Path, namespace: str = "", 
     admin = yaml.safe_load(kube.kubeconfig.read_text())["clusters"][0]["cluster"]
     ca = base64.b64decode(admin["certificate-authority-data"]).decode()
     home.mkdir(parents=True, exist_ok=True)
+    own = {"lease_namespace": LEASES, "lease_name": new_lease(kube)}
     with FaultProxy(admin["server"], ca, namespace) as proxy:
         config = operator_process.kubeconfig(kube, home / "kubeconfig", proxy.url)
-        process = OperatorProcess(config, deployed, home / "log", **settings)
+        process = OperatorProcess(config, deployed, home / "log", **(own | settings))
         proxy.crash = process.kill
         try:
             yield Lane(process, proxy)

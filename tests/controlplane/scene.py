@@ -1,4 +1,4 @@
-"""A namespace to play a job's life in: submit, play the kubelet, see what becomes of it.
+"""A namespace to play a job's life in: submit, play the kubelet, see what happens to it.
 
 What the lifecycle and fault tests share. Namespaces enforce the restricted Pod Security level, so every pod of every
 test has to meet it.
@@ -17,11 +17,11 @@ from finetune_api.exit_codes import REASONS, ExitCode
 from finetune_api.status import Result
 
 from tests.controlplane.kubelet import Kubelet
-from tests.kube import Kube, Object, until
+from tests.kube import KINDS, Kube, Object, until
 
 FTJ = "FineTuneJob"
 GARBAGE_SECONDS = 60.0
-"""The garbage collector learns of a kind that is new to the cluster, as ours is to a fresh one, within 30 s."""
+"""The garbage collector learns of a kind that is new to the cluster, as ours is to a fresh cluster, within 30 s."""
 ARTIFACT = {
     "uri": "pvc://workspace/jobs/job/artifact",
     "kind": "adapter",
@@ -99,6 +99,15 @@ class Scene:
         status: Object = self.job(name).get("status", {})
         return status
 
+    def columns(self, name: str = "job") -> dict[str, str]:
+        """What `kubectl get -o wide` prints of a job, by column; cells without a value are left out."""
+        prefix, plural, _ = KINDS[FTJ]
+        printer = Kube(self.kube.kubeconfig, {"Accept": "application/json;as=Table;g=meta.k8s.io;v=v1"})
+        table = printer.call("GET", f"{prefix}/namespaces/{self.namespace}/{plural}")
+        [cells] = [row["cells"] for row in table["rows"] if row["object"]["metadata"]["name"] == name]
+        names = [column["name"] for column in table["columnDefinitions"]]
+        return {column: str(cell) for column, cell in zip(names, cells, strict=True) if cell not in (None, "")}
+
     def reaches(self, phase: str, reason: str = "", *, name: str = "job", attempt: int = 0) -> Object:
         """Wait for a phase (and reason, and attempt); the status then."""
         seen: Object = {}
@@ -117,6 +126,18 @@ class Scene:
                 f"{error}; it is {seen.get('phase')} {seen.get('reason')}: {seen.get('message')} {last}"
             ) from None
 
+    def tells(self, reason: str, *words: str, name: str = "job") -> Object:
+        """Wait until the job and a condition of it tell a reason, with these words. Returns the status."""
+
+        def there() -> Object | None:
+            seen = self.status(name)
+            texts = [(c["reason"], c["message"]) for c in seen.get("conditions", [])]
+            return seen if seen.get("reason") == reason and (reason, seen["message"]) in texts else None
+
+        seen: Object = until(f"{name} tells {reason}", there)
+        assert all(word in seen["message"] for word in words), seen["message"]
+        return seen
+
     def batches(self, name: str = "job", kind: str = "train") -> list[Object]:
         """Its Jobs of a kind, by attempt."""
         selector = f"finetune-operator.io/job={name},finetune-operator.io/kind={kind}"
@@ -124,13 +145,13 @@ class Scene:
         return sorted(found, key=lambda job: int(job["metadata"]["labels"]["finetune-operator.io/attempt"]))
 
     def unfinished(self, name: str = "job") -> list[Object]:
-        """Its Jobs of either kind that have not ended."""
+        """Its Jobs of either kind that have not ended, by one listing: a Job may end between two."""
 
         def over(batch: Object) -> bool:
             conditions = batch.get("status", {}).get("conditions", [])
             return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
 
-        both = [*self.batches(name, "prepare"), *self.batches(name)]
+        both = self.kube.list("Job", self.namespace, f"finetune-operator.io/job={name}")
         return [batch for batch in both if not over(batch)]
 
     def preparing(self, name: str = "job", attempt: int = 1) -> Object:
@@ -164,6 +185,15 @@ class Scene:
         self.kubelet.run(pod)
         self.reaches("Running", name=name, attempt=attempt)
         return pod
+
+    def asked_to_end(self, pod: Object) -> None:
+        """Wait until the Job controller (the Job has failed) or the garbage collector (it is deleted) deletes a pod."""
+        name = pod["metadata"]["name"]
+        until(
+            f"{name} is asked to end",
+            lambda: "deletionTimestamp" in self.kube.get("Pod", name, self.namespace)["metadata"],
+            timeout=GARBAGE_SECONDS,
+        )
 
     def report(self, pod: Object, status: Object, name: str = "job") -> None:
         """What the trainer in the pod writes to the job's status, with the pod's rights."""

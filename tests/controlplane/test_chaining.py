@@ -55,8 +55,8 @@ def test_three_jobs_in_the_wrong_order_follow_each_other(scene: Scene, own: Lane
     ppo = {"rewardModel": {"fromJob": "rm"}, "reference": {"fromJob": "sft"}, "maxNewTokens": 64}
     scene.submit("ppo", stage="ppo", ppo=ppo, **from_job("sft"))
     status = scene.reaches("Pending", "WaitingForJob", name="ppo")
-    assert "job rm (ppo.rewardModel.fromJob), which is not there" in status["message"]
-    assert "job sft (model.fromJob), which is not there" in status["message"]
+    assert "job rm (ppo.rewardModel.fromJob), which does not exist" in status["message"]
+    assert "job sft (model.fromJob), which does not exist" in status["message"]
     [accepted] = [c for c in status["conditions"] if c["type"] == "Accepted"]
     assert (accepted["status"], accepted["reason"]) == ("Unknown", "WaitingForJob")
     scene.submit("rm", stage="rm", datasets=PREFERENCE, **from_job("sft"))
@@ -136,4 +136,4 @@ def test_an_artifact_where_no_other_node_can_mount_it_is_told_before_it_is_made(
     scene.reaches("Preparing", name="sft")
     scene.submit("dpo", stage="dpo", datasets=PREFERENCE, **from_job("sft"))
     status = scene.reaches("Pending", "WorkspaceNotShareable", name="dpo")
-    assert "claim sft-workspace, which the pods of one node only can mount (ReadWriteOnce)" in status["message"]
+    assert "claim sft-workspace, which only the pods of one node can mount (ReadWriteOnce)" in status["message"]

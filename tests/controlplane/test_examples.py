@@ -14,6 +14,7 @@ FILES = sorted(EXAMPLES.rglob("*.yaml"))
 PATHS = {
     "FineTuneJob": "apis/finetune-operator.io/v1alpha1/namespaces/{}/finetunejobs",
     "PersistentVolumeClaim": "api/v1/namespaces/{}/persistentvolumeclaims",
+    "Pod": "api/v1/namespaces/{}/pods",
 }
 
 

@@ -37,7 +37,8 @@ def test_success(scene: Scene, operator: OperatorProcess) -> None:
     scene.kubelet.finish(pod, 0, json.dumps(result(0)))
     status = scene.reaches("Succeeded", "Completed")
     conditions = {c["type"]: c["status"] for c in status["conditions"]}
-    assert conditions == {"Accepted": "True", "Prepared": "True", "Running": "False", "Succeeded": "True"}
+    ended = {"Accepted": "True", "Prepared": "True", "Running": "False", "Succeeded": "True", "Reconciling": "False"}
+    assert conditions == ended
     assert status["artifact"] == ARTIFACT
     assert status["metrics"] == METRICS
     assert ARTIFACT["uri"] in status["message"]
@@ -50,6 +51,22 @@ def test_success(scene: Scene, operator: OperatorProcess) -> None:
     assert status["startTime"] == preparing["startTime"]
     assert [job["metadata"]["name"] for job in scene.batches()] == [name]
     assert operator.health() == (200, "ok\n")
+
+
+@pytest.mark.parametrize("told", ["termination message", "status"])
+def test_a_job_that_is_done_already_ends_without_a_training_pod(scene: Scene, told: str) -> None:
+    """Its prepare pod finds the artifact of an earlier job with the same spec."""
+    found = {**result(0, kind="prepare"), "prepared": None, "artifact": ARTIFACT, "metrics": METRICS}
+    scene.submit()
+    pod = scene.preparing()
+    if told == "status":
+        scene.report(pod, {"result": {name: value for name, value in found.items() if value is not None}})
+    scene.kubelet.finish(pod, 0, json.dumps(found) if told == "termination message" else "")
+    status = scene.reaches("Succeeded", "Completed")
+    assert (status["artifact"], status["metrics"]) == (ARTIFACT, METRICS)
+    assert ARTIFACT["uri"] in status["message"]
+    assert "attempt" not in status
+    assert not scene.batches()
 
 
 def test_success_is_known_without_a_termination_message(scene: Scene) -> None:
@@ -65,10 +82,10 @@ def test_live_progress_stays_when_the_job_has_ended(scene: Scene) -> None:
     progress = {
         "attempt": 1,
         "activity": "Training",
-        "step": 7,
+        "step": 9,
         "totalSteps": 9,
-        "percent": 77,
-        "summary": "7/9 (77%)",
+        "percent": 100,
+        "summary": "9/9 (100%)",
         "lastUpdateTime": "2026-01-31T12:00:00Z",
     }
     scene.submit()
@@ -101,7 +118,7 @@ def test_a_more_telling_reason_of_the_trainer_is_kept(scene: Scene) -> None:
 
 def test_a_gpu_out_of_memory_halves_the_micro_batch(scene: Scene) -> None:
     """Uncounted, down to 1; the next attempt's facts carry it, the resolved job stays as it is."""
-    scene.submit(backoffLimit=0, training={"microBatchSize": 4})
+    scene.submit(backoffLimit=0, training={"microBatchSize": 4, "recompute": "all"})
     pods = [end(scene, 71, attempt=attempt) for attempt in (1, 2, 3)]
     status = scene.reaches("Failed", "GPUOutOfMemory")
     assert "micro-batch is 1 already" in status["message"]
@@ -208,7 +225,7 @@ def test_a_job_deleted_while_it_starts_is_made_again(scene: Scene) -> None:
 
 
 def test_a_job_deleted_while_it_runs_counts_as_failed(scene: Scene) -> None:
-    """The next attempt waits until the last pod of the deleted one is gone."""
+    """The next attempt waits until the last pod of the deleted attempt is gone."""
     scene.submit(backoffLimit=1)
     pod = scene.running()
     [batch] = scene.batches()
@@ -273,7 +290,7 @@ def test_a_wiped_status_is_found_again(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"resources": {"gpusPerNode": 3}}, "8, which 3 GPUs can't share evenly: use a multiple of 3"),
+        ({"resources": {"gpusPerNode": 3}}, "8, which 3 GPUs cannot share evenly: use a multiple of 3"),
         ({"datasets": [{"source": "pvc://models/" + "x" * 1000, "format": "openai"}] * 64}, "at most 65536 fit"),
     ],
     ids=["numbers that do not fit together", "more than fits into a Job"],
@@ -443,9 +460,9 @@ def test_a_workspace_is_made_once_and_goes_with_the_job_only_if_told_to(scene: S
 
 
 def test_a_claim_of_somebody_elses_is_no_workspace(scene: Scene) -> None:
-    """It is named, and left alone; the job goes on once it is gone."""
+    """It is named, and left alone; the job continues once it is gone."""
     scene.kube.create(claim("job-workspace"), scene.namespace)
     scene.submit(workspace={"claimName": None, "claim": {"size": "5Gi"}})
     status = scene.reaches("Preparing", "PodsRejected")
-    assert "job-workspace exists, but the operator did not make it" in status["message"]
+    assert "job-workspace exists, but the operator did not create it" in status["message"]
     assert not scene.batches(kind="prepare")

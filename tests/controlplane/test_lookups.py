@@ -14,12 +14,12 @@ NODES: dict[str, Any] = {"resources": {"nodes": 2}}
 
 
 def test_a_workspace_that_two_nodes_cannot_mount_is_waited_for(scene: Scene, own: Lane) -> None:
-    """With what to do; and once it is made anew the job goes on by itself."""
+    """With what to do. Once it is created again, the job continues by itself."""
     scene.kube.create(claim(), scene.namespace)
     own.operator.start(resync_seconds=1)
     scene.submit(**NODES)
     status = scene.reaches("Pending", "WorkspaceNotShareable")
-    assert "claim workspace can be mounted by the pods of one node only (ReadWriteOnce)" in status["message"]
+    assert "only the pods of one node can mount claim workspace (ReadWriteOnce)" in status["message"]
     [accepted] = [c for c in status["conditions"] if c["type"] == "Accepted"]
     assert (accepted["status"], accepted["reason"]) == ("False", "WorkspaceNotShareable")
     own.proxy.wait_for_listings(2)
@@ -31,7 +31,7 @@ def test_a_workspace_that_two_nodes_cannot_mount_is_waited_for(scene: Scene, own
 
 
 def gpu_memory(scene: Scene, name: str) -> int | None:
-    """What the prepare pod is told."""
+    """The resolved job of the prepare pod."""
     notes = scene.kubelet.pod(name, kind="prepare")["metadata"]["annotations"]
     told: int | None = json.loads(notes["finetune-operator.io/resolved-job"])["runtime"].get("gpuMemoryBytes")
     return told

@@ -42,6 +42,17 @@ def test_it_goes_on_with_what_still_runs(scene: Scene, own: Lane, running: Objec
     assert own.operator.stop() == 0
 
 
+def test_the_curves_of_a_run_stay(scene: Scene, own: Lane, running: Object) -> None:
+    """The operator keeps none of them in its memory."""
+    curves = {"loss": "1;10*2;2,1"}
+    last = {"attempt": 1, "kind": "train", "step": 20, "totalSteps": 80, "percent": 25, "summary": "20/80 (25%)"}
+    scene.report(running, {"progress": {**last, "lastUpdateTime": "2026-01-31T12:00:00Z", "curves": curves}})
+    scene.kubelet.evict(running, 75)
+    own.operator.start()
+    scene.running(attempt=2)
+    assert scene.status()["progress"] == {"curves": curves}
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [(75, "Disrupted"), (143, "Disrupted"), (65, "InvalidData"), (72, "Diverged"), (70, "InternalError")],
@@ -70,7 +81,7 @@ def test_a_pod_that_is_gone_is_judged_by_what_its_job_remembers(
 def test_a_pod_that_left_no_code_is_judged_by_what_the_trainer_wrote(
     scene: Scene, own: Lane, running: Object, attempt: int, reason: str
 ) -> None:
-    """A result of another attempt says nothing of this one."""
+    """A result of another attempt says nothing about this attempt."""
     scene.report(running, {"result": result(65, attempt=attempt)})
     scene.kubelet.lose(running)
     finished(scene)
@@ -100,7 +111,10 @@ def test_an_end_is_for_good(scene: Scene, own: Lane, code: int) -> None:
     end = scene.reaches("Failed" if code else "Succeeded")
     # The event follows the write of the status, so the proxy has counted that.
     reason = end["reason"]
-    until("its end is told", lambda: any(e["reason"] == reason for e in scene.kube.list("Event", scene.namespace)))
+    until(
+        "an event reports its end",
+        lambda: any(e["reason"] == reason for e in scene.kube.list("Event", scene.namespace)),
+    )
     before = own.proxy.counted(scene.namespace)
     scene.kube.delete("Job", scene.batches()[0]["metadata"]["name"], scene.namespace)
     until("its Job is gone", lambda: not scene.batches())
@@ -113,7 +127,7 @@ def test_an_end_is_for_good(scene: Scene, own: Lane, code: int) -> None:
 
 
 def test_a_stranger_with_the_name_of_our_job_is_named_and_left_alone(scene: Scene, own: Lane) -> None:
-    """Once it is gone the job goes on by itself."""
+    """Once it is gone, the job continues by itself."""
     uid = scene.submit()["metadata"]["uid"]
     name = f"job-{uid[:5]}-1"
     scene.kube.create(_stranger(name), scene.namespace)
@@ -148,3 +162,14 @@ def test_deleted_while_it_was_away(scene: Scene, own: Lane, running: Object) -> 
     until("its pod is gone", lambda: running["metadata"]["name"] not in json.dumps(scene.kubelet.pods("job", 1)))
     scene.running()
     assert len(scene.batches()) == 1
+
+
+def test_a_job_is_suspended_in_its_back_off(scene: Scene, own: Lane) -> None:
+    own.operator.start(retry_seconds=600, retry_seconds_max=600)
+    scene.submit()
+    scene.kubelet.finish(scene.running(), 70)
+    scene.reaches("Starting", "RetryBackoff")
+    scene.kube.patch(FTJ, "job", {"spec": {"suspend": True}}, scene.namespace)
+    status = scene.reaches("Suspended", "SuspendedByUser")
+    assert [(entry["reason"], entry["failures"]) for entry in status["attempts"]] == [("InternalError", 1)]
+    assert not scene.unfinished()

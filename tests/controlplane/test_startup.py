@@ -88,7 +88,7 @@ CASES: dict[tuple[str, str], tuple[Callable[[Scene], None], tuple[str, ...]]] = 
     ("Starting", "ImagePullFailed"): (no_image, (PULL, "spec.resources.image")),
     ("Starting", "ConfigMissing"): (no_secret, (SECRET, "spec.resources.env")),
     ("Starting", "VolumeNotMounted"): (no_mount, (MOUNT, "Check the claims")),
-    ("Starting", "PullingImage"): (pulling, ("node-1", "the first time")),
+    ("Starting", "PullingImage"): (pulling, ("node-1", "first pull")),
     ("Starting", "NodeLost"): (lost, ("node-1 does not answer",)),
     ("Preparing", "PodsRejected"): (nothing, ("exceeded quota: none", "quota")),
     ("Preparing", "Unschedulable"): (no_node_to_prepare, (NO_CPU, "Check spec.prepare")),
@@ -139,7 +139,7 @@ def waiting(kube: Kube, example: Path, shared_operator: OperatorProcess) -> Iter
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 @pytest.mark.usefixtures("operator")
 def test_why_it_does_not_start_is_said(waiting: dict[Any, Scene], case: tuple[str, str]) -> None:
-    """In the status, as `kubectl get -o wide` shows it, within 30 s; and once it is mended the job runs."""
+    """In the status, as `kubectl get -o wide` shows it, within 30 s; and once it is fixed the job runs."""
     scene, (_, words), (phase, reason) = waiting[case], CASES[case], case
     status = scene.reaches(phase, reason)
     assert all(word in status["message"] for word in words), status["message"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests import chart
-from tests.kube import ApiError, Kube
+from tests.kube import ApiError, Kube, until
 
 ATTEMPT, PREPARE_ATTEMPT = 2, 4
 TIME = "2026-01-31T12:00:00Z"
@@ -230,6 +230,38 @@ def test_operator_and_administrators_write_everything(kube: Kube, job: dict[str,
     assert mended["status"]["phase"] == "Pending"
 
 
+def test_an_operator_writes_only_where_it_may_operate(kube: Kube, job: dict[str, Any], namespace: str) -> None:
+    """As operators of some namespaces. The policy asks for the right in the namespace of the job."""
+    rbac = "rbac.authorization.k8s.io"
+    head = {"apiVersion": f"{rbac}/v1", "metadata": {"name": "operate"}}
+    rules = [{"apiGroups": ["finetune-operator.io"], "resources": ["finetunejobs"], "verbs": ["operate"]}]
+    subjects = [{"kind": "User", "apiGroup": rbac, "name": "robot"}]
+
+    def bind(kind: str, role: str, where: str) -> None:
+        reference = {"apiGroup": rbac, "kind": kind, "name": role}
+        kube.apply(
+            {**head, "kind": "RoleBinding", "metadata": {"name": role}, "roleRef": reference, "subjects": subjects},
+            where,
+        )
+
+    ended = {**_head(job), "status": OPERATORS | {"phase": "Failed"}}
+    bind("ClusterRole", "finetune-trainer", namespace)
+    kube.apply({**head, "kind": "Role", "rules": rules}, "default")
+    bind("Role", "operate", "default")
+    with pytest.raises(ApiError, match="is written by the operator and by the training pods"):
+        kube.as_user("robot").apply(ended, part="status")
+    kube.apply({**head, "kind": "Role", "rules": rules}, namespace)
+    bind("Role", "operate", namespace)
+
+    def written() -> bool:
+        try:
+            return bool(kube.as_user("robot").apply(ended, part="status")["status"]["phase"] == "Failed")
+        except ApiError:
+            return False
+
+    until("the right is known", written)
+
+
 def test_the_operators_apply_leaves_the_trainers_fields_alone(kube: Kube, job: dict[str, Any]) -> None:
     _write(kube, job, PROGRESS | RESULT)
     operator = kube.as_account(chart.RELEASE, chart.NAMESPACE)
@@ -238,3 +270,17 @@ def test_the_operators_apply_leaves_the_trainers_fields_alone(kube: Kube, job: d
     assert status["phase"] == "Failed"
     assert status["progress"] == PROGRESS["progress"]
     assert status["result"] == RESULT["result"]
+
+
+def test_the_curves_of_a_pod_are_bounded(kube: Kube, job: dict[str, Any]) -> None:
+    """An unbounded status could fill the cluster's store."""
+
+    def curves(characters: int) -> dict[str, Any]:
+        return {"progress": PROGRESS["progress"] | {"curves": {f"m{n}": "1" * (characters // 64) for n in range(64)}}}
+
+    written = _write(kube, job, curves(16_384))
+    assert len(written["status"]["progress"]["curves"]) == 64
+    owners = [entry for entry in written["metadata"]["managedFields"] if entry["manager"] == "finetune-trainer"]
+    assert "m1" not in str(owners), "one entry for all curves"
+    with pytest.raises(ApiError, match="all curves fit into 16 KiB"):
+        _write(kube, job, curves(16_384 + 64))

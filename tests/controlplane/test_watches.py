@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def _finished(job: Object, *, failed: bool) -> Object:
         "resolved": {"image": "trainer:old", "contract": 1, "digest": "sha256:0"},
         "startTime": moment,
         "completionTime": moment,
+        "childrenDeletedTime": moment,
         **({} if failed else {"artifact": ARTIFACT, "metrics": METRICS}),
     }
 
@@ -75,10 +77,40 @@ def test_watches_that_are_closed_are_opened_again(scene: Scene, own: Lane) -> No
     own.operator.start()
     scene.submit()
     pod = scene.running()
-    assert until("three watches", lambda: own.proxy.watches >= 3)
+    assert until("four watches", lambda: own.proxy.watches >= 4)
     own.proxy.cut_watches()
     scene.kubelet.finish(pod, 0, json.dumps(result(0)))
     scene.reaches("Succeeded")
+
+
+@pytest.mark.usefixtures("idle")
+def test_watches_whose_version_is_gone_begin_again(scene: Scene, own: Lane) -> None:
+    """410 Gone, as after a compaction of etcd. What happens until the watches have listed again is not lost."""
+    own.operator.start(resync_seconds=600)
+    scene.submit()
+    pod = scene.running()
+    assert until("four watches", lambda: own.proxy.watches >= 4)
+    own.proxy.expire_watches()
+    scene.kubelet.finish(pod, 0, json.dumps(result(0)))
+    scene.reaches("Succeeded")
+    assert own.operator.alive
+    assert own.proxy.effects(scene.namespace)["create jobs"] == 2
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_restart_onto_a_listing_that_is_behind_repeats_nothing(scene: Scene, own: Lane) -> None:
+    """As from a replica of the API server that lags: the job was just created, while in truth it trains."""
+    scene.submit()
+    own.proxy.stale = {}
+    own.operator.start(resync_seconds=600)
+    pod = scene.running()
+    before = own.proxy.effects(scene.namespace)
+    own.operator.kill()
+    own.operator.start()
+    scene.kubelet.finish(pod, 0, json.dumps(result(0)))
+    status = scene.reaches("Succeeded")
+    assert (status["attempt"], status["prepareAttempt"]) == (1, 1)
+    assert own.proxy.effects(scene.namespace) == before
 
 
 @pytest.mark.parametrize("kind", ["Job", "Pod", FTJ])
@@ -126,3 +158,32 @@ def test_with_nothing_to_do_it_writes_nothing(idle: tuple[Lane, float]) -> None:
     assert own.operator.alive
     assert own.operator.health() == (200, "ok\n")
     assert own.proxy.calls == []
+
+
+def test_a_pod_of_a_stranger_that_cannot_be_read_stops_nobody(scene: Scene, own: Lane) -> None:
+    """Everybody who may create pods may give them our labels."""
+
+    def told(name: str, since: int = 0) -> bool:
+        return f"Pod {scene.namespace}/{name} cannot be read" in own.operator.said(since)
+
+    own.operator.start(resync_seconds=RESYNC_SECONDS)
+    scene.submit()
+    pod = scene.preparing()
+    # Without the label that the Job's selector matches: the Job controller would adopt the pod, and delete it.
+    labels = {name: value for name, value in pod["metadata"]["labels"].items() if "controller-uid" not in name}
+    labels["batch.kubernetes.io/job-completion-index"] = "abc"
+    kept = {name: value for name, value in pod["spec"].items() if name not in ("nodeName", "hostname")}
+    for name in ("before", "after"):
+        strange = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": kept}
+        scene.kube.create(strange, scene.namespace)
+        until("the status reports it", partial(told, name))
+        own.operator.kill()
+        restarted = own.operator.log.stat().st_size
+        own.operator.start()
+    until("the new operator has listed both", lambda: told("before", restarted) and told("after", restarted))
+    said = own.operator.log.stat().st_size
+    scene.kubelet.finish(pod, 0, json.dumps(result(0, kind="prepare")))
+    scene.reaches("Starting")
+    scene.running()
+    time.sleep(2 * RESYNC_SECONDS)
+    assert "cannot be read" not in own.operator.said(said), "each version is logged once"

@@ -1,16 +1,18 @@
 """What every test of this tier gets: the whole local Kubernetes, the built images and the installed chart.
 
-The cluster is one of our own making, up for this run and gone after it; FINETUNE_E2E=name keeps the one of that name
+The tests start this cluster and remove it at their end. FINETUNE_E2E=name keeps the cluster of that name
 between runs. Jobs train a model of two layers, so what takes time is starting pods.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,30 +25,62 @@ from examples.demo.kubectl import Kubectl
 from tests import cluster, images
 from tests.cluster import Cluster
 from tests.kube import Kube, until
-from tests.trainer import tiny
+from tests.trainer.support import tiny
 
+HERE = Path(__file__).resolve().parent
 NAMESPACE = "e2e"
 CLAIMS = {"models": "1Gi", "workspace": "1Gi"}
 ROWS = 48
 BROKEN_ROW = 7
-POD_MINUTES = 3 * 60.0
+POD_MINUTES = 5 * 60.0
+"""Patience until a pod has started and done something short: on a busy machine its imports alone take a minute."""
+COME_AND_GO = (
+    "certificatesigningrequests",
+    "componentstatuses",
+    "events",
+    "ipaddresses",
+    "namespaces",
+    "nodes",
+    "persistentvolumes",
+)
+"""Kinds of objects that tests and the cluster itself make."""
 TRAINING: dict[str, Any] = {
     "maxSteps": 100_000,
     "globalBatchSize": 8,
     "microBatchSize": 8,
     "cutoffLength": 64,
     "learningRate": 0.001,
-    "gradientCheckpointing": False,
+    "recompute": "none",
     "logEverySteps": 1,
 }
-LONG: dict[str, Any] = {"training": TRAINING, "checkpoints": {"everySteps": 20, "everyMinutes": 15, "keep": 2}}
+RESOURCES = {"cpu": "100m", "memory": "3Gi", "sharedMemory": "64Mi"}
+LONG: dict[str, Any] = {
+    "training": TRAINING,
+    "checkpoints": {"everySteps": 20, "everyMinutes": 15, "keep": 2},
+    # Without a limit they take what CPU there is from everything else, for steps that nobody needs.
+    "resources": {**RESOURCES, "cpuLimit": "700m"},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A limit that patience does not reach, for tests without their own."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(6 * POD_MINUTES))
 
 
 @pytest.fixture(scope="session")
 def shown(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
     """Minutes of set-up should not look like a hang: what is printed inside is seen at once."""
     capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-    return capture.global_and_fixture_disabled  # type: ignore[no-any-return]
+
+    @contextmanager
+    def uncaptured() -> Iterator[None]:
+        # The standard output of a worker of pytest-xdist leads nowhere.
+        with capture.global_and_fixture_disabled(), redirect_stdout(sys.stderr):
+            yield
+
+    return uncaptured
 
 
 @pytest.fixture(scope="session")
@@ -71,13 +105,35 @@ def trainer_image(whole_cluster: Cluster, shown: Callable[[], AbstractContextMan
 
 
 @pytest.fixture(scope="session")
+def before_installation(whole_cluster: Cluster) -> set[str]:
+    """What the cluster had before the chart was installed."""
+    return installed(Kubectl(whole_cluster.env, demo.OPERATOR_NAMESPACE))
+
+
+def installed(kubectl: Kubectl) -> set[str]:
+    """All objects of the cluster and of the operator's namespace, but for what comes and goes by itself."""
+    names: set[str] = set()
+    for scope in ("--namespaced=false", "--namespaced=true"):
+        kinds = kubectl("api-resources", "--verbs=list", "--output=name", scope).split()
+        kept = [
+            kind
+            for kind in kinds
+            if not kind.startswith(("events", "componentstatuses", "nodes", "csinodes", "persistentvol"))
+        ]
+        names |= set(kubectl("get", ",".join(kept), "--output=name", "--ignore-not-found").split())
+    return names
+
+
+@pytest.fixture(scope="session")
 def operator(
     whole_cluster: Cluster,
+    before_installation: set[str],
     trainer_image: str,
     shown: Callable[[], AbstractContextManager[None]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
     """The packed chart, installed; its namespace."""
+    del before_installation  # it is looked at first
     with shown():
         image = images.build_and_push("operator", whole_cluster.state.name)
         demo.install(whole_cluster.env, None, tmp_path_factory.mktemp("chart"), image, trainer_image)
@@ -105,15 +161,17 @@ class Scene:
                 "microBatchSize": 8,
                 "cutoffLength": 64,
                 "learningRate": 0.01,
-                "gradientCheckpointing": False,
+                "recompute": "none",
                 "logEverySteps": 1,
             },
             "workspace": {"claimName": "workspace"},
             "prepare": {"cpu": "100m", "memory": "2Gi"},
-            "resources": {"cpu": "100m", "memory": "3Gi", "sharedMemory": "64Mi"},
+            "resources": RESOURCES,
         }
         head = {"apiVersion": "finetune-operator.io/v1alpha1", "kind": "FineTuneJob"}
-        return {**head, "metadata": {"name": name, "namespace": self.namespace}, "spec": {**spec, **changes}}
+        # Tests change what they get.
+        own = copy.deepcopy({**spec, **changes})
+        return {**head, "metadata": {"name": name, "namespace": self.namespace}, "spec": own}
 
     def status(self, name: str) -> dict[str, Any]:
         status: dict[str, Any] = self.kube.get("FineTuneJob", name, self.namespace).get("status", {})
@@ -133,11 +191,12 @@ class Scene:
             raise AssertionError(f"{error}; it is {json.dumps(status)[:3000]}") from None
 
     def trains(self, name: str, steps: int = 1) -> dict[str, Any]:
-        """Wait until so many steps are reported; the status then."""
+        """Wait until so many steps of training are reported; the status then. Preparing counts other steps."""
 
         def enough() -> dict[str, Any] | None:
             status = self.status(name)
-            return status if status.get("progress", {}).get("step", 0) >= steps else None
+            progress = status.get("progress", {})
+            return status if progress.get("kind") == "train" and progress.get("step", 0) >= steps else None
 
         return until(f"{name} reports step {steps}", enough, POD_MINUTES, every=0.5)
 
@@ -167,7 +226,7 @@ def scene(whole_cluster: Cluster, trainer_image: str, operator: str, tmp_path_fa
     with kubectl.pod(manifest) as pod:
         pod("sh", "-c", "rm -rf /workspace/jobs")
         pod.upload(folder / "tiny", "/volumes/models/tiny")
-        # Under the name that the examples give the real one, so that they run as they stand.
+        # Under the name of the real model in the examples, so that they run unchanged.
         pod.upload(folder / "tiny", f"/volumes/models/{volume.MODEL}")
         pod.upload(data, "/volumes/models/data")
     return Scene(kube, kubectl, NAMESPACE)

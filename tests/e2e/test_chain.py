@@ -26,7 +26,7 @@ def test_the_chain_runs_from_one_apply(scene: Scene) -> None:
     assert not scene.pods("chain-ppo", "prepare"), "nothing is held for a job that can't begin"
 
     ended = {
-        name: scene.reaches(name, "Succeeded", "Failed", timeout=3 * POD_MINUTES)
+        name: scene.reaches(name, "Succeeded", "Failed", timeout=2 * POD_MINUTES)
         for name in ("chain-sft", "chain-rm", "chain-ppo")
     }
     assert {name: status["phase"] for name, status in ended.items()} == dict.fromkeys(ended, "Succeeded"), ended

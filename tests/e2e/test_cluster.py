@@ -1,4 +1,4 @@
-"""The local Kubernetes is a real one: what the tests above rely on, on a cluster of two nodes that is theirs alone.
+"""The local Kubernetes is real: what the tests above rely on, on a cluster of two nodes that is theirs alone.
 
 Pods run under the restricted Pod Security standard as user 10001, like the trainer's.
 """
@@ -139,7 +139,7 @@ def test_a_volume_of_one_node_binds_its_pods_to_that_node(kube: Kube) -> None:
 
     start(kube, "elsewhere", "true", node="node-1", claims=("own",))
     until(
-        "the pod is told why it can't run on the other node",
+        "the pod says why it cannot run on the other node",
         lambda: "PersistentVolume's node affinity" in json.dumps(kube.get("Pod", "elsewhere", NAMESPACE)["status"]),
     )
 

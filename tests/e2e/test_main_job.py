@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from finetune_trainer.workspace.files import digest_folder
 
 from examples.demo import volume
+from examples.demo.kubectl import Pod
 from tests.e2e.conftest import BROKEN_ROW, LONG, POD_MINUTES, ROWS, TRAINING, Scene
+from tests.e2e.pod_times import PodTimes
 from tests.kube import until
 
 SECRET = "hunter2-is-not-to-be-seen"
 
 
-def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
+def test_a_job_is_trained_and_its_status_tells_all(scene: Scene, tmp_path: Path) -> None:
     scene.kubectl("delete", "secret", "token", "--ignore-not-found")
     scene.kubectl("create", "secret", "generic", "token", f"--from-literal=key={SECRET}")
     job = scene.job("trained")
@@ -37,14 +45,67 @@ def test_a_job_is_trained_and_its_status_tells_all(scene: Scene) -> None:
     assert SECRET not in everything
     shown = scene.kubectl("get", "ftj", "trained")
     assert "20/20 (100%)" in shown
+    the_command_line_reads_its_workspace(scene, tmp_path, status["artifact"])
 
-    # Deleted and applied again, the workspace remembers: no training, the same artifact.
+    # Deleted and applied again, the workspace remembers: no training pod, the same artifact.
     scene.kubectl("delete", "ftj", "trained", "--timeout=60s")
     scene.kubectl.apply(job)
     again = scene.reaches("trained", "Succeeded", "Failed")
     assert again["phase"] == "Succeeded", again["message"]
     assert again["artifact"] == status["artifact"]
-    assert again.get("progress", {}).get("activity") != "Training"
+    assert again["metrics"] == status["metrics"]
+    assert again["prepareAttempt"] == 1
+    shows = partial(scene.kubectl, "get", "ftj", "trained")
+    until("it shows what the metrics say", lambda: "20/20 (100%)" in shows(), POD_MINUTES, every=0.5)
+    assert f"{float(again['metrics']['finalLoss']):.4f}" in shows()
+    assert not again.get("attempts")
+    uid = scene.kube.get("FineTuneJob", "trained", scene.namespace)["metadata"]["uid"]
+    jobs = scene.kube.list("Job", scene.namespace, "finetune-operator.io/job=trained,finetune-operator.io/kind=train")
+    assert not [made for made in jobs if made["metadata"]["ownerReferences"][0]["uid"] == uid]
+
+    # With another spec, the results stay as they are. Only the prepare pod runs.
+    scene.kubectl("delete", "ftj", "trained", "--timeout=60s")
+    job["spec"]["training"]["learningRate"] = 0.02
+    scene.kubectl.apply(job)
+    refused = scene.reaches("trained", "Succeeded", "Failed")
+    assert refused["reason"] == "WorkspaceOccupied", refused["message"]
+    assert not refused.get("attempts")
+
+
+def the_command_line_reads_its_workspace(scene: Scene, folder: Path, artifact: dict[str, Any]) -> None:
+    """Every verb that runs a pod, as a user with the role edit, in a namespace that enforces restricted pods."""
+    user = "scientist"
+    scene.kubectl("create", "rolebinding", user, "--clusterrole=edit", f"--user={user}")
+    config = yaml.safe_load(scene.kube.kubeconfig.read_text())
+    for entry in config["users"]:
+        entry["user"]["as"] = user
+    own = folder / "kubeconfig"
+    own.write_text(yaml.safe_dump(config))
+
+    def finetune(*words: str) -> str:
+        command = [sys.executable, "-m", "finetune_cli", *words, "--namespace", scene.namespace]
+        environment = {**scene.kubectl.env, "KUBECONFIG": str(own)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=POD_MINUTES)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        assert artifact["digest"] in finetune("fetch", "trained", "-o", str(folder / "artifact"))
+        assert digest_folder(folder / "artifact") == (artifact["digest"], artifact["sizeBytes"])
+        report = finetune("report", "trained")
+        assert "What is trained is in [[ ]]." in report
+        assert json.loads(finetune("report", "trained", "-o", "json"))["splits"]["train"]["rows"] == ROWS
+        points = json.loads(finetune("plot", "trained", "--full", "-o", "json"))["trained"]
+        assert [step for step, _ in points] == list(range(1, 21))
+        answers = json.loads(
+            finetune("ask", "trained", "say alpha 2", "say beta 1", "--max-new-tokens", "8", "-o", "json")
+        )
+        assert [answer["question"] for answer in answers] == ["say alpha 2", "say beta 1"]
+        assert "step 20/20  loss" in finetune("logs", "trained", "--kind", "train")
+        left = partial(scene.kube.list, "Pod", scene.namespace, "finetune-operator.io/reads=trained")
+        until("no pod of the command line is left", lambda: not left(), 30)
+    finally:
+        scene.kubectl("delete", "rolebinding", user)
 
 
 EXAMPLES = {"sft-lora": "adapter", "sft-qlora": "model"}
@@ -104,30 +165,128 @@ def test_a_job_deleted_while_it_runs_is_gone_at_once(scene: Scene, propagation: 
     assert time.monotonic() - began < 40
 
 
+def suspended(scene: Scene, name: str) -> dict[str, Any]:
+    """The status of a job that runs, once it is suspended: all of its runs have ended."""
+    scene.kube.patch("FineTuneJob", name, {"spec": {"suspend": True}}, scene.namespace)
+    status = scene.reaches(name, "Suspended", "Failed")
+    assert status["phase"] == "Suspended", status["message"]
+    return status
+
+
 def test_a_drained_pod_is_followed_by_one_that_goes_on_where_it_was(scene: Scene) -> None:
     job = scene.job("drained", **LONG, backoffLimit=0)
-    scene.kubectl.apply(job)
-    until("a checkpoint is reported", lambda: scene.status("drained").get("checkpoint"), POD_MINUTES, every=0.5)
-    (pod,) = scene.pods("drained")
-    scene.kube.call(
-        "POST",
-        f"api/v1/namespaces/{scene.namespace}/pods/{pod['metadata']['name']}/eviction",
-        {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod["metadata"]["name"]}},
-    )
-    until("the second attempt runs", lambda: scene.status("drained").get("attempt") == 2, POD_MINUTES, every=0.5)
-    status = scene.status("drained")
-    first = status["attempts"][0]
-    assert first["reason"] == "Disrupted", first
-    saved = first["checkpointStep"]
+    with PodTimes(scene, "drained") as times:
+        scene.kubectl.apply(job)
+        until("a checkpoint is reported", lambda: scene.status("drained").get("checkpoint"), POD_MINUTES, every=0.5)
+        (pod,) = scene.pods("drained")
+        scene.kube.call(
+            "POST",
+            f"api/v1/namespaces/{scene.namespace}/pods/{pod['metadata']['name']}/eviction",
+            {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod["metadata"]["name"]}},
+        )
+        until("the second attempt runs", lambda: scene.status("drained").get("attempt") == 2, POD_MINUTES, every=0.5)
+        status = scene.status("drained")
+        first = status["attempts"][0]
+        assert first["reason"] == "Disrupted", first
+        saved = first["checkpointStep"]
 
-    def resumed() -> dict[str, Any] | None:
-        progress = scene.status("drained").get("progress", {})
-        return progress if progress.get("attempt") == 2 and progress.get("step", 0) > saved else None
+        def resumed() -> dict[str, Any] | None:
+            progress = scene.status("drained").get("progress", {})
+            return progress if progress.get("attempt") == 2 and progress.get("step", 0) > saved else None
 
-    until("the second attempt goes on beyond the checkpoint", resumed, POD_MINUTES, every=0.5)
-    logs = scene.kubectl("logs", "-l", "finetune-operator.io/job=drained,finetune-operator.io/attempt=2", "--tail=-1")
-    assert f"checkpoint-{saved}" in logs
+        until("the second attempt continues beyond the checkpoint", resumed, POD_MINUTES, every=0.5)
+        logs = scene.kubectl(
+            "logs", "-l", "finetune-operator.io/job=drained,finetune-operator.io/attempt=2", "--tail=-1"
+        )
+        assert f"checkpoint-{saved}" in logs
+        gpu = suspended(scene, "drained")["gpu"]
+    times.compare(gpu)
+    assert gpu["redoneSteps"] == 0, "it saved before it ended"
+    assert {"startup", "load", "train"} <= set(gpu["uses"]), "to save a tiny model takes no second"
     scene.kube.delete("FineTuneJob", "drained", scene.namespace)
+
+
+LOGGED = r"step (\d+)/\d+  loss"
+CRASH = """
+import os, pathlib, signal
+for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    pid = int(line.parent.name)
+    if pid != os.getpid() and b"finetune_trainer.launcher.worker" in line.read_bytes():
+        os.kill(pid, signal.SIGSEGV)
+"""
+
+
+def test_a_rank_that_crashes_is_started_again_in_its_pod(scene: Scene) -> None:
+    with PodTimes(scene, "crashed") as times:
+        scene.kubectl.apply(scene.job("crashed", **LONG, backoffLimit=1))
+        until("a checkpoint is reported", lambda: scene.status("crashed").get("checkpoint"), POD_MINUTES, every=0.5)
+        (pod,) = scene.pods("crashed")
+        name = pod["metadata"]["name"]
+        saved = scene.status("crashed")["checkpoint"]["step"]
+        Pod(scene.kubectl, name)("python", "-c", CRASH)
+        until(
+            "the status tells", lambda: scene.status("crashed")["attempts"][0].get("restarts"), POD_MINUTES, every=0.5
+        )
+
+        def trains() -> bool:
+            progress = scene.status("crashed").get("progress", {})
+            return bool(progress.get("startStep", -1) >= saved and progress["step"] > progress["startStep"])
+
+        until("it trains from its checkpoint", trains, POD_MINUTES, every=0.5)
+        status = scene.status("crashed")
+        assert (status["phase"], status["attempt"], len(status["attempts"])) == ("Running", 1, 1)
+        assert (status["attempts"][0]["restarts"]["number"], status["attempts"][0]["restarts"]["exitCode"]) == (1, 139)
+        assert [same["metadata"]["uid"] for same in scene.pods("crashed")] == [pod["metadata"]["uid"]]
+
+        def trains_on() -> bool:
+            """Every step that had been done is done again: the newest step is new."""
+            steps = re.findall(LOGGED, scene.kubectl("logs", name, "--tail=-1"))
+            return steps.count(steps[-1]) == 1
+
+        until("it trains on", trains_on, POD_MINUTES, every=0.5)
+        logged = re.findall(LOGGED, scene.kubectl("logs", name, "--tail=-1"))
+        gpu = suspended(scene, "crashed")["gpu"]
+    times.compare(gpu)
+    # A step may be done and not logged yet.
+    assert abs(gpu["redoneSteps"] - (len(logged) - len(set(logged)))) <= 1
+    scene.kube.delete("FineTuneJob", "crashed", scene.namespace)
+
+
+def test_a_job_is_suspended_resumed_and_stopped(scene: Scene) -> None:
+    """A trainer that runs keeps what it has trained; then a pod without GPUs does the same for a suspended job."""
+    patch = partial(scene.kube.patch, "FineTuneJob", namespace=scene.namespace)
+
+    def checkpoint(name: str) -> Any:
+        return scene.status(name).get("checkpoint")
+
+    def no_pods(name: str) -> bool:
+        return not scene.pods(name)
+
+    scene.kubectl.apply(*(scene.job(name, **LONG, backoffLimit=0) for name in ("kept-live", "kept-later")))
+    for name in ("kept-live", "kept-later"):
+        until("a checkpoint is reported", partial(checkpoint, name), POD_MINUTES, every=0.5)
+        patch(name, {"spec": {"suspend": True}})
+        status = scene.reaches(name, "Suspended", "Failed")
+        assert status["reason"] == "SuspendedByUser", status["message"]
+        assert status["attempts"][0]["failures"] == 0
+        until(f"the pods of {name} are gone", partial(no_pods, name), POD_MINUTES)
+    saved = scene.status("kept-live")["attempts"][0]["checkpointStep"]
+
+    patch("kept-later", {"spec": {"stop": "keep"}})
+    patch("kept-live", {"spec": {"suspend": False}})
+
+    def resumed() -> bool:
+        progress = scene.status("kept-live").get("progress", {})
+        return bool(progress.get("attempt") == 2 and progress.get("step", 0) > saved)
+
+    until("the second attempt continues beyond the checkpoint", resumed, POD_MINUTES, every=0.5)
+    patch("kept-live", {"spec": {"stop": "keep"}})
+    for name in ("kept-live", "kept-later"):
+        status = scene.reaches(name, "Succeeded", "Failed")
+        assert status["reason"] == "StoppedByUser", status["message"]
+        assert status["artifact"]["digest"].startswith("sha256:")
+        assert int(status["metrics"]["steps"]) >= saved or name == "kept-later"
+        assert bool(status["attempts"][-1].get("keeps")) == (name == "kept-later")
 
 
 def test_the_operator_may_die_while_a_job_runs(scene: Scene, operator: str) -> None:

@@ -1,4 +1,4 @@
-"""Two pods of two processes each train together, and are struck again and again: the run goes on as if it had not been.
+"""Two pods of two processes each train together, and fail again and again. The run continues as if nothing happened.
 
 One job is drained, outgrows its memory and loses the pod of rank 1; another is left alone. Where every step is the same
 set of rows, and every resume exact, both have the same loss in every step.
@@ -7,7 +7,8 @@ set of rows, and every resume exact, both have the same loss in every step.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +17,16 @@ from typing import Any
 import pytest
 
 from examples.demo import cluster as demo
-from examples.demo.kubectl import DemoError, Pod
-from tests.e2e.conftest import POD_MINUTES, TRAINING, Scene
+from examples.demo.kubectl import DemoError, Kubectl, Pod
+from tests import cluster
+from tests.cluster import Cluster, node, process
+from tests.e2e.conftest import LONG, POD_MINUTES, TRAINING, Scene
 from tests.kube import until
 
 STEPS = 500
 pytestmark = pytest.mark.timeout(1800)  # four attempts of four processes, and as many in peace
-SHARED_MEMORY = "8Gi"
-"""More than the pod's memory, so that filling it is what outgrows that."""
+MEMORY = "3Gi"
+"""A pod and its /dev/shm have as much. Filling that outgrows the memory of the pod: its processes need some, too."""
 
 
 def pair(scene: Scene, name: str) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def pair(scene: Scene, name: str) -> dict[str, Any]:
         checkpoints={"everySteps": 20, "everyMinutes": 15, "keep": 2},
         backoffLimit=2,
     )
-    job["spec"]["resources"] |= {"nodes": 2, "gpusPerNode": 2, "memory": "3Gi", "sharedMemory": SHARED_MEMORY}
+    job["spec"]["resources"] |= {"nodes": 2, "gpusPerNode": 2, "memory": MEMORY, "sharedMemory": MEMORY}
     return job
 
 
@@ -86,6 +89,15 @@ def has_ended(scene: Scene, name: str, attempt: int) -> bool:
     return bool(scene.status(name)["attempts"][attempt - 1]["state"] == "Ended")
 
 
+def curve(scene: Scene, trainer_image: str, name: str) -> list[dict[str, Any]]:
+    """The lines of the job's log in the workspace, one for each step."""
+    manifest = demo.files_pod(trainer_image)
+    manifest["metadata"]["namespace"] = scene.namespace
+    with scene.kubectl.pod(manifest) as pod:
+        log = pod("cat", f"/workspace/jobs/{name}/reports/trainer_log.jsonl")
+    return [json.loads(line) for line in log.splitlines()]
+
+
 @dataclass(frozen=True)
 class Struck:
     """The job that all faults have struck."""
@@ -97,9 +109,10 @@ class Struck:
 
 
 def says_while_running(scene: Scene, name: str, attempt: int) -> str | None:
+    """What status says of an attempt that has reported where it resumed."""
     status = scene.status(name)
     running = status["phase"] == "Running" and status["attempt"] == attempt
-    return str(status["message"]) if running else None
+    return str(status["message"]) if running and "checkpoint step" in status["message"] else None
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +137,123 @@ def test_each_end_is_named_and_the_next_attempt_says_from_which_checkpoint(struc
     steps = [end["checkpointStep"] for end in ends[:-1]]
     assert steps == sorted(steps)
     for step, said in zip(steps, struck.said, strict=True):
-        assert f"goes on from checkpoint step {step}" in said
+        resumed = re.search(r"resumes from checkpoint step (\d+)", said)
+        assert resumed is not None, said
+        assert int(resumed[1]) >= step, "what was saved last may not have been reported"
 
 
 def test_the_loss_goes_on_unbroken(scene: Scene, struck: Struck, trainer_image: str) -> None:
     del struck  # it has ended
     scene.kubectl.apply(pair(scene, "alone"))
     assert scene.reaches("alone", "Succeeded", "Failed", timeout=2 * POD_MINUTES)["phase"] == "Succeeded"
-    manifest = demo.files_pod(trainer_image)
-    manifest["metadata"]["namespace"] = scene.namespace
-    with scene.kubectl.pod(manifest) as pod:
-        curves = {
-            name: [
-                json.loads(line)
-                for line in pod("cat", f"/workspace/jobs/{name}/reports/trainer_log.jsonl").splitlines()
-            ]
-            for name in ("struck", "alone")
-        }
+    curves = {name: curve(scene, trainer_image, name) for name in ("struck", "alone")}
     assert [line["current_steps"] for line in curves["struck"]] == list(range(1, STEPS + 1))
     assert [line["loss"] for line in curves["struck"]] == [line["loss"] for line in curves["alone"]]
+
+
+SECOND = "node-2"
+LOST_NODE_TIMEOUT = 20
+"""Seconds, for the operator of these tests. The shortest grace period of a job is as long."""
+
+
+@pytest.fixture(scope="module")
+def second_node(whole_cluster: Cluster, scene: Scene, operator: str) -> Iterator[Cluster]:
+    """The cluster with a second node, and an operator that gives up pods on silent nodes early. Other tests get
+    neither."""
+    made = cluster.up(whole_cluster.state.name, nodes=2)
+    of_operator = Kubectl(whole_cluster.env, operator)
+    of_operator("set", "env", f"deployment/{demo.RELEASE}", f"FINETUNE_LOST_NODE_TIMEOUT={LOST_NODE_TIMEOUT}")
+    of_operator("rollout", "status", f"deployment/{demo.RELEASE}", "--timeout=5m")
+    scene.kubectl("uncordon", SECOND)
+    until("the second node is ready", lambda: is_ready(scene), POD_MINUTES, every=0.5)
+    yield made
+    scene.kubectl("cordon", SECOND)
+    of_operator("set", "env", f"deployment/{demo.RELEASE}", "FINETUNE_LOST_NODE_TIMEOUT=300")
+
+
+def is_ready(scene: Scene) -> bool:
+    conditions = scene.kube.get("Node", SECOND)["status"].get("conditions", [])
+    return any(found["type"] == "Ready" and found["status"] == "True" for found in conditions)
+
+
+def on_second_node(scene: Scene, name: str) -> dict[str, Any]:
+    """A job without an end that would like to train on the second node."""
+    job = scene.job(name, **LONG, backoffLimit=0)
+    wanted = {"key": "kubernetes.io/hostname", "operator": "In", "values": [SECOND]}
+    preferred = [{"weight": 100, "preference": {"matchExpressions": [wanted]}}]
+    job["spec"]["resources"] |= {
+        "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}},
+        "terminationGracePeriodSeconds": 20,
+    }
+    return job
+
+
+def trains_on_second_node(scene: Scene, name: str) -> dict[str, Any]:
+    """The pod, once the job has saved."""
+    scene.kubectl.apply(on_second_node(scene, name))
+    until(f"{name} has saved", saved_by(scene, name, 1), 2 * POD_MINUTES, every=0.5)
+    [pod] = scene.pods(name)
+    assert pod["spec"]["nodeName"] == SECOND
+    return pod
+
+
+def stop(scene: Scene, name: str) -> dict[str, Any]:
+    """Let the job end with what it has trained; its status then."""
+    scene.kube.patch("FineTuneJob", name, {"spec": {"stop": "keep"}}, scene.namespace)
+    status = scene.reaches(name, "Succeeded", "Failed", timeout=2 * POD_MINUTES)
+    assert status["phase"] == "Succeeded", status["message"]
+    return status
+
+
+def is_unbroken(lines: list[dict[str, Any]]) -> None:
+    """Each step is there once, in order: no run wrote beside another."""
+    steps = [line["current_steps"] for line in lines]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_drained_node_hands_its_job_to_another(scene: Scene, second_node: Cluster, trainer_image: str) -> None:
+    del second_node
+    trains_on_second_node(scene, "handed-over")
+    scene.kubectl("drain", SECOND, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=3m")
+    try:
+        says = partial(says_while_running, scene, "handed-over", 2)
+        assert "resumes from checkpoint step" in until("it trains again", says, POD_MINUTES, every=0.5)
+    finally:
+        scene.kubectl("uncordon", SECOND)
+    drained, _ = stop(scene, "handed-over")["attempts"]
+    assert (drained["reason"], drained["failures"]) == ("Disrupted", 0)
+    is_unbroken(curve(scene, trainer_image, "handed-over"))
+
+
+def test_what_lives_on_on_a_silent_node_harms_nothing(scene: Scene, second_node: Cluster, trainer_image: str) -> None:
+    """Its kubelet is dead, and its containers train on, until they find that another attempt has the workspace."""
+    pod = trains_on_second_node(scene, "left-behind")
+    container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+    holder = process.read(second_node.state, SECOND)
+    assert holder is not None
+
+    def lives() -> bool:
+        return container in node.ctr(holder["pid"], "tasks", "list", "--quiet").split()
+
+    second_node.stop_process("kubelet-2")
+    try:
+        until("the node is lost", lambda: scene.status("left-behind")["reason"] == "NodeLost", POD_MINUTES, every=0.5)
+        assert lives(), "nobody has ended it"
+        says = partial(says_while_running, scene, "left-behind", 2)
+        assert "resumes from checkpoint step" in until("another trains", says, POD_MINUTES, every=0.5)
+        until("the old run ends by itself", lambda: not lives(), POD_MINUTES, every=0.5)
+        left = scene.kube.get("Pod", pod["metadata"]["name"], scene.namespace)
+        assert left["metadata"]["uid"] == pod["metadata"]["uid"], "it is never deleted by force"
+    finally:
+        second_node.start_process("kubelet-2")
+    until("the node is ready again", lambda: is_ready(scene), POD_MINUTES, every=0.5)
+    lost, done = stop(scene, "left-behind")["attempts"]
+    assert (lost["reason"], lost["failures"], lost["suspect"]) == ("NodeLost", 0, SECOND)
+    assert done["avoids"] == [SECOND]
+    is_unbroken(curve(scene, trainer_image, "left-behind"))
+    until(
+        "what was left of it is gone",
+        lambda: scene.kube.find("Pod", pod["metadata"]["name"], scene.namespace) is None,
+        POD_MINUTES,
+        every=0.5,
+    )

@@ -17,30 +17,24 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
-from tests.cluster import packages
-from tests.cluster.state import ClusterError, cache_root, lock
+from tests.cluster import go
+from tests.cluster.state import cache_root
 
 MODULE = Path(__file__).with_name("module")
 PACKAGE = "github.com/versity/versitygw/cmd/versitygw"
-FLAGS = ["-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false", "-ldflags=-s -w"]
 ACCESS, SECRET = "tester", "a-secret-of-tests"
 
 
 def program() -> Path:
     """Built if it isn't there: once, in about two minutes on two cores."""
     parts = [(MODULE / name).read_bytes() for name in ("go.mod", "go.sum")]
-    parts.append(" ".join([*FLAGS, platform.machine()]).encode())
+    flags = go.flags()
+    parts.append(" ".join([*flags, platform.machine()]).encode())
     target = cache_root() / "bin" / ("s3-" + hashlib.sha256(b"".join(parts)).hexdigest()[:12]) / "versitygw"
-    with lock("build-s3"):
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = target.with_name(f".versitygw.{os.getpid()}")
-            env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
-            command = ["nice", packages.go(), "build", *FLAGS, "-o", str(unfinished), PACKAGE]
-            done = subprocess.run(command, cwd=MODULE, env=env, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise ClusterError(f"building versitygw failed:\n{done.stderr[-3000:]}")
-            unfinished.replace(target)
+    if not target.exists():
+        with go.building("build-s3") as env:
+            if not target.exists():
+                go.build(MODULE, PACKAGE, target, flags, env)
     return target
 
 

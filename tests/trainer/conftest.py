@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.forge import Forge
+from tests.trainer.support.forge import Forge
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
@@ -27,9 +27,15 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(autouse=True)
+def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test's run has decided to recompute is not told of the next one's."""
+    monkeypatch.setattr("finetune_trainer.runtime.gpumemory._recomputation", [])
+
+
+@pytest.fixture(autouse=True)
 def light_collections() -> None:
     """accelerate has the garbage collected after each training, which takes a second where it has to look through all
-    that was imported: from the second test on it needn't."""
+    that was imported: from the second test on this is not necessary."""
     if "trl" in sys.modules and not gc.get_freeze_count():
         gc.collect()
         gc.freeze()
@@ -42,7 +48,7 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny model; tests only read it."""
-    from tests.trainer import tiny
+    from tests.trainer.support import tiny
 
     return tiny.save_model(tmp_path_factory.mktemp("model") / "model")
 
@@ -50,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(tmp_path: Path, model: Path) -> Path:
     """The volumes ``models`` (the tiny model) and ``data`` (24 rows), and room for a workspace."""
-    from tests.trainer import tiny
+    from tests.trainer.support import tiny
 
     (tmp_path / "models").symlink_to(model.parent)
     tiny.save_rows(tmp_path / "data" / "rows.jsonl")
@@ -60,7 +66,7 @@ def root(tmp_path: Path, model: Path) -> Path:
 @pytest.fixture(scope="session")
 def stage_volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `stages.save_volumes` makes; tests only read it."""
-    from tests.trainer import stages
+    from tests.trainer.support import stages
 
     return stages.save_volumes(tmp_path_factory.mktemp("stages"))
 

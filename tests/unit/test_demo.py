@@ -1,4 +1,4 @@
-"""What the demo shows: the view of a running job, the curve, and the image references it hands to the chart."""
+"""The demo: the display of a running job, the loss curve, and the image references for the chart."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from finetune_api.defaults import fill_in
+from finetune_api.defaults import apply_defaults
 from finetune_api.job import FineTuneJob
 
-from examples.demo import cluster, plot, view, volume
+from examples.demo import cluster, ending, plot, view, volume
 from examples.demo.kubectl import DemoError
+from tests.cluster import teardown
+from tests.cluster.state import State
 
-JOBS = sorted(set(volume.JOB_FILE.parent.rglob("*.yaml")) - {cluster.CLAIMS_FILE})
+COPY_FILE = volume.CHECKOUT / "examples" / "copy" / "pod.yaml"
+JOBS = sorted(set(volume.JOB_FILE.parent.rglob("*.yaml")) - {cluster.CLAIMS_FILE, COPY_FILE})
 PROGRESS = {"percent": 50, "summary": "40/80 (50%)", "loss": "0.6312", "eta": "1m12s"}
 
 
@@ -31,11 +34,11 @@ def test_a_job_that_does_not_run_shows_why(phase: str) -> None:
     assert view.describe("demo", status)[1] == "  Unschedulable: no node has a GPU"
 
 
-def test_a_job_that_nobody_has_looked_at_is_pending() -> None:
+def test_a_job_without_status_is_pending() -> None:
     assert view.describe("demo", {}) == ["  demo  Pending"]
 
 
-def test_elsewhere_than_on_a_terminal_nothing_is_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_no_line_is_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     shown = view.View("demo")
     for _ in range(3):
         shown.show({"phase": "Running", "progress": PROGRESS}, final=True)
@@ -43,7 +46,7 @@ def test_elsewhere_than_on_a_terminal_nothing_is_said_twice(capsys: pytest.Captu
 
 
 def _dots(lines: list[str]) -> list[list[bool]]:
-    """The picture as rows of dots."""
+    """The plot as rows of dots."""
     cells = [line.split("│")[1] for line in lines if "│" in line]
     return [
         [bool(ord(cell) & plot.DOTS[row][column]) for cell in line for column in range(2)]
@@ -64,7 +67,7 @@ def test_the_curve_goes_from_corner_to_corner_without_a_gap() -> None:
 
 
 @pytest.mark.parametrize("points", [[(1.0, 2.0)], [(1.0, 2.0), (2.0, 2.0)]])
-def test_a_curve_of_one_value_is_drawn_too(points: list[tuple[float, float]]) -> None:
+def test_a_curve_with_a_single_value_is_drawn(points: list[tuple[float, float]]) -> None:
     assert any(any(row) for row in _dots(plot.curve(points)))
 
 
@@ -87,16 +90,16 @@ def test_an_image_without_tag_is_refused() -> None:
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.stem)
 def test_every_example_is_a_valid_job(path: Path) -> None:
     job = FineTuneJob.model_validate(yaml.safe_load(path.read_text()))
-    assert fill_in(job.spec).training.learning_rate
+    assert apply_defaults(job.spec).training.learning_rate
 
 
-def test_the_examples_claims_are_those_that_they_name() -> None:
-    """What `make demo` makes, and README.md tells people to apply."""
+def test_the_claims_are_those_that_the_examples_name() -> None:
+    """`make demo` creates these claims, and README.md tells people to apply them."""
     named = {name for path in JOBS for name in re.findall(r"(?:pvc://|claimName: )([-a-z0-9]+)", path.read_text())}
     assert {claim["metadata"]["name"] for claim in cluster.claims()} == named
 
 
-def test_the_data_are_questions_with_answers_and_not_the_demos_question() -> None:
+def test_the_data_has_questions_with_answers_but_not_the_question_of_the_demo() -> None:
     rows = [json.loads(line)["messages"] for line in (volume.DATA / "finetunejobs.jsonl").read_text().splitlines()]
     assert len(rows) >= 200
     assert all(
@@ -107,6 +110,21 @@ def test_the_data_are_questions_with_answers_and_not_the_demos_question() -> Non
     assert volume.QUESTION not in questions
 
 
-def test_what_preparing_said_last_is_not_shown_as_training() -> None:
+def test_taking_a_cluster_down_keeps_what_the_demo_has_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo ends with the path of the picture, and the next command is often `make cluster-down`."""
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
+    named = volume.RESULTS.relative_to(volume.CHECKOUT)
+    for name in ("local", "laptop"):
+        state = State(name, "0a1b2c", str(tmp_path), control_plane_only=True)
+        picture = tmp_path / named / name / ending.PICTURE
+        for file in (picture, state.kubeconfig, state.directory / "state.json"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        teardown.down(state)
+        assert picture.exists()
+        assert not state.kubeconfig.exists()
+
+
+def test_the_last_progress_of_preparing_is_not_shown_as_training() -> None:
     last = {"activity": "Tokenizing", "percent": 0, "summary": "Tokenizing 237 rows"}
     assert view.describe("demo", {"phase": "Running", "progress": last})[1] == "  loading the model and the data"

@@ -1,6 +1,6 @@
-"""From a stage's name to its workflow: one package per stage, imported only when its job runs.
+"""From the name of a stage to its workflow: one package per stage, imported only when a job of that stage runs.
 
-A stage is there when ``stages/<stage>/workflow.py`` is: nothing needs to be registered.
+A stage exists if ``stages/<stage>/workflow.py`` exists: nothing needs to be registered.
 """
 
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 
 from finetune_trainer.errors import InvalidSpec
-from finetune_trainer.run import Outcome, Run
+from finetune_trainer.run import Run, WorkflowResult
 
 STAGES = ("pt", "sft", "rm", "dpo", "ppo", "kto")
 
-Workflow = Callable[[Run], Outcome]
+Workflow = Callable[[Run], WorkflowResult]
 
 
 def available() -> list[str]:
@@ -22,12 +22,12 @@ def available() -> list[str]:
 
 
 def unknown_stage(stage: str) -> str:
-    """What to tell who asked for a stage that isn't there."""
+    """The message for a stage that does not exist."""
     return f"Unknown stage {stage!r}: the stages are {', '.join(STAGES)}; this image has {', '.join(available())}"
 
 
 def find_workflow(stage: str) -> Workflow:
-    """The stage's workflow. Raises InvalidSpec."""
+    """The workflow of a stage. Raises InvalidSpec."""
     if stage not in available():
         raise InvalidSpec(unknown_stage(stage))
     workflow: Workflow = import_module(f"finetune_trainer.stages.{stage}.workflow").run

@@ -1,23 +1,23 @@
-"""Every way in which a run can end early, as an exception with the contract's exit code.
+"""All ways in which a run can end early, as exceptions with the contract's exit codes.
 
 TrainerError
-├── InvalidSpec (64)        the job's settings don't fit together, or don't fit the model
+├── InvalidSpec (64)        the job's settings contradict each other or the model
 ├── InvalidData (65)        a row or a file of the data is wrong
-├── NotFound (66)           a model or data file isn't where the job says
-├── SourceUnreachable (69)  a source doesn't answer; another attempt may succeed
-├── NoDevice (70)           the GPUs that the job asked for can't be seen; another node may have them
-├── RendezvousFailed (70)   some of the run's ranks never came
+├── NotFound (66)           a model or data file does not exist
+├── SourceUnreachable (69)  a source does not answer; another attempt may succeed
+├── NoDevice (70)           the pod cannot use the GPUs that the job requests; another node may have them
+├── RendezvousFailed (70)   some ranks did not join in time
 ├── GpuOutOfMemory (71)
 ├── Diverged (72)           the loss is no longer a number
 ├── NoSpace (73)            the workspace is full
-├── WorkspaceUnusable (74)  the workspace can't be written, or holds another job's results
-├── Preempted (75)          told to stop, and saved as far as there was time
-├── Hung (76)               a rank stood still for too long
+├── WorkspaceUnusable (74)  the workspace cannot be written, or has results of another job
+├── Preempted (75)          stopped by SIGTERM, after a save if there was time
+├── Hung (76)               a rank made no progress for too long
 ├── AccessDenied (77)
 └── Superseded (78)         a newer attempt runs, or nobody wants the result
 
-Messages are for the user: what was given, what is allowed, what to do. Anything else that is raised is an internal
-error (70), and its stack trace goes to the log.
+Messages are for the user: what happened, why, and what to do. Any other exception is an internal error (70), and its
+stack trace goes to the log.
 """
 
 from typing import ClassVar
@@ -27,14 +27,16 @@ from finetune_api.status import Reason
 
 
 class TrainerError(Exception):
-    """Base of all; never raised itself."""
+    """The base of all. Never raised itself."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL_ERROR
     reason_override: ClassVar[Reason | None] = None
+    needs_new_pods: ClassVar[bool] = False
+    """Whether a restart in the same pods would end the same way."""
 
     @property
     def reason(self) -> Reason:
-        """The exit code as one word."""
+        """The exit code as a word."""
         return self.reason_override or REASONS[self.exit_code]
 
 
@@ -50,16 +52,22 @@ class NotFound(TrainerError):
     exit_code = ExitCode.NOT_FOUND
 
 
+class NothingToKeep(NotFound):
+    reason_override = Reason.NOTHING_TO_KEEP
+
+
 class SourceUnreachable(TrainerError):
     exit_code = ExitCode.SOURCE_UNREACHABLE
 
 
 class NoDevice(TrainerError):
     exit_code = ExitCode.INTERNAL_ERROR
+    needs_new_pods = True
 
 
 class RendezvousFailed(TrainerError):
     exit_code = ExitCode.INTERNAL_ERROR
+    needs_new_pods = True
 
 
 class GpuOutOfMemory(TrainerError):

@@ -1,60 +1,27 @@
-"""One run as its ranks see it: the job, the attempt's facts, the folders, and the two lines to the outside.
+"""One run as its ranks see it: the job, the attempt's facts, the directories, and the callbacks to the launcher.
 
-`Run` is made by ``worker`` and handed down; nothing below reads environment variables or fixed paths.
+`launcher.worker` builds `Run` and passes it down. No code below it reads environment variables or fixed paths.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from finetune_api.contract import AttemptFacts, ResolvedJob
-from finetune_api.status import Artifact, Checkpoint, Progress
+from finetune_api.micro_batch import MicroBatch
+from finetune_api.status import Artifact, Checkpoint, Progress, Reason
 
-from finetune_trainer.errors import AccessDenied
-from finetune_trainer.prepared import PreparedJob
-
-
-@dataclass(frozen=True)
-class Folders:
-    """The workspace's layout, the same in a cluster and on a laptop."""
-
-    workspace: Path
-    job: Path
-    """jobs/<name>: everything of this job."""
-    checkpoints: Path
-    """checkpoints/ of the job: one folder per run."""
-    run_checkpoints: Path
-    """checkpoints/<attempt>-<run id>: what this run saves, and nobody else touches."""
-    artifact: Path
-    reports: Path
-    volumes: dict[str, Path]
-    """Claim -> folder where it is mounted."""
+from finetune_trainer.workspace.fencing import Fence, check_fence
+from finetune_trainer.workspace.folders import Folders
+from finetune_trainer.workspace.prepared import PreparedJob
 
 
-def check_readable(path: Path, uri: str) -> None:
-    """Raises AccessDenied. By opening it: file servers decide by more than the mode."""
-    try:
-        os.close(os.open(path, os.O_RDONLY))
-    except PermissionError:
-        raise denied(path, uri) from None
-
-
-def denied(path: Path, what: str) -> AccessDenied:
-    """A source that is there, but not for this user."""
-    return AccessDenied(
-        f"{what}: uid {os.getuid()}, gid {os.getgid()} may not read {path}. Make it readable for that user (chmod -R"
-        " a+rX or chown), or use a volume whose StorageClass supports fsGroup"
-    )
-
-
-def nothing(*_: object) -> None:
-    """Where nobody listens: ranks other than 0, and laptops."""
+def ignore(*_: object) -> None:
+    """A callback that does nothing: for ranks other than 0, and on laptops."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of a workflow may need."""
+    """What every part of a workflow may need."""
 
     job: ResolvedJob
     attempt: AttemptFacts
@@ -63,33 +30,41 @@ class Run:
     rank: int
     local_rank: int
     world_size: int
-    micro_batch_size: int
+    micro_batch: MicroBatch
     prepared: PreparedJob
-    """Model and data, where `prepare` put them."""
+    """The prepared model and data."""
     stop_requested: Callable[[], bool] = field(default=lambda: False)
-    """True once SIGTERM came; ranks agree on it before they act."""
+    """True after SIGTERM. The ranks agree on it before they act."""
+    keep_requested: Callable[[], bool] = field(default=lambda: False)
+    """True on rank 0 once the user wants the artifact now (spec.stop). The ranks agree on it before they act."""
+    ranks_on_node: int = 1
+    """Ranks of each node."""
+    keeps: bool = False
+    """Whether this run trains nothing: it makes the artifact of the newest checkpoint (train --keep)."""
     seconds_left: Callable[[], float] = field(default=lambda: float("inf"))
-    """Rest of the grace period after SIGTERM."""
-    report_progress: Callable[[Progress], None] = nothing
-    """Best effort, returns at once; only rank 0's goes anywhere."""
-    report_checkpoint: Callable[[Checkpoint], None] = nothing
-    """As report_progress."""
+    """Seconds left for a save after SIGTERM; infinite before."""
+    report_progress: Callable[[Progress], None] = ignore
+    """Best effort, returns at once. Only rank 0 reports."""
+    report_checkpoint: Callable[[Checkpoint], None] = ignore
+    """Like report_progress."""
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 writes what there is one of."""
+        """Whether this is rank 0, which writes the shared files."""
         return self.rank == 0
 
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches per optimizer step and rank."""
-        return self.job.training.global_batch_size // (self.world_size * self.micro_batch_size)
+    def check_fence(self) -> None:
+        """Raises Superseded when a later run has taken over the job's directory. Rank 0 checks right before it adds,
+        deletes or replaces something there: a node that was frozen continues before its launcher checks the fence
+        again."""
+        check_fence(self.folders, Fence(self.attempt.uid, self.attempt.attempt, self.run_id, self.job.digest))
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a workflow made."""
+class WorkflowResult:
+    """What a workflow returns."""
 
     artifact: Artifact
     metrics: dict[str, str]
     message: str = "Training completed"
+    reason: Reason = Reason.COMPLETED

@@ -1,1 +1,1 @@
-"""Pure builders of the Kubernetes objects that the operator makes. Golden files hold them still."""
+"""Pure builders of the Kubernetes objects that the operator creates. Golden files pin them."""

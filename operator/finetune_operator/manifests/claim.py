@@ -1,4 +1,4 @@
-"""The workspace that the operator makes where a job asks for one: spec.workspace.claim."""
+"""The claim of the workspace that the operator creates for spec.workspace.claim."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from finetune_operator.names import LABEL_UID, job_labels
 
 
 def workspace_claim(facts: AttemptFacts, spec: FineTuneJobSpec) -> dict[str, Any] | None:
-    """None where the job brings a claim of its own. Owned by the job only if it is to go with it: else deleting the
+    """None if the job names its own claim. The job owns the claim only if retain is false: otherwise deleting the
     FineTuneJob would delete the model."""
-    wanted = spec.workspace.claim
-    if wanted is None:
+    requested = spec.workspace.claim
+    if requested is None:
         return None
     metadata: dict[str, Any] = {
         "name": claim_name(facts.name, spec),
@@ -23,9 +23,9 @@ def workspace_claim(facts: AttemptFacts, spec: FineTuneJobSpec) -> dict[str, Any
     if not spec.workspace.retain:
         metadata["ownerReferences"] = [owner(facts)]
     claim: dict[str, Any] = {
-        "accessModes": [wanted.access_mode],
-        "resources": {"requests": {"storage": wanted.size}},
+        "accessModes": [requested.access_mode],
+        "resources": {"requests": {"storage": requested.size}},
     }
-    if wanted.storage_class_name:
-        claim["storageClassName"] = wanted.storage_class_name
+    if requested.storage_class_name:
+        claim["storageClassName"] = requested.storage_class_name
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim}

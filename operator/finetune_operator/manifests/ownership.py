@@ -1,4 +1,4 @@
-"""The reference by which the garbage collector knows whose child an object is."""
+"""The owner reference, by which the garbage collector deletes the children of a FineTuneJob."""
 
 from typing import Any
 

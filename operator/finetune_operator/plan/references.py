@@ -1,183 +1,213 @@
-"""The other jobs whose artifacts a job uses: waited for, checked, and fixed for all attempts with its acceptance.
+"""The jobs whose artifacts a job uses: waited for, checked, and fixed for all attempts with its acceptance.
 
-Once they are fixed nothing that becomes of the other jobs matters: an artifact is known by its digest, which the pods
-verify. Until then every look is at all of them, and what can never be is said before what may yet come.
+Once they are fixed, later changes of the other jobs do not matter: an artifact is known by its digest, which the pods
+verify. Until then every plan checks all of them, and reports what can never work before what may still come.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Mapping
 
-from finetune_api.chaining import Use, check_stage, field, foreseen, from_jobs, started_from
+from finetune_api.chaining import Use, check_stage, expected_artifact, field_path, from_jobs, start_from
 from finetune_api.contract import claim_name
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Artifact, ConditionType, FineTuneJobStatus, Reason, Reference
+from finetune_api.status import Artifact, FineTuneJobStatus, Reason, Reference
 
-from finetune_operator.observed import ClaimView, JobView, Others
-from finetune_operator.plan.acceptance import HeldUp, Refused
-from finetune_operator.plan.conditions import is_true
+from finetune_operator.plan.acceptance import Blocked, Invalid
+from finetune_operator.plan.completion import terminal
+from finetune_operator.plan.conditions import sentence
+from finetune_operator.plan.decision import Need, missing
 from finetune_operator.plan.workspace import SHAREABLE, unshareable
+from finetune_operator.views.claim import ClaimView
+from finetune_operator.views.job import JobView
+from finetune_operator.views.metadata import Unreadable, section
+from finetune_operator.views.snapshot import Dependencies, Read, Snapshot
+from finetune_operator.views.status import parse_status
 
 QUOTED = 600
 """Characters of another job's message that are repeated."""
 
 
-def follow(job: FineTuneJob, status: FineTuneJobStatus, others: Others) -> list[Reference]:
-    """The artifacts that the job uses. Raises HeldUp while they aren't there, and Refused where that won't change."""
-    named = from_jobs(job.spec)
-    if status.references or not named:
+def resolve_references(job: FineTuneJob, status: FineTuneJobStatus, snapshot: Snapshot) -> list[Reference] | Need:
+    """The artifacts that the job uses. Raises Blocked while they do not exist, and Invalid if they never will."""
+    names = from_jobs(job.spec)
+    if status.references or not names:
         return status.references or []
-    if others.ring:
-        raise Refused(
-            f"Jobs wait for each other in a ring: {' -> '.join(others.ring)}. None of them can ever begin: delete them,"
-            " and create them anew with another fromJob."
+    if need := missing(snapshot, Read.DEPENDENCIES):
+        if _still_waits(job, status, snapshot.dependencies.jobs):
+            raise Blocked(status.message or "", Reason.WAITING_FOR_JOB)
+        return need
+    dependencies = snapshot.dependencies
+    if dependencies.cycle:
+        raise Invalid(
+            f"Jobs wait for each other in a cycle: {' -> '.join(dependencies.cycle)}. None of them can ever begin."
+            " Delete them, and recreate them with another fromJob."
         )
-    references, held_up = [], []
-    for use, name in named.items():
+    references, errors = [], []
+    for use, name in names.items():
         try:
-            references.append(_look(job, use, name, others))
-        except HeldUp as held:
-            held_up.append(held)
-    if held_up:
-        # A claim is waited for only where somebody does something about it.
-        worst = next((one for one in held_up if one.reason is not Reason.WAITING_FOR_JOB), None)
-        raise worst or HeldUp(" ".join(map(str, held_up)), Reason.WAITING_FOR_JOB)
-    _check_alike(job, references)
+            references.append(_resolve(job, use, name, dependencies))
+        except Blocked as error:
+            errors.append(error)
+    if errors:
+        # Nobody has to act while another job runs, so what needs somebody's action goes first.
+        urgent = next((error for error in errors if error.reason is not Reason.WAITING_FOR_JOB), None)
+        raise urgent or Blocked(" ".join(map(str, errors)), Reason.WAITING_FOR_JOB)
+    _check_compatible(job, references)
     return references
 
 
-def _look(job: FineTuneJob, use: Use, name: str, others: Others) -> Reference:
-    """What one of them made."""
-    who = f"job {name} ({field(job.spec, use)})"
-    other = others.jobs.get(name)
-    if other is None:
-        raise HeldUp(
-            f"Waiting for {who}, which is not there: create it (anew, if it was deleted); or delete this job, if the"
-            " name is wrong or that job won't come back.",
-            Reason.WAITING_FOR_JOB,
-        )
-    if other.deleting:
-        raise HeldUp(
-            f"Waiting for {who}, which is being deleted: create it anew once it is gone.", Reason.WAITING_FOR_JOB
-        )
-    status = FineTuneJobStatus.model_validate(other.status)
-    succeeded = is_true(status, ConditionType.SUCCEEDED)
+def _resolve(job: FineTuneJob, use: Use, name: str, dependencies: Dependencies) -> Reference:
+    """The artifact of one of them."""
+    title = _title(job, use, name)
+    other = dependencies.jobs.get(name)
+    if other is None or other.deleting:
+        raise Blocked(_wait(title, other), Reason.WAITING_FOR_JOB)
+    try:
+        status = parse_status(other.status)
+    except Unreadable as error:
+        raise Blocked(_wait(title, other), Reason.WAITING_FOR_JOB) from error
+    outcome = terminal(status)
     stage = str(other.spec.get("stage"))
-    artifact = status.artifact or _foreseen(other, status)
+    artifact = status.artifact or _expected_artifact(other, status)
     reference = Reference(use=use, job=name, uid=other.uid, stage=stage, artifact=artifact) if artifact else None
     try:
         check_stage(job.spec, use, name, stage)
         if use == "model" and reference is not None:
-            started_from(job.spec, reference)
+            start_from(job.spec, reference)
     except ValueError as error:
-        raise Refused(str(error)) from error
-    if is_true(status, ConditionType.FAILED):
-        why = f"{status.reason}: {(status.message or '')[:QUOTED]}"
-        raise Refused(
-            f"The {who} has Failed: {why} What has Failed stays so: mend it and create it anew, and then this job.",
+        raise Invalid(str(error)) from error
+    if outcome == "Failed":
+        why = sentence(f"{status.reason}: {(status.message or '')[:QUOTED]}")
+        cure = f"Fix the cause, then set spec.retry of job {name} to {other.retry + 1}, or recreate it."
+        if status.reason == Reason.DEPENDENCY_FAILED:
+            cure = "Fix that job."
+        raise Invalid(
+            f"The {title} has Failed: {why} {cure} This job then continues by itself.", Reason.DEPENDENCY_FAILED
+        )
+    claim = dependencies.claims.get(other.claim)
+    _check_retained(title, other, claim)
+    if outcome == "Succeeded" and claim is None:
+        raise Invalid(
+            f"The {title} has Succeeded, but claim {other.claim}, which held its artifact, is gone. Recreate job"
+            f" {name}. This job then continues by itself.",
             Reason.DEPENDENCY_FAILED,
         )
-    claim = others.claims.get(other.claim)
-    _check_kept(who, other, claim)
-    if succeeded and claim is None:
-        raise Refused(
-            f"The {who} has Succeeded, but claim {other.claim}, on which it kept what it made, is gone: create it anew,"
-            " and then this job.",
-            Reason.DEPENDENCY_FAILED,
-        )
-    _check_mountable(job, who, other, claim)
-    if not succeeded:
-        raise HeldUp(f"Waiting for {who}, which is {_doing(other)}.", Reason.WAITING_FOR_JOB)
+    _check_mountable(job, title, other, claim)
+    if outcome is None:
+        raise Blocked(_wait(title, other), Reason.WAITING_FOR_JOB)
     if reference is None or status.artifact is None:
-        raise Refused(
-            f"The {who} has Succeeded, but its status names no artifact: create it anew, and then this job.",
+        raise Invalid(
+            f"The {title} has Succeeded, but its status names no artifact. Recreate job {name}. This job then"
+            " continues by itself.",
             Reason.DEPENDENCY_FAILED,
         )
     return reference
 
 
-def _foreseen(other: JobView, status: FineTuneJobStatus) -> Artifact | None:
-    """What a job that hasn't ended will make, if that can be told: so what is wrong with it is said before hours of
-    training are spent on it."""
+def _expected_artifact(other: JobView, status: FineTuneJobStatus) -> Artifact | None:
+    """The artifact that a job will make, if it is known before the job ends: a mistake is then reported before hours of
+    training are spent."""
     try:
-        spec = FineTuneJobSpec.model_validate(other.spec)
-        return foreseen(spec, status.references or [], f"pvc://{other.claim}/jobs/{other.name}/artifact")
+        spec = FineTuneJobSpec.read(other.spec)
+        return expected_artifact(spec, status.references or [], f"pvc://{other.claim}/jobs/{other.name}/artifact")
     except ValueError:
-        return None  # its own message says why it can't be run
+        return None  # The other job's own status says what is wrong with its spec.
 
 
-def _doing(other: JobView) -> str:
-    now = other.standing
-    if now.phase == "Running":
-        return f"Running, {10 * now.tenths} % done" if now.tenths else "Running"
-    return f"{now.phase} ({now.reason})" if now.reason else "Pending"
+def _still_waits(job: FineTuneJob, status: FineTuneJobStatus, watched: Mapping[str, JobView]) -> bool:
+    """Whether the watches show only what the status already says after live reads: nothing is read again then. A job
+    that has ended is not in the message."""
+    if status.reason != Reason.WAITING_FOR_JOB:
+        return False
+    said = status.message or ""
+    for use, name in from_jobs(job.spec).items():
+        title, other = _title(job, use, name), watched.get(name)
+        over = other is not None and not other.deleting and _has_ended(other)
+        if (f"Waiting for {title}," in said) if over else (_wait(title, other) not in said):
+            return False
+    return True
 
 
-def _check_kept(who: str, other: JobView, claim: ClaimView | None) -> None:
-    """An artifact must not go away with its job, or with the one whose claim it is on, in the midst of what uses it."""
-    if not (other.spec.get("workspace") or {}).get("retain", True):
-        raise Refused(
-            f"The {who} has workspace.retain false: what it makes is deleted with it. Create it anew with retain true,"
-            " or on a claim of yours (workspace.claimName), and then this job."
+def _has_ended(other: JobView) -> bool:
+    try:
+        return terminal(parse_status(other.status)) is not None
+    except Unreadable:
+        return False
+
+
+def _title(job: FineTuneJob, use: Use, name: str) -> str:
+    return f"job {name} ({field_path(job.spec, use)})"
+
+
+def _wait(title: str, other: JobView | None) -> str:
+    """What a job that has not ended is waited for."""
+    if other is None:
+        return f"Waiting for {title}, which does not exist. Create it; or delete this job if the name is wrong."
+    if other.deleting:
+        return f"Waiting for {title}, which is being deleted. Recreate it once it is gone."
+    try:
+        parse_status(other.status)
+    except Unreadable as error:
+        return f"Waiting for {title}, whose status cannot be read: {sentence(str(error))}"
+    return f"Waiting for {title}, which is {_summary(other)}."
+
+
+def _summary(other: JobView) -> str:
+    summary = other.summary
+    if summary.phase == "Running":
+        return f"Running, {10 * summary.tenths} % done" if summary.tenths else "Running"
+    return f"{summary.phase} ({summary.reason})" if summary.reason else "Pending"
+
+
+def _check_retained(title: str, other: JobView, claim: ClaimView | None) -> None:
+    """An artifact must not be deleted with its job, or with the job that owns its claim, while this job uses it."""
+    if not section(other.spec, "workspace").get("retain", True):
+        raise Invalid(
+            f"The {title} has workspace.retain false: its artifact is deleted with it. Recreate job {other.name} with"
+            " retain true or on a claim of yours (workspace.claimName), then recreate this job."
         )
     if claim is not None and claim.owner:
-        raise Refused(
-            f"The {who} keeps what it makes on claim {other.claim}, which is deleted with job {claim.owner}"
-            " (workspace.retain false): create it anew on a claim that stays, and then this job."
+        raise Invalid(
+            f"The {title} keeps its artifact on claim {other.claim}, which is deleted with job {claim.owner}"
+            f" (workspace.retain false). Recreate job {other.name} on a claim that stays, then recreate this job."
         )
 
 
-def _check_mountable(job: FineTuneJob, who: str, other: JobView, claim: ClaimView | None) -> None:
-    """A job's pods mount the claim of its own workspace and those of artifacts. Volumes that one node alone can mount
-    may be bound to different nodes, and others may hold them."""
+def _check_mountable(job: FineTuneJob, title: str, other: JobView, claim: ClaimView | None) -> None:
+    """A pod mounts the claim of its own workspace and those of the artifacts. Volumes that only one node can mount may
+    be bound to different nodes, or held by other pods."""
     own = claim_name(job.metadata.name, job.spec)
-    asked = (other.spec.get("workspace") or {}).get("claim")
-    modes = claim.modes if claim else (asked.get("accessMode", "ReadWriteOnce"),) if asked else None
+    requested = section(section(other.spec, "workspace"), "claim")
+    requested_modes = (requested.get("accessMode", "ReadWriteOnce"),) if requested else None
+    modes = claim.modes if claim else requested_modes
     if other.claim != own and modes is not None and SHAREABLE not in modes:
         raise unshareable(
-            f"The {who} keeps what it makes on claim {other.claim}, which the pods of one node only can mount"
-            f" ({', '.join(modes)}), and this job's workspace is claim {own}: let both jobs name one claim as"
+            f"The {title} keeps its artifact on claim {other.claim}, which only the pods of one node can mount"
+            f" ({', '.join(modes)}), and this job's workspace is claim {own}. Name the same claim in both jobs as"
             f" workspace.claimName, or give {other.claim} the access mode {SHAREABLE}."
         )
 
 
-def _check_alike(job: FineTuneJob, references: list[Reference]) -> None:
-    """What the model writes is read by the others; and a source that has changed since is no longer what two adapters
-    go on. Pods see the folders themselves and check more; this is said before any is made."""
-    words = job.spec.model.new_tokens or job.spec.model.new_special_tokens
-    for place, one in enumerate(references):
-        for other in references[:place]:
-            one_is, other_is = (f"job {each.job} ({field(job.spec, each.use)})" for each in (one, other))
-            # With new words the model's tokenizer is not that of the job it comes from.
-            if not words and _differ(one.artifact.tokenizer_digest, other.artifact.tokenizer_digest):
-                raise Refused(
-                    f"The tokenizer of {one_is} is not that of {other_is}: one would read other words than the other"
-                    " writes. Start both from one base model, and this job from what they make."
+def _check_compatible(job: FineTuneJob, references: list[Reference]) -> None:
+    """All models of the job must read the same tokens, and two adapters for the same source must be for the same model.
+    Pods see the files and check more; these checks come before any pod exists."""
+    # With new tokens the model's tokenizer differs from that of the job that it comes from.
+    new_tokens = job.spec.model.new_tokens or job.spec.model.new_special_tokens
+    for place, second in enumerate(references):
+        for first in references[:place]:
+            first_job, second_job = (f"job {each.job} ({field_path(job.spec, each.use)})" for each in (first, second))
+            if not new_tokens and _differ(first.artifact.tokenizer_digest, second.artifact.tokenizer_digest):
+                raise Invalid(
+                    f"The tokenizers of {first_job} and {second_job} differ: each would read other tokens than the"
+                    " other writes. Start both from the same base model, and this job from their artifacts."
                 )
-            same_base = one.artifact.base is not None and one.artifact.base == other.artifact.base
-            if same_base and _differ(one.artifact.base_digest, other.artifact.base_digest):
-                raise Refused(
-                    f"The {one_is} and {other_is} made adapters for {one.artifact.base}, which changed between them:"
-                    " there is no model that both fit. Name a revision in them that can't move, and create both anew."
+            same_base = first.artifact.base is not None and first.artifact.base == second.artifact.base
+            if same_base and _differ(first.artifact.base_digest, second.artifact.base_digest):
+                raise Invalid(
+                    f"The {first_job} and {second_job} made adapters for {first.artifact.base}, which changed between"
+                    " them: no model fits both. Name a fixed revision in both jobs and recreate them."
                 )
 
 
-def _differ(one: str | None, other: str | None) -> bool:
-    return one is not None and other is not None and one != other
-
-
-def ring(start: str, waits_for: Callable[[str], Collection[str]]) -> tuple[str, ...]:
-    """Names of jobs of which each waits for the next, from `start` back to it by the shortest way; empty if there is
-    none."""
-    before: dict[str, str] = {}
-    reached = [start]
-    for name in reached:
-        for other in sorted(waits_for(name)):
-            if other == start:
-                path = [start, name]
-                while path[-1] != start:
-                    path.append(before[path[-1]])
-                return tuple(reversed(path))
-            if other not in before:
-                before[other] = name
-                reached.append(other)
-    return ()
+def _differ(first: str | None, second: str | None) -> bool:
+    return first is not None and second is not None and first != second

@@ -1,4 +1,4 @@
-"""Which subnet a cluster takes: one that nothing on this machine uses, and the same one each time."""
+"""The subnet of a cluster: nothing else on this machine uses it, and it is the same each time."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def test_a_route_that_overlaps_is_avoided(length: int) -> None:
     assert not ipaddress.ip_network(choose_subnet("b5f24e", [str(taken)])).overlaps(taken)
 
 
-def test_clusters_one_after_the_other_never_share() -> None:
+def test_clusters_never_share_a_subnet() -> None:
     taken: list[str] = []
     for _ in range(50):
         taken.append(choose_subnet("b5f24e", taken))
     assert len(set(taken)) == 50
 
 
-def test_a_default_route_takes_nothing() -> None:
+def test_a_default_route_uses_no_subnet() -> None:
     assert choose_subnet("b5f24e", ["0.0.0.0/0"]) == choose_subnet("b5f24e", [])
 
 
-def test_a_full_range_is_told() -> None:
+def test_a_full_range_is_reported() -> None:
     with pytest.raises(ClusterError, match="no free /28 left"):
         choose_subnet("b5f24e", [str(RANGE)])

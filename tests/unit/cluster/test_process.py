@@ -1,4 +1,4 @@
-"""Daemons: started once, started anew when they changed, told from strangers, and heard when they die."""
+"""Daemons: started once, started again after a change, not confused with others, and reported when they die."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
 
 
 def record(state: State, name: str = "one") -> dict[str, Any]:
-    found = process.read(state, name)
-    assert found is not None
-    return found
+    saved = process.read(state, name)
+    assert saved is not None
+    return saved
 
 
 def test_a_process_is_started_once(state: State) -> None:
@@ -37,7 +37,7 @@ def test_a_process_is_started_once(state: State) -> None:
     assert process.running(state, "one")
 
 
-def test_a_changed_command_line_or_file_starts_it_anew(state: State, tmp_path: Path) -> None:
+def test_a_changed_command_line_or_file_starts_it_again(state: State, tmp_path: Path) -> None:
     (tmp_path / "config").write_text("a")
     process.ensure(state, "one", SLEEP, files=[tmp_path / "config"])
     first = record(state)
@@ -47,7 +47,7 @@ def test_a_changed_command_line_or_file_starts_it_anew(state: State, tmp_path: P
     assert process.ensure(state, "one", ["/bin/sleep", "601"], files=[tmp_path / "config"])
 
 
-def test_a_stopped_process_can_be_started_as_it_was(state: State) -> None:
+def test_a_stopped_process_can_be_restarted(state: State) -> None:
     process.ensure(state, "one", SLEEP)
     process.stop(state, "one")
     assert not process.running(state, "one")
@@ -56,7 +56,7 @@ def test_a_stopped_process_can_be_started_as_it_was(state: State) -> None:
     assert Path(f"/proc/{record(state)['pid']}/cmdline").read_text().split("\0")[:2] == SLEEP
 
 
-def test_a_stranger_with_the_same_id_is_not_ours(state: State) -> None:
+def test_another_process_with_the_same_id_is_not_ours(state: State) -> None:
     process.ensure(state, "one", SLEEP)
     ours = record(state)
     another_boot = {**ours, "started": "another-boot/1"}
@@ -64,18 +64,18 @@ def test_a_stranger_with_the_same_id_is_not_ours(state: State) -> None:
     assert not process.alive(another_boot)
 
 
-def test_the_last_words_of_one_that_died_are_told(state: State) -> None:
+def test_the_error_shows_the_log_of_a_process_that_died(state: State) -> None:
     process.ensure(state, "one", ["/bin/sh", "-c", "echo the port is taken; exit 1"])
-    with pytest.raises(ClusterError, match=r"one ended while readiness was awaited:\n.*\nthe port is taken"):
+    with pytest.raises(ClusterError, match=r"one ended while waiting for this: readiness\n.*\nthe port is taken"):
         process.wait_until(state, "readiness", lambda: False, needs=["one"])
 
 
-def test_an_unknown_process_is_answered_with_the_known_ones(state: State) -> None:
+def test_the_error_for_an_unknown_process_lists_the_known_processes(state: State) -> None:
     process.ensure(state, "one", SLEEP)
-    with pytest.raises(ClusterError, match="no process 'two' in cluster unit; there are: one"):
+    with pytest.raises(ClusterError, match=r"no process 'two' in cluster unit\. The processes are: one"):
         process.restart(state, "two")
 
 
-def test_a_program_that_is_not_there_is_told_at_once(state: State) -> None:
+def test_a_missing_program_is_reported_at_once(state: State) -> None:
     with pytest.raises(ClusterError, match="could not start one: cannot run /no/such: No such file"):
         process.ensure(state, "one", ["/no/such"])

@@ -1,4 +1,4 @@
-"""Clusters beside each other: of two checkouts, of two names, and what a name may be."""
+"""Clusters of several checkouts and names at the same time, and valid names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def test_checkouts_and_names_have_their_own_ids() -> None:
 
 
 @pytest.mark.parametrize("name", ["Local", "", "-a", "a-", "a.b", "../up", "x" * 21])
-def test_a_name_that_would_not_do_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(ClusterError, match="at most 20 of a-z"):
         states.check_name(name)
 
 
-def test_what_is_saved_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_cluster_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
     assert states.load("local") is None
     own = State(
@@ -30,8 +30,8 @@ def test_what_is_saved_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Monk
     states.save(own)
     states.save(other)
     assert states.load("local") == own
-    assert sorted(states.everything(), key=lambda one: one.checkout) == sorted(
-        [own, other], key=lambda one: one.checkout
+    assert sorted(states.all_clusters(), key=lambda state: state.checkout) == sorted(
+        [own, other], key=lambda state: state.checkout
     )
 
 

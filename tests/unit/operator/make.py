@@ -1,4 +1,4 @@
-"""Views and settings for tests of pure code: sensible everywhere, changed where a test says so."""
+"""Views and settings for tests of pure code, with sensible defaults that a test can change."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_api.status import Result
+from finetune_api.status import FineTuneJobStatus, Result
 from finetune_operator.names import Kind, attempt_job
-from finetune_operator.observed import BatchView, ClaimView, JobView, Observed, Others, PodView
-from finetune_operator.plan import Plan, plan
+from finetune_operator.plan import Need, Plan, plan
 from finetune_operator.settings import Settings
+from finetune_operator.views.child_job import ChildJobView
+from finetune_operator.views.claim import ClaimView
+from finetune_operator.views.container import OtherContainer
+from finetune_operator.views.job import JobView
+from finetune_operator.views.metadata import format_time
+from finetune_operator.views.pod import PodView
+from finetune_operator.views.snapshot import Dependencies, Read, Snapshot
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 MOMENT = "2026-01-31T11:00:00Z"
@@ -21,8 +27,13 @@ SPEC: dict[str, Any] = {
     "model": {"source": "pvc://models/base"},
     "datasets": [{"source": "pvc://models/data/train.jsonl", "format": "openai"}],
     "training": {"epochs": 1},
-    "workspace": {"claimName": "work"},
+    "workspace": {"claimName": "workspace"},
 }
+
+
+async def everywhere(_namespace: str) -> bool:
+    """An operator that serves every namespace."""
+    return True
 
 
 def job(status: dict[str, Any] | None = None, **spec: Any) -> JobView:
@@ -45,7 +56,7 @@ def other(name: str, stage: str = "sft", status: dict[str, Any] | None = None, *
 
 
 def artifact(job: str, tokenizer: str | None = "sha256:t", **changes: Any) -> dict[str, Any]:
-    """What a job made, on the workspace that all share."""
+    """The artifact of a job, on the shared workspace."""
     plain = {
         "uri": f"pvc://{SPEC['workspace']['claimName']}/jobs/{job}/artifact",
         "kind": "adapter",
@@ -68,19 +79,21 @@ def succeeded(name: str, stage: str = "sft", **changes: Any) -> JobView:
     return other(name, stage, over("Succeeded", artifact=artifact(name, **changes)))
 
 
-WORK = {"work": ClaimView(("ReadWriteOnce",))}
-"""The claim that all share unless a test says so."""
+TWO_NODES = {"nodes": 2}
+
+WORK = {"workspace": ClaimView(("ReadWriteOnce",))}
+"""The claim of all jobs, unless a test changes it."""
 
 
-def among(*others: JobView, claims: dict[str, ClaimView] = WORK, ring: tuple[str, ...] = ()) -> Observed:
-    """What is seen of a job that waits for others."""
-    return Observed(others=Others({view.name: view for view in others}, claims, ring))
+def among(*others: JobView, claims: dict[str, ClaimView] = WORK, cycle: tuple[str, ...] = ()) -> Snapshot:
+    """The snapshot of a job that waits for other jobs."""
+    return Snapshot(dependencies=Dependencies({view.name: view for view in others}, claims, cycle))
 
 
-def batch(attempt: int = 1, kind: Kind = "train", **changes: Any) -> BatchView:
-    """The Job of an attempt, under way."""
+def child_job(attempt: int = 1, kind: Kind = "train", **changes: Any) -> ChildJobView:
+    """The child job of an attempt, not finished."""
     name = attempt_job(kind, "demo", UID, attempt)
-    plain = BatchView(
+    plain = ChildJobView(
         key=("team", "demo"),
         name=name,
         uid=f"uid-of-{name}",
@@ -98,7 +111,7 @@ def batch(attempt: int = 1, kind: Kind = "train", **changes: Any) -> BatchView:
 
 
 def pod(attempt: int = 1, rank: int = 0, kind: Kind = "train", **changes: Any) -> PodView:
-    """A pod of an attempt, waiting to be looked at by anybody."""
+    """A pod of an attempt that neither scheduler nor kubelet has seen."""
     name = f"{attempt_job(kind, 'demo', UID, attempt)}-{rank}-abcde"
     plain = PodView(
         key=("team", "demo"),
@@ -119,7 +132,7 @@ def pod(attempt: int = 1, rank: int = 0, kind: Kind = "train", **changes: Any) -
         waiting_message="",
         running=False,
         exit_code=None,
-        ended="",
+        ended=None,
         terminated_reason="",
         terminated_message="",
         memory_limit="16Gi",
@@ -137,23 +150,53 @@ def ended(code: int, attempt: int = 1, rank: int = 0, kind: Kind = "train", **ch
     return pod(attempt, rank, kind, **{"phase": phase, "exit_code": code, "node": "node-1", **changes})
 
 
-def result(code: int, attempt: int = 1, message: str = "said by the trainer", **fields: Any) -> Result:
+def proxy(**changes: Any) -> OtherContainer:
+    """A container that a webhook has added, and that runs for ever."""
+    plain = OtherContainer("proxy", "container", image="registry.example/proxy:1", running=True, started=True)
+    return replace(plain, **changes)
+
+
+def kept(code: int, *, rank: int = 0, kind: Kind = "train", after: float = 0, **changes: Any) -> PodView:
+    """A pod whose trainer has ended so many seconds after NOW, but whose proxy has not."""
+    moment = NOW + timedelta(seconds=after)
+    return ended(code, rank=rank, kind=kind, **{"phase": "Running", "ended": moment, "others": (proxy(),), **changes})
+
+
+def result(code: int, attempt: int = 1, message: str = "the trainer's message", **fields: Any) -> Result:
     return Result.model_validate(
         {"kind": "train", "attempt": attempt, "exitCode": code, "reason": "x", "message": message, **fields}
     )
 
 
-def step(view: JobView, observed: Observed | None = None, *, after: float = 0, settings: Settings = SETTINGS) -> Plan:
-    """One plan, so many seconds after NOW."""
-    return plan(view, observed or Observed(), NOW + timedelta(seconds=after), settings)
+def step(view: JobView, snapshot: Snapshot | None = None, *, after: float = 0, settings: Settings = SETTINGS) -> Plan:
+    """A plan, so many seconds after NOW. The snapshot answers every need."""
+    return needs(view, snapshot, after=after, settings=settings)[1]
+
+
+def needs(
+    view: JobView, snapshot: Snapshot | None = None, *, after: float = 0, settings: Settings = SETTINGS
+) -> tuple[list[Read], Plan]:
+    """The live reads that a plan needs, in order, and the plan."""
+    snapshot = snapshot or Snapshot()
+    order: list[Read] = []
+    while isinstance(planned := plan(view, snapshot, NOW + timedelta(seconds=after), settings), Need):
+        assert not planned.reads & snapshot.reads, "a read is needed once"
+        snapshot = replace(snapshot, reads=snapshot.reads | planned.reads)
+        order = [*order, *sorted(planned.reads)]
+    return order, planned
+
+
+def wait(planned: Plan, *, after: float = 0) -> float | None:
+    """Seconds until the plan looks again, so many seconds after NOW."""
+    return planned.look_again(NOW + timedelta(seconds=after))
 
 
 PREPARED = {"digest": "sha256:1", "rows": 1200, "tokens": 45678, "trainedTokens": 12345}
-"""What the prepare pod says of the data."""
+"""What the prepare pod reports about the data."""
 
 
 def prepared(**spec: Any) -> JobView:
-    """A job whose data was prepared a moment ago, and whose training has not begun: nothing but status says so."""
+    """A job whose data is prepared and whose training has not begun, by its status alone."""
     condition = {
         "type": "Prepared",
         "status": "True",
@@ -167,3 +210,73 @@ def prepared(**spec: Any) -> JobView:
 def with_status(view: JobView, planned: Plan) -> JobView:
     """The FineTuneJob once the plan's status is written."""
     return replace(view, status=planned.status.to_dict())
+
+
+def observed(status: dict[str, Any], generation: int) -> dict[str, Any]:
+    """The same status for another generation."""
+    conditions = [{**found, "observedGeneration": generation} for found in status["conditions"]]
+    return {**status, "observedGeneration": generation, "conditions": conditions}
+
+
+def begun(**spec: Any) -> JobView:
+    """A job whose first attempt is in the status, but its child job is not created yet."""
+    view = prepared(**spec)
+    return with_status(view, step(view))
+
+
+def condition(status: FineTuneJobStatus, kind: str) -> tuple[str, str]:
+    """Status and reason of a condition."""
+    match = next(c for c in status.conditions or [] if c.type == kind)
+    return match.status, match.reason
+
+
+def fail(view: JobView, code: int, *, after: float = 0, **pod_changes: Any) -> tuple[JobView, Plan]:
+    """The current attempt runs and ends with a code; the job afterwards."""
+    number = view.status["attempt"]
+    snapshot = Snapshot((child_job(number, failed_reason="PodFailurePolicy"),), (ended(code, number, **pod_changes),))
+    planned = step(view, snapshot, after=after)
+    return with_status(view, planned), planned
+
+
+def retried(view: JobView, snapshot: Snapshot, *, after: float) -> JobView:
+    """The job once its next attempt has begun."""
+    planned = step(view, snapshot, after=after)
+    assert planned.status.attempt == view.status["attempt"] + 1, "the next attempt begins"
+    return with_status(view, planned)
+
+
+def saved(view: JobView, at: int, **fields: Any) -> JobView:
+    checkpoint = {"attempt": 1, "step": at, "path": "p", "time": "2026-01-31T12:00:00Z", **fields}
+    return replace(view, status={**view.status, "checkpoint": checkpoint})
+
+
+def reporting(view: JobView, attempt: int = 1, after: float = 0, **fields: Any) -> JobView:
+    """The job after a training attempt has reported, so many seconds after NOW."""
+    progress = {
+        "attempt": attempt,
+        "kind": "train",
+        "step": 62,
+        "totalSteps": 80,
+        "percent": 77,
+        "summary": "62/80 (77%)",
+        "loss": "0.2117",
+        "etaSeconds": 74,
+        "eta": "1m14s",
+        "memoryBytes": 2**30,
+        "lastUpdateTime": format_time(NOW + timedelta(seconds=after)),
+        **fields,
+    }
+    return replace(view, status={**view.status, "progress": progress})
+
+
+def preparing_progress(activity: str, step: int = 1) -> dict[str, Any]:
+    """What the trainer reports while it prepares."""
+    return {
+        "attempt": 1,
+        "activity": activity,
+        "step": step,
+        "totalSteps": 10,
+        "percent": step,
+        "summary": f"{activity} {step}/10",
+        "lastUpdateTime": "2026-01-31T12:00:00Z",
+    }

@@ -1,4 +1,4 @@
-"""The keyed queue's promises, with real workers on a clock of our own."""
+"""What the keyed queue guarantees, with real workers and a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def flying_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-async def test_a_key_is_never_worked_on_twice_at_once_and_no_news_is_lost() -> None:
+async def test_a_key_has_one_worker_at_a_time_and_no_change_is_lost() -> None:
     queue: WorkQueue[str] = WorkQueue()
     working: Counter[str] = Counter()
     done: Counter[str] = Counter()
@@ -38,7 +38,7 @@ async def test_a_key_is_never_worked_on_twice_at_once_and_no_news_is_lost() -> N
             queue.add(key)
         await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        while queue.oldest_wait() or not all(done[key] for key in "abc"):
+        while queue.standstill() or not all(done[key] for key in "abc"):
             await asyncio.sleep(0)
     before = done["a"]
     queue.add("a")
@@ -49,7 +49,7 @@ async def test_a_key_is_never_worked_on_twice_at_once_and_no_news_is_lost() -> N
         task.cancel()
 
 
-async def test_added_while_busy_means_once_more() -> None:
+async def test_a_key_that_is_added_while_busy_is_worked_on_again() -> None:
     queue: WorkQueue[str] = WorkQueue()
     queue.add("a")
     assert await queue.get() == "a"
@@ -69,7 +69,42 @@ async def test_first_come_first_served() -> None:
     assert [await queue.get() for _ in range(5)] == list(range(5))
 
 
-async def test_later_means_later_unless_sooner_is_asked(flying_time: list[float]) -> None:
+async def test_routine_work_comes_after_all_other_but_is_not_starved() -> None:
+    """A new job does not wait for two thousand that an operator only looks at again."""
+    queue: WorkQueue[int] = WorkQueue()
+    for key in range(100):
+        queue.add(key, routine=True)
+    queue.add(1000)
+    queue.add(50)
+    assert [await queue.get() for _ in range(2)] == [1000, 50], "news about a key of routine work are news"
+    turns = []
+    for key in range(2000, 2009):
+        queue.add(key)
+        turns.append(await queue.get())
+    assert sum(key < 100 for key in turns) >= 2
+    queue.add(99, routine=True)
+    rest = [await queue.get() for _ in range(99 + 9 - len(turns))]
+    assert len({*turns, *rest, 1000, 50}) == 110, "each key once"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(queue.get(), 0.01)
+
+
+async def test_keys_are_done_when_no_worker_has_them_any_more() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("new")
+    queue.add("routine", routine=True)
+    waiting = asyncio.create_task(queue.until_done({"new", "other"}))
+    assert await queue.get() == "new"
+    queue.add("new")
+    queue.done("new")
+    await asyncio.sleep(0.01)
+    assert not waiting.done(), "it was added once more"
+    assert await queue.get() == "new"
+    queue.done("new")
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_a_delayed_key_is_due_at_its_earliest_time(flying_time: list[float]) -> None:
     queue: WorkQueue[str] = WorkQueue()
     queue.add_after("a", 100)
     queue.add_after("a", 10)
@@ -106,12 +141,12 @@ async def test_errors_back_off_exponentially_and_a_success_resets(flying_time: l
     assert queue._due["a"] - started < 1
 
 
-async def test_how_long_the_oldest_has_waited(flying_time: list[float]) -> None:
+async def test_a_standstill_is_known(flying_time: list[float]) -> None:
     queue: WorkQueue[str] = WorkQueue()
-    assert queue.oldest_wait() == 0
+    assert queue.standstill() == 0
     queue.add("a")
     flying_time[0] = 7
-    assert queue.oldest_wait() == 7
+    assert queue.standstill() == 7
     await queue.get()
     flying_time[0] = 9
-    assert queue.oldest_wait() == 2
+    assert queue.standstill() == 2

@@ -1,4 +1,4 @@
-"""The command line, without a training."""
+"""The command line, without training."""
 
 import signal
 import subprocess
@@ -8,35 +8,38 @@ from pathlib import Path
 import pytest
 import yaml
 from finetune_trainer import __main__ as cli
-from finetune_trainer import director, jobfile, launch
+from finetune_trainer import director
 from finetune_trainer.errors import InvalidSpec
-from finetune_trainer.stopping import Stop
+from finetune_trainer.launcher import jobfile, launch, mounts
+from finetune_trainer.launcher.options import LaunchOptions
+from finetune_trainer.runtime.signals import Stop
 
-from tests.unit.trainer.test_jobfile import manifest
+from tests.unit.trainer.launcher.test_jobfile import manifest
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "train|generate"),
         (["train"], "--job"),
         (["fly", "--job", "x"], "fly"),
         (["train", "--job", "x", "--volume", "models"], "must be CLAIM=DIR"),
-        (["train", "--job", "x", "--volume", "models=/nowhere"], "folder that exists"),
+        (["train", "--job", "x", "--volume", "models=/nowhere"], "directory that exists"),
         (["generate", "--job", "x"], "--prompt"),
-        (["generate", "--job", "x", "--prompt", "?", "--max-new-tokens", "0"], "from 1"),
+        (["generate", "--job", "x", "--prompt", "?", "--prompts", "-"], "not allowed with"),
+        (["generate", "--job", "x", "--prompt", "?", "--max-new-tokens", "0"], "at least 1"),
     ],
 )
-def test_a_wrong_command_line_is_the_users_error(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_command_line_is_an_error_of_the_user(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(arguments, Stop())
     assert end.value.code == 64
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_wrong_job_ends_with_64_and_one_message(tmp_path: Path) -> None:
+def test_an_invalid_job_ends_with_64_and_one_message(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({**manifest(), "kind": "Job"}))
     command = [sys.executable, "-m", "finetune_trainer", "train", "--job", str(tmp_path / "job.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -45,30 +48,31 @@ def test_a_wrong_job_ends_with_64_and_one_message(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_starting_costs_no_torch() -> None:
-    """Imports dominate the start: a job that is done, or wrong, must not pay for them."""
+def test_the_start_imports_no_torch() -> None:
+    """Imports dominate the start. A job that is done or invalid must not wait for them."""
     heavy = "{'torch', 'transformers', 'trl', 'peft', 'datasets'}"
-    code = f"import sys, finetune_trainer.__main__, finetune_trainer.worker; assert not {heavy} & set(sys.modules)"
+    imports = "import sys, finetune_trainer.__main__, finetune_trainer.launcher.worker"
+    code = f"{imports}; assert not {heavy} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
-def test_told_to_stop_before_any_rank_started(tmp_path: Path) -> None:
+def test_sigterm_before_any_rank_started(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(manifest()))
     stop = Stop()
     stop.count = 1
-    options = launch.Options(tmp_path / "job.yaml", tmp_path / "ws", worker=["/nowhere"])
+    options = LaunchOptions(tmp_path / "job.yaml", tmp_path / "ws", worker=["/nowhere"])
     assert launch.main(options, stop) == 75
 
 
-def test_every_claim_has_a_folder(tmp_path: Path) -> None:
+def test_every_claim_has_a_directory(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(manifest()))
     job = jobfile.read_job(tmp_path / "job.yaml", tmp_path)
-    found = launch.mounted(job, tmp_path / "ws", {"models": tmp_path / "m"})
-    assert found == {"work": tmp_path / "ws", "models": tmp_path / "m"}
+    volumes = mounts.volume_folders(job, tmp_path / "ws", {"models": tmp_path / "m"})
+    assert volumes == {"work": tmp_path / "ws", "models": tmp_path / "m"}
 
 
-def test_stop_remembers_the_first_time_and_counts() -> None:
+def test_stop_records_the_first_time_and_counts() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         stop = Stop().listen(signal.SIGTERM, signal.SIGINT)
@@ -82,7 +86,7 @@ def test_stop_remembers_the_first_time_and_counts() -> None:
         signal.signal(signal.SIGINT, before[1])
 
 
-def test_a_stage_that_this_image_lacks() -> None:
+def test_an_unknown_stage_is_refused() -> None:
     with pytest.raises(InvalidSpec, match="the stages are pt, sft, rm, dpo, ppo, kto; this image has"):
         director.find_workflow("ppo2")
     assert "sft" in director.available()

@@ -1,54 +1,59 @@
 """``output.weights: best``: the weights of the checkpoint with the lowest evaluation loss.
 
-Called by `playbook` on every rank, once training and its last evaluation are over. `steps` saves a checkpoint whenever
-an evaluation is the best so far, and `retention` never deletes the best one.
+Called by the training recipe on every rank, after training and its last evaluation. The callbacks save a checkpoint
+whenever an evaluation is the best so far, and `retention` never deletes that checkpoint.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from finetune_trainer.checkpoints import folders, manifest
+from finetune_trainer import collectives
+from finetune_trainer.checkpoints import manifest, paths
 from finetune_trainer.checkpoints.manifest import Manifest
 from finetune_trainer.checkpoints.retention import LOSS
 from finetune_trainer.run import Run
-from finetune_trainer.stages import agree
 
 log = logging.getLogger(__name__)
 
 
-def restore(run: Run, load: Callable[[Path], None], last_step: int, last: Mapping[str, float]) -> int:
-    """Load the best weights, unless the last ones, of which ``last`` was measured, are as good. The step that the model
-    is of then.
+def load_best_weights(run: Run, load: Callable[[Path], None], last_step: int, last: Mapping[str, float]) -> int:
+    """Load the best weights, unless the last weights are as good. ``last`` are the metrics of the weights that the
+    model has now, after ``last_step``. Returns the step of the weights that the model has afterwards.
 
-    Each file is verified right before. A checkpoint that is broken by now is no reason to lose a whole training: the
-    next best is taken, and the log says so.
+    Each file is verified right before it is loaded. A broken checkpoint must not fail a whole training: the next best
+    is loaded instead, and the log says so.
     """
-    found: list[tuple[Path, Manifest]] = agree.from_main(_by_loss(run) if run.is_main else None)
-    for path, known in found:
-        if known.metrics[LOSS] >= last[LOSS]:
+    candidates: list[tuple[Path, Manifest]] = collectives.broadcast(_by_loss(run) if run.is_main else None)
+    for path, checkpoint in candidates:
+        if checkpoint.metrics[LOSS] >= last[LOSS]:
             break
-        shares = agree.gather(manifest.verify(path, known, run.rank, run.world_size))
-        flaws = [flaw for share in shares for flaw in share]
+        by_rank = collectives.all_gather_objects(manifest.verify(path, checkpoint, run.rank, run.world_size))
+        flaws = [flaw for of_rank in by_rank for flaw in of_rank]
         if not flaws:
             load(path)
             if run.is_main:
-                log.info("the artifact is made of step %d: evaluation loss %.4f", known.step, known.metrics[LOSS])
-            return known.step
+                log.info(
+                    "the artifact has the weights of step %d: evaluation loss %.4f",
+                    checkpoint.step,
+                    checkpoint.metrics[LOSS],
+                )
+            return checkpoint.step
         if run.is_main:
-            log.warning("the best checkpoint %s is broken, the next best is taken: %s", path, "; ".join(flaws[:5]))
+            log.warning("the best checkpoint %s is broken, the next best is loaded: %s", path, "; ".join(flaws[:5]))
     return last_step
 
 
 def _by_loss(run: Run) -> list[tuple[Path, Manifest]]:
-    """The job's checkpoints that were measured, best first; of equally good ones the earliest."""
-    found = []
-    for path in folders.newest_first(run.folders.checkpoints):
+    """The job's checkpoints with an evaluation loss, best first. Of equally good checkpoints, the earliest
+    is first."""
+    measured = []
+    for path in paths.newest_first(run.folders.checkpoints):
         try:
-            known = manifest.complete(path)
-        except (manifest.Flawed, manifest.OtherVersion, OSError) as error:
-            log.warning("checkpoint %s can't be looked at: %s", path, error)
+            checkpoint = manifest.read_complete(path)
+        except (manifest.BrokenCheckpoint, manifest.OtherFormat, OSError) as error:
+            log.warning("checkpoint %s is not considered: %s", path, error)
             continue
-        if LOSS in known.metrics and known.job == run.job.digest:
-            found.append((path, known))
-    return sorted(found, key=lambda one: (one[1].metrics[LOSS], one[1].step))
+        if LOSS in checkpoint.metrics and checkpoint.job == run.job.digest:
+            measured.append((path, checkpoint))
+    return sorted(measured, key=lambda entry: (entry[1].metrics[LOSS], entry[1].step))

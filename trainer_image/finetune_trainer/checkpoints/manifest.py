@@ -1,13 +1,14 @@
-"""manifest.json: every file of a checkpoint with its size and sha256, and what has to be known to go on from it.
+"""manifest.json: the size and sha256 of every file of a checkpoint, and the facts that a run needs to resume from it.
 
-Written by `saver` as the last file of a checkpoint, so one without it is none. `verify` finds any change to any file,
-one that was added included: libraries choose what to load by what is there. The manifest carries its own digest.
+`saver` writes it last, so a directory without it is no checkpoint. `verify` finds any change to any file, an added file
+included: libraries choose what to load by the files that exist. The manifest contains its own digest.
 """
 
 import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -15,35 +16,37 @@ from typing import BinaryIO
 from finetune_api.base import ApiModel
 from pydantic import ValidationError
 
-from finetune_trainer import heartbeat
-from finetune_trainer.checkpoints.folders import step_of
-from finetune_trainer.workspace import write_json
+from finetune_trainer.checkpoints.paths import step_of
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.workspace.files import parse_object, write_json
 
 FILE = "manifest.json"
 DIGEST = "digest"
 FORMAT = 1
 CHUNK = 1 << 22
+LARGEST = 64 << 20
+"""Bytes of a manifest: a hundred thousand files have less."""
 OTHER_KIND = (errno.EISDIR, errno.ENOTDIR)
-"""There is a folder where a file was, or the other way round."""
+"""A directory is in the place of a file, or the other way round."""
 OF_FILE_SERVERS = ".nfs"
-"""Names that NFS gives to deleted files which somebody still has open."""
+"""Prefix of the names that NFS gives to deleted files which a process still has open."""
 
 
-class Flawed(Exception):
-    """What is wrong with a checkpoint: proven, not merely unreadable at the moment."""
+class BrokenCheckpoint(Exception):
+    """A flaw of a checkpoint. It is proven: the checkpoint is not merely unreadable at the moment."""
 
 
-class OtherVersion(Exception):
-    """The manifest is as it was written, by a trainer that wrote others. Nothing is wrong with the checkpoint."""
+class OtherFormat(Exception):
+    """The manifest is intact, but another version of the trainer wrote it. The checkpoint is not broken."""
 
 
-class FileFacts(ApiModel):
+class FileEntry(ApiModel):
     size: int
     sha256: str
 
 
 class Manifest(ApiModel):
-    """What is known of one checkpoint."""
+    """The facts about one checkpoint."""
 
     format: int = FORMAT
     step: int
@@ -51,111 +54,122 @@ class Manifest(ApiModel):
     samples: int
     """Rows, or packs, trained on so far."""
     world: int
-    micro_batch: int
+    micro_batch: int | str
+    """Rows, or a number of tokens with its unit."""
     global_batch: int
     parallelism: str
     dtypes: list[str]
-    """Of the trained weights."""
+    """Number types of the trained weights."""
     versions: dict[str, str]
-    """Of the libraries that wrote it."""
+    """Versions of the libraries that wrote it."""
     job: str
-    """Digest of the job: what decides the result."""
+    """Digest of the part of the job that decides the result."""
     attempt: int
     run: str
     time: str
     metrics: dict[str, float]
-    """Of the evaluation at this step, where there was one."""
-    files: dict[str, FileFacts]
-    """By path below the folder."""
+    """Metrics of the evaluation at this step, if there was one."""
+    files: dict[str, FileEntry]
+    """By path relative to the checkpoint's directory."""
 
 
-def below(folder: Path) -> list[str]:
-    """Every file of a checkpoint but its manifest, by path."""
+def list_files(folder: Path) -> list[str]:
+    """The relative paths of all files of a checkpoint but its manifest."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(OF_FILE_SERVERS)]
     return sorted(name for path in files if (name := path.relative_to(folder).as_posix()) != FILE)
 
 
-def vouch(folder: Path, names: Iterable[str]) -> dict[str, FileFacts]:
-    """Size and digest of files that are complete; each is on disk when this returns."""
-    facts = {}
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Size and sha256 of complete files. Each file is on disk when this returns."""
+    entries = {}
     for name in names:
         with (folder / name).open("rb") as content:
-            digest = digest_of(content)
+            digest = hash_stream(content)
             os.fsync(content.fileno())
-            heartbeat.alive()
-            facts[name] = FileFacts(size=os.fstat(content.fileno()).st_size, sha256=digest)
-    return facts
+            heartbeat.refresh()
+            entries[name] = FileEntry(size=os.fstat(content.fileno()).st_size, sha256=digest)
+    return entries
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Makes a checkpoint of the folder."""
+    """Write the manifest, which makes the directory a checkpoint."""
     content = manifest.to_dict()
-    write_json(folder / FILE, {**content, DIGEST: _digest(content)})
+    write_json(folder / FILE, {**content, DIGEST: _digest_of_content(content)})
 
 
 def read(folder: Path) -> Manifest:
-    """Raises Flawed, which says what is wrong; OtherVersion; and OSError where that can't be told now."""
+    """Raises BrokenCheckpoint with the flaw, OtherFormat, and OSError when the state is unknown at the moment."""
     try:
+        if not _is_plausible(folder / FILE):
+            raise BrokenCheckpoint(f"{FILE} is not as it was written")
         raw = (folder / FILE).read_bytes()
     except OSError as error:
-        raise Flawed(_proven(folder, FILE, error)) from error
+        raise BrokenCheckpoint(_proven_flaw(folder, FILE, error)) from error
     try:
-        content = json.loads(raw)
+        content = parse_object(raw)
         untouched = json.dumps(content, ensure_ascii=False, indent=1).encode() == raw
-        if not untouched or content.pop(DIGEST) != _digest(content):
-            raise Flawed(f"{FILE} is not as it was written")
+        if not untouched or content.pop(DIGEST) != _digest_of_content(content):
+            raise BrokenCheckpoint(f"{FILE} is not as it was written")
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        raise OtherVersion from error
+        raise OtherFormat from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Flawed(f"{FILE} is not as it was written") from error
+        raise BrokenCheckpoint(f"{FILE} is not as it was written") from error
     if manifest.format != FORMAT:
-        raise OtherVersion
+        raise OtherFormat
     if manifest.step != step_of(folder):
-        raise Flawed(f"it is the checkpoint of step {manifest.step}")
+        raise BrokenCheckpoint(f"it is the checkpoint of step {manifest.step}")
     return manifest
 
 
-def complete(folder: Path) -> Manifest:
-    """The manifest, if everything in it is there in its size. A look, not a proof: see `verify`. Raises as `read`."""
+def read_complete(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose files all exist in their sizes. This is quick, but no proof: contents are not
+    read, see `verify`. Raises as `read`."""
     manifest = read(folder)
-    for name, facts in manifest.files.items():
+    for name, entry in manifest.files.items():
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
-            raise Flawed(_proven(folder, name, error)) from error
-        if size != facts.size:
-            raise Flawed(_resized(name, size, facts))
+            raise BrokenCheckpoint(_proven_flaw(folder, name, error)) from error
+        if size != entry.size:
+            raise BrokenCheckpoint(_wrong_size(name, size, entry))
     return manifest
 
 
 def verify(folder: Path, manifest: Manifest, rank: int = 0, world: int = 1) -> list[str]:
-    """Read this rank's share of the files and say what is wrong with them; together, ranks read each file once. Raises
-    OSError where a file can't be read for a reason that proves nothing."""
+    """Read this rank's share of the files and return their flaws. Together, the ranks read each file once. Raises
+    OSError for a file that is unreadable for a reason that proves nothing."""
     flaws = []
     if rank == 0:
-        flaws = [f"{name} doesn't belong to it" for name in below(folder) if name not in manifest.files]
-    for name in share(manifest, rank, world):
-        flaw = _flaw(folder, name, manifest.files[name])
+        flaws = [f"{name} does not belong to it" for name in list_files(folder) if name not in manifest.files]
+    for name in files_of_rank(manifest, rank, world):
+        flaw = _find_flaw(folder, name, manifest.files[name])
         if flaw:
             flaws.append(flaw)
     return flaws
 
 
-def share(manifest: Manifest, rank: int, world: int) -> list[str]:
-    """The files that a rank reads: each by one rank, and about as many bytes for all."""
-    loads, mine = [0] * world, []
+def files_of_rank(manifest: Manifest, rank: int, world: int) -> list[str]:
+    """The files that a rank reads: each file is read by one rank, and all ranks read about as many bytes."""
+    loads, own = [0] * world, []
     for name in sorted(manifest.files, key=lambda name: (-manifest.files[name].size, name)):
         least = loads.index(min(loads))
         loads[least] += manifest.files[name].size
         if least == rank:
-            mine.append(name)
-    return mine
+            own.append(name)
+    return own
 
 
-def _proven(folder: Path, name: str, error: OSError) -> str:
-    """A flaw in words. Raises the error where it proves none: a file server that is away, a right that somebody took, a
-    process out of handles. The file may be whole, and another attempt finds it."""
+def _is_plausible(file: Path) -> bool:
+    """Whether it is a file, of a size that a manifest can have: others could fill the memory or never end."""
+    status = file.stat()
+    return stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST
+
+
+def _proven_flaw(folder: Path, name: str, error: OSError) -> str:
+    """The flaw that an error proves. Raises the error when it proves none: a file server that does not answer, a
+    permission that was removed, a process without free file handles. Then the file may be intact, and another attempt
+    can read it."""
     if isinstance(error, FileNotFoundError) and folder.is_dir():
         return f"{name} is missing"
     if error.errno in OTHER_KIND:
@@ -163,31 +177,34 @@ def _proven(folder: Path, name: str, error: OSError) -> str:
     raise OSError(error.errno, error.strerror or str(error), str(folder / name)) from error
 
 
-def _resized(name: str, size: int, facts: FileFacts) -> str:
-    return f"{name} has {size} bytes instead of {facts.size}"
+def _wrong_size(name: str, size: int, entry: FileEntry) -> str:
+    return f"{name} has {size} bytes instead of {entry.size}"
 
 
-def _flaw(folder: Path, name: str, facts: FileFacts) -> str | None:
+def _find_flaw(folder: Path, name: str, entry: FileEntry) -> str | None:
     try:
+        if stat.S_ISFIFO((folder / name).stat().st_mode):  # opening it would wait for a writer
+            return f"{name} is no file"
         with (folder / name).open("rb") as content:
             size = os.fstat(content.fileno()).st_size
-            if size != facts.size:
-                return _resized(name, size, facts)
-            if digest_of(content) != facts.sha256:
+            if size != entry.size:
+                return _wrong_size(name, size, entry)
+            if hash_stream(content) != entry.sha256:
                 return f"{name} is not as it was written"
     except OSError as error:
-        return _proven(folder, name, error)
+        return _proven_flaw(folder, name, error)
     return None
 
 
-def digest_of(file: BinaryIO) -> str:
-    """Of the rest of a file. One may take longer than a rank may be silent: each chunk is a sign of life."""
+def hash_stream(file: BinaryIO) -> str:
+    """sha256 of the rest of a file. A large file takes longer than the hang detection allows, so each chunk sends a
+    heartbeat."""
     digest = hashlib.sha256()
     while chunk := file.read(CHUNK):
         digest.update(chunk)
-        heartbeat.alive()
+        heartbeat.refresh()
     return digest.hexdigest()
 
 
-def _digest(content: dict[str, object]) -> str:
+def _digest_of_content(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

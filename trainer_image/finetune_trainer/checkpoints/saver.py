@@ -1,12 +1,15 @@
-"""Saves a run: the files in the step that is due, everything that makes them hold in the background.
+"""`Saver`: writes checkpoints. Files are written between two steps; hashing and publishing happen in the background.
 
-Steps stand still while the library writes its files into a staging folder. Then one thread of each rank reads back what
-this rank wrote, digests it and brings it to disk; rank 0 writes the manifest with the digests of all ranks and renames
-the folder to its place. A kill at any moment leaves a checkpoint whole or no checkpoint.
+A save, in order:
 
-One save is in flight at most: the next one waits for it. Errors of any rank, in writing or in the background, are
-raised on every rank by `collect`. The background talks through a process group of its own, so it never gets in the way
-of training's collectives.
+1. Training pauses while the library writes its files into a staging directory (`save`).
+2. In the background, one thread of each rank reads its own files back, hashes them and flushes them to disk.
+3. Rank 0 writes the manifest with the hashes of all ranks, and renames the directory to its final path.
+4. `wait` calls the listeners of ``on_saved``, on every rank.
+
+A kill at any moment leaves either a complete checkpoint or none. At most one save is in flight: the next one waits for
+it. An error of any rank, in writing or in the background, is raised on every rank by `wait`. The background thread uses
+a process group of its own, so it never mixes with training's collectives.
 """
 
 import errno
@@ -23,36 +26,36 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune_trainer.checkpoints import fence, folders, manifest, retention
-from finetune_trainer.checkpoints.manifest import FileFacts, Manifest
-from finetune_trainer.checkpoints.storage import guard
+from finetune_trainer import collectives
+from finetune_trainer.checkpoints import manifest, paths, retention
+from finetune_trainer.checkpoints.manifest import FileEntry, Manifest
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.reporting import provenance
 from finetune_trainer.run import Run
-from finetune_trainer.stages import agree
-from finetune_trainer.workspace import sync_folder
+from finetune_trainer.runtime import versions
+from finetune_trainer.workspace.files import sync_folder
+from finetune_trainer.workspace.storage import save_errors
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SHARD = re.compile(r"__(\d+)_\d+\.distcp$")
-"""A shard of torch's distributed checkpoints, by the rank that wrote it. All other files are rank 0's."""
+"""A shard of torch's distributed checkpoints. The number is the rank that wrote it. Rank 0 writes all other files."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint in its place."""
+    """A checkpoint at its final path."""
 
     path: Path
     step: int
     time: str
     seconds: float
-    """From the moment that steps stood still to the rename."""
+    """From the moment that training paused to the rename."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the manifest says of the run at the moment of the save."""
+class StepState:
+    """The state of training at the moment of the save, for the manifest."""
 
     step: int
     samples: int
@@ -61,87 +64,90 @@ class Facts:
 
 
 class Saver:
-    """One per run and rank. Every rank calls every method at the same step."""
+    """One object for each run and rank. Every rank calls every method at the same step."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.told: list[Callable[[Saved], None]] = []
-        """Called by `collect` with each checkpoint, on every rank."""
-        self.earlier: frozenset[Path] = frozenset()
-        """Folders of earlier runs, whose checkpoints may be deleted once this run has its own."""
-        self.broken: frozenset[Path] = frozenset()
-        """Checkpoints of earlier runs that don't verify."""
+        self.on_saved: list[Callable[[Saved], None]] = []
+        """Listeners. `wait` calls them with each checkpoint, on every rank."""
+        self.earlier_runs: frozenset[Path] = frozenset()
+        """Directories of earlier runs, whose checkpoints may be deleted once this run has its own."""
+        self.broken_checkpoints: frozenset[Path] = frozenset()
+        """Checkpoints of earlier runs that are broken."""
         self._background = ThreadPoolExecutor(1, "checkpoint")
-        self._in_flight: Future[Saved] | None = None
+        self._pending: Future[Saved] | None = None
         self._group: Any = None
-        self._home: int | None = None
-        """The run's folder as it was at the first save, held open."""
+        self._run_directory: int | None = None
+        """Open handle of the run's checkpoint directory, as it was at the first save."""
 
     @property
-    def finished(self) -> bool:
-        """Whether what was in flight on this rank has landed, well or not. `collect` then doesn't wait."""
-        return self._in_flight is not None and self._in_flight.done()
+    def done(self) -> bool:
+        """Whether the pending save has ended on this rank, with success or not. Then `wait` returns at once."""
+        return self._pending is not None and self._pending.done()
 
     @property
-    def busy(self) -> bool:
-        """Whether a save has yet to be collected."""
-        return self._in_flight is not None
+    def in_flight(self) -> bool:
+        """Whether a save was started for which `wait` has not been called yet."""
+        return self._pending is not None
 
-    def save(self, facts: Facts, write: Callable[[Path], None]) -> None:
-        """``write`` puts this rank's files into the folder ``checkpoint-<step>`` of the one it is given."""
-        self.collect()
+    def save(self, state: StepState, write: Callable[[Path], None]) -> None:
+        """Start a save. ``write`` gets a directory, and writes this rank's files into its ``checkpoint-<step>``."""
+        self.wait()
         if self._group is None:
-            self._group = agree.own_group()
+            self._group = collectives.new_group()
         began = time.monotonic()
-        folder = folders.staged(self.run.folders.run_checkpoints, facts.step)
-        _, error = self._attempt(folder, lambda: self._make(folder))
-        # Writing shards is a matter of all ranks: one that didn't come would be waited for.
-        error = next((failure for failure in agree.gather(error, self._group) if failure is not None), None)
+        folder = paths.staging_path(self.run.folders.run_checkpoints, state.step)
+        _, error = self._try(folder, lambda: self._create_staging(folder))
+        # Shards are written collectively: if one rank failed here, the others would wait for it in ``write``.
+        error = next(
+            (failure for failure in collectives.all_gather_objects(error, self._group) if failure is not None), None
+        )
         if error is None:
             try:
-                with guard(folder.parent, self.run.folders.workspace):
+                with save_errors(folder.parent, self.run.folders.workspace):
                     write(folder.parent)
             except (OSError, TrainerError) as failure:
                 error = failure
-        self._in_flight = self._background.submit(self._land, facts, folder, began, error)
+        self._pending = self._background.submit(self._complete, state, folder, began, error)
 
-    def collect(self) -> None:
-        """Wait for the save in flight, if there is one, and tell of it. Raises what made it fail, on every rank."""
-        if self._in_flight is None:
+    def wait(self) -> None:
+        """Wait for the save in flight, if there is one, and call the listeners. Raises its error, on every rank."""
+        if self._pending is None:
             return
-        in_flight, self._in_flight = self._in_flight, None
-        self._tell(in_flight.result())
+        pending, self._pending = self._pending, None
+        self._notify(pending.result())
 
-    def settle(self, patience: float) -> None:
-        """Before this rank leaves with an error: the save in flight gets so many seconds to land. How it fails is told
-        in the log alone, as there is an error already."""
-        if self._in_flight is None:
+    def finish_within(self, seconds: float) -> None:
+        """Called before this rank ends with an error: wait that long for the save in flight. A failure of it is only
+        logged, because there is an error already."""
+        if self._pending is None:
             return
-        in_flight, self._in_flight = self._in_flight, None
+        pending, self._pending = self._pending, None
         try:
-            self._tell(in_flight.result(max(0.0, patience)))
+            self._notify(pending.result(max(0.0, seconds)))
         except Exception as error:
-            log.warning("the checkpoint being saved is lost: %r", error)
+            log.warning("the checkpoint in flight is lost: %r", error)
 
-    def _tell(self, saved: Saved) -> None:
-        for tell in self.told:
-            tell(saved)
+    def _notify(self, saved: Saved) -> None:
+        for listener in self.on_saved:
+            listener(saved)
 
-    def _land(self, facts: Facts, folder: Path, began: float, error: Exception | None) -> Saved:
-        files: dict[str, FileFacts] = {}
+    def _complete(self, state: StepState, folder: Path, began: float, error: Exception | None) -> Saved:
+        """The background part of a save. ``error`` is that of writing. Raises the first error of any rank."""
+        files: dict[str, FileEntry] = {}
         if error is None:
-            written, error = self._attempt(folder, lambda: manifest.vouch(folder, self._mine(folder)))
+            written, error = self._try(folder, lambda: manifest.hash_files(folder, self._own_files(folder)))
             files = written or {}
-        answers = agree.gather((files, error), self._group)
-        error = next((failure for _, failure in answers if failure is not None), None)
+        by_rank = collectives.all_gather_objects((files, error), self._group)
+        error = next((failure for _, failure in by_rank if failure is not None), None)
         saved = None
         if self.run.is_main:
             if error is None:
-                everything = {name: known for theirs, _ in answers for name, known in theirs.items()}
-                saved, error = self._attempt(folder, lambda: self._place(facts, folder, everything, began))
+                all_files = {name: entry for entries, _ in by_rank for name, entry in entries.items()}
+                saved, error = self._try(folder, lambda: self._place(state, folder, all_files, began))
             if error is not None:
-                shutil.rmtree(folder.parent, ignore_errors=True)  # what is half written would keep a disk full
-        outcome: tuple[Saved | None, Exception | None] = agree.from_main((saved, error), self._group)
+                shutil.rmtree(folder.parent, ignore_errors=True)  # it would keep a full disk full
+        outcome: tuple[Saved | None, Exception | None] = collectives.broadcast((saved, error), self._group)
         saved, error = outcome
         if error is not None:
             raise error
@@ -151,74 +157,81 @@ class Saver:
         return saved
 
     def _prune(self) -> None:
-        """The save is a good one and the others know it by now: nothing here makes rank 0 fail alone. Where a later run
-        has taken over, ``launch`` ends this one."""
-        home, keep = self.run.folders, self.run.job.checkpoints.keep
+        """Delete old checkpoints. The save has succeeded and the other ranks know it, so an error here must not fail
+        rank 0 alone. If a later run has taken over, the next save ends this run."""
+        folders, keep = self.run.folders, self.run.job.checkpoints.keep
         try:
-            fence.check(self.run)
-            retention.prune(home.checkpoints, home.run_checkpoints, keep, self.earlier, self.broken)
+            self.run.check_fence()
+            retention.prune(
+                folders.checkpoints, folders.run_checkpoints, keep, self.earlier_runs, self.broken_checkpoints
+            )
         except (OSError, TrainerError) as error:
-            log.warning("old checkpoints are left: %s", error)
+            log.warning("old checkpoints are not deleted: %s", error)
 
-    def _make(self, folder: Path) -> None:
-        """Not its parents: where the run's folder is gone, so is the workspace."""
-        if self._home is None:
-            self._home = os.open(folder.parent.parent, os.O_RDONLY | os.O_DIRECTORY)
+    def _create_staging(self, folder: Path) -> None:
+        """Create the staging directory, but no directories above it: a missing run directory means that the workspace
+        is gone."""
+        if self._run_directory is None:
+            self._run_directory = os.open(folder.parent.parent, os.O_RDONLY | os.O_DIRECTORY)
         folder.parent.mkdir(exist_ok=True)
         folder.mkdir(exist_ok=True)
 
-    def _mine(self, folder: Path) -> list[str]:
+    def _own_files(self, folder: Path) -> list[str]:
         """The files that this rank wrote."""
-        return [name for name in manifest.below(folder) if _writer(name) == self.run.rank]
+        return [name for name in manifest.list_files(folder) if _writer(name) == self.run.rank]
 
-    def _attempt(self, folder: Path, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-        """What came out, or why nothing did: other ranks wait for this one's word either way."""
+    def _try(self, folder: Path, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+        """(result, error) of the work. The error is returned because the other ranks wait for this rank's answer."""
         try:
-            with guard(folder.parent, self.run.folders.workspace):
+            with save_errors(folder.parent, self.run.folders.workspace):
                 return work(), None
         except Exception as error:
             if isinstance(error, (OSError, TrainerError)):
                 return None, error
-            return None, RuntimeError(f"{type(error).__name__}: {error}")  # others can't always be sent to ranks
+            return None, RuntimeError(f"{type(error).__name__}: {error}")  # other classes may not be picklable
 
-    def _place(self, facts: Facts, folder: Path, files: dict[str, FileFacts], began: float) -> Saved:
-        """Rank 0, once all files of all ranks are on disk."""
+    def _place(self, state: StepState, folder: Path, files: dict[str, FileEntry], began: float) -> Saved:
+        """Write the manifest and rename the directory to its final path. On rank 0, after all files of all ranks are on
+        disk."""
         run, training = self.run, self.run.job.training
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        for below in (path for path in folder.rglob("*") if path.is_dir()):
-            sync_folder(below)
+        for subfolder in (path for path in folder.rglob("*") if path.is_dir()):
+            sync_folder(subfolder)
         manifest.write(
             folder,
             Manifest(
-                step=facts.step,
-                samples=facts.samples,
+                step=state.step,
+                samples=state.samples,
                 world=run.world_size,
-                micro_batch=run.micro_batch_size,
+                micro_batch=str(run.micro_batch),
                 global_batch=training.global_batch_size,
                 parallelism=training.parallelism,
-                dtypes=facts.dtypes,
-                versions=provenance.versions(),
+                dtypes=state.dtypes,
+                versions=versions.versions(),
                 job=run.job.digest,
                 attempt=run.attempt.attempt,
                 run=run.run_id,
                 time=now,
-                metrics={name: value for name, value in facts.metrics.items() if math.isfinite(value)},
+                metrics={name: value for name, value in state.metrics.items() if math.isfinite(value)},
                 files=dict(sorted(files.items())),
             ),
         )
-        place = run.folders.run_checkpoints / folder.name
-        assert self._home is not None
-        if not os.path.samestat(os.fstat(self._home), place.parent.stat()):
-            # Libraries make the folders that they write to: where a volume was, what they write is on no volume.
-            why = f"{os.strerror(errno.ENOENT)} any more: another one is in its place"
-            raise FileNotFoundError(errno.ENOENT, why, str(place.parent))
-        os.rename(folder, place)
-        for parent in (place.parent, place.parent.parent):  # the run's folder may be as new as what is in it
+        target = run.folders.run_checkpoints / folder.name
+        assert self._run_directory is not None
+        if not os.path.samestat(os.fstat(self._run_directory), target.parent.stat()):
+            # Libraries create missing directories: after the volume was unmounted, they wrote to no volume.
+            why = f"{os.strerror(errno.ENOENT)} any more: another directory is in its place"
+            raise FileNotFoundError(errno.ENOENT, why, str(target.parent))
+        # A later run has chosen its checkpoint: what follows here would be a second history of the same job.
+        run.check_fence()
+        os.rename(folder, target)
+        for parent in (target.parent, target.parent.parent):  # the run's directory may be new, too
             sync_folder(parent)
         shutil.rmtree(folder.parent, ignore_errors=True)
-        return Saved(place, facts.step, now, time.monotonic() - began)
+        return Saved(target, state.step, now, time.monotonic() - began)
 
 
 def _writer(name: str) -> int:
+    """The rank that wrote a file."""
     shard = SHARD.search(name)
     return int(shard[1]) if shard else 0

@@ -1,5 +1,5 @@
-"""From files to batches, one small step a module: files -> rows -> formats -> templates -> tokenize -> pack -> order ->
-collate.
+"""From files to batches, a small step per module: files -> readers -> formats -> templates -> tokenize -> pack ->
+splits -> order -> datasets -> collate.
 
-Nothing here but `collate` needs torch, so that data can be checked on any machine.
+Only `collate` and `datasets` import torch, so data can be checked without it.
 """

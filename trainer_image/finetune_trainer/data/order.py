@@ -1,60 +1,79 @@
-"""Which row is trained when: a function of seed and epoch, and with groupByLength of the rows' lengths.
+"""The order in which rows are trained: a function of seed and epoch, and with groupByLength of the rows' lengths.
 
-Used by the trainer's sampler. Step s of a job sees the same set of rows on any number of ranks, with any micro-batch
-and in any attempt, so a run can be resumed anywhere, and every step has the same number of rows.
+The trainer takes the rows of each step from it, and `micro_batches` deals them to ranks and micro-batches. Step s of a
+job has the same set of rows on any number of ranks, with any micro-batch and in any attempt, so a run can resume at any
+step, and every step has the same number of rows.
 """
 
 import math
-import random
-from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_trainer.data.shuffle import Rows, permutation
 
 POOL = 50
-"""Steps whose rows are sorted by length together: enough for like neighbours, few enough to stay random."""
+"""Number of steps whose rows are sorted by length together: enough for neighbours of similar length, few enough to
+keep the order random."""
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:
-    """Optimizer steps of one pass; the last is filled up."""
+    """Optimizer steps of a pass over the data; the last step is filled up."""
     return math.ceil(rows / global_batch)
 
 
 def total_steps(rows: int, global_batch: int, epochs: float | None, max_steps: int | None) -> int:
-    """Optimizer steps of the whole job; exactly one of ``epochs`` and ``max_steps`` is given."""
+    """Optimizer steps of the whole job. Exactly one of ``epochs`` and ``max_steps`` is not None."""
     if max_steps is not None:
         return max_steps
     assert epochs is not None
-    # Rounded: 1.1 * 10 is a little more than 11 to a computer.
+    # Rounded, because 1.1 * 10 is slightly more than 11 in floating point.
     return max(1, math.ceil(round(epochs * steps_per_epoch(rows, global_batch), 6)))
 
 
-def epoch_order(rows: int, global_batch: int, seed: int, epoch: int) -> list[int]:
-    """The rows of one epoch: a permutation, filled up from its own start to a multiple of the global batch."""
-    order = list(range(rows))
-    random.Random(f"order:{seed}:{epoch}").shuffle(order)
-    length = steps_per_epoch(rows, global_batch) * global_batch
-    return (order * math.ceil(length / rows))[:length]
+def epoch_order(rows: int, global_batch: int, seed: int, epoch: int) -> Rows:
+    """The rows of an epoch: a permutation, filled up from its own start to a multiple of the global batch."""
+    return np.resize(permutation(rows, f"order:{seed}:{epoch}"), steps_per_epoch(rows, global_batch) * global_batch)
 
 
-def places_by_length(order: Sequence[int], lengths: Sequence[int], global_batch: int) -> list[int]:
-    """The places of an order, so that each step has its rows sorted by length: micro-batches then hold little padding.
-    The sum over a global batch doesn't depend on the order within it."""
-    result: list[int] = []
-    for start in range(0, len(order), global_batch):
-        step = range(start, min(start + global_batch, len(order)))
-        result += sorted(step, key=lambda place: (-lengths[order[place]], order[place]))
-    return result
+def longest_first(step: Rows, lengths: npt.NDArray[np.integer]) -> Rows:
+    """Indices into the rows of a step, sorted by length: the first micro-batch, whose rows are the longest, shows at
+    once if the GPU has too little memory. The sum over a global batch does not depend on the order within it."""
+    return np.lexsort((step, -lengths[step].astype(np.int64)))
 
 
-def grouped_by_length(
-    order: Sequence[int], lengths: Sequence[int], global_batch: int, seed: int, epoch: int
-) -> list[int]:
-    """The same rows, cut into steps of rows of like length: little padding on any rank, at the cost of an order that is
-    not wholly random. The step with the longest row comes first, so that what doesn't fit into memory shows at once."""
-    steps: list[list[int]] = []
+def grouped_by_length(order: Rows, lengths: npt.NDArray[np.integer], global_batch: int, seed: int, epoch: int) -> Rows:
+    """The same rows, in steps of rows with similar lengths, at the cost of an order that is not fully random. The step
+    with the longest row comes first, so that a lack of memory shows at once."""
+    pools = []
     for start in range(0, len(order), POOL * global_batch):
-        # Rows of one length stay in the order that they came in, so they too share a step with others each epoch.
-        pool = sorted(order[start : start + POOL * global_batch], key=lambda row: -lengths[row])
-        steps += [pool[first : first + global_batch] for first in range(0, len(pool), global_batch)]
-    random.Random(f"groups:{seed}:{epoch}").shuffle(steps)
-    longest = max(range(len(steps)), key=lambda step: lengths[steps[step][0]])
-    steps.insert(0, steps.pop(longest))
-    return [row for step in steps for row in step]
+        pool = order[start : start + POOL * global_batch]
+        # Sorting is stable: rows of equal length keep their random order, so their neighbours change each epoch.
+        pools.append(pool[np.argsort(-lengths[pool].astype(np.int64), kind="stable")])
+    steps = np.concatenate(pools).reshape(-1, global_batch)
+    steps = steps[permutation(len(steps), f"groups:{seed}:{epoch}")]
+    longest = int(lengths[steps[:, 0]].argmax())
+    return np.concatenate([steps[longest : longest + 1], steps[:longest], steps[longest + 1 :]]).reshape(-1)
+
+
+class EpochOrder:
+    """The rows of each step, epoch after epoch. It holds the order of the last epoch that was asked for."""
+
+    def __init__(
+        self, rows: int, global_batch: int, seed: int, group_by: npt.NDArray[np.integer] | None = None
+    ) -> None:
+        """``group_by``: lengths of the rows, with groupByLength."""
+        self._count, self._global_batch, self._seed, self._group_by = rows, global_batch, seed, group_by
+        self._steps = steps_per_epoch(rows, global_batch)
+        self._epoch: int | None = None
+        self._rows = np.empty(0, dtype=np.int64)
+
+    def rows(self, step: int) -> Rows:
+        """[global batch]: the rows of a step, from 0."""
+        epoch, number = divmod(step, self._steps)
+        if epoch != self._epoch:
+            rows = epoch_order(self._count, self._global_batch, self._seed, epoch)
+            if self._group_by is not None:
+                rows = grouped_by_length(rows, self._group_by, self._global_batch, self._seed, epoch)
+            self._epoch, self._rows = epoch, rows
+        return self._rows[number * self._global_batch :][: self._global_batch]

@@ -1,7 +1,8 @@
-"""Which rows share a row of the batch, so that next to nothing is padded.
+"""Packing: which rows are one sample, so that all samples have about as many tokens.
 
-Called by `prepare` over all rows of a split at once, since packing portions pads the end of each; kept by `store`,
-read by `collate`. Both ways give the same: packs, each a list of pieces (row, start, end). Deterministic.
+`prepare` packs all rows of a split at once, because the last packs of a portion would not be full. `splits` stores
+the packs, `datasets` reads them. Both algorithms return packs, each a list of pieces (row, start, end), and are
+deterministic.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Packs:
-    """All packs of a split. Arrays, because there may be as many pieces as rows: pack i is pieces
+    """All packs of a split, as arrays because there may be as many pieces as rows: pack i has the pieces
     ``offsets[i]:offsets[i + 1]``."""
 
     offsets: npt.NDArray[np.int64]
@@ -41,21 +42,23 @@ class Packs:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each pack."""
+        """[packs]: tokens of each pack."""
         total = np.concatenate([[0], np.cumsum(self.ends.astype(np.int64) - self.starts)])
         lengths: npt.NDArray[np.int64] = np.diff(total[self.offsets])
         return lengths
 
 
 def bfd(lengths: npt.NDArray[np.int32], cutoff: int) -> Packs:
-    """Whole rows, longest first, each into the fullest pack that still has room for it (best-fit decreasing)."""
+    """Best-fit decreasing: whole rows, longest first, each into the fullest pack that has room for it.
+
+    ``lengths`` are the tokens of each row, at most ``cutoff``. Raises ValueError."""
     if len(lengths) and int(lengths.max()) > cutoff:
-        raise ValueError(f"a row of {int(lengths.max())} tokens doesn't fit into packs of {cutoff}: cut rows first")
+        raise ValueError(f"a row has {int(lengths.max())} tokens, and a pack at most {cutoff}: cut rows first")
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     pack_of = np.empty(len(order), np.int64)
     with_room: list[list[int]] = [[] for _ in range(cutoff + 1)]
-    # Bit r is set where a pack has room for exactly r tokens: the best fit is the lowest set bit from the length on,
-    # which whole-number arithmetic finds in a few machine instructions for 64 candidates each.
+    # Bit r is set if a pack has room for exactly r tokens: the best fit is the lowest set bit at or above the length.
+    # Integer arithmetic finds it with a few machine instructions per 64 candidates.
     rooms = count = 0
     for place, length in enumerate(lengths[order].tolist()):
         if fitting := rooms >> length:
@@ -76,8 +79,8 @@ def bfd(lengths: npt.NDArray[np.int32], cutoff: int) -> Packs:
 
 
 def wrapped(lengths: npt.NDArray[np.int32], cutoff: int) -> Packs:
-    """All rows as one stream, cut every ``cutoff`` tokens. The last pack holds what is left; a single token is not
-    left, because there is nothing to predict it from."""
+    """All rows as a single stream, cut every ``cutoff`` tokens. The last pack holds the rest; a rest of a single token
+    is dropped, because no token precedes it from which it could be predicted."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     if total % cutoff == 1:

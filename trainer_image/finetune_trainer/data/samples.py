@@ -1,29 +1,32 @@
-"""What a row of data means, whatever its format: the one shape that templates and tokenizing see.
+"""What a row of data means, whatever its format: the only form that chat templates and tokenization see.
 
-Made by ``formats``, read by ``templates`` and ``tokenize``.
+`formats` creates samples, `tokenize` reads them.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, Required, TypedDict
 
 Role = Literal["system", "user", "assistant", "tool"]
+ToolCall = dict[str, Any]
+"""As OpenAI writes it; ``function.arguments`` is an object, not its JSON."""
+ToolSchema = dict[str, Any]
+"""A function that the model may call, as OpenAI writes it."""
 
 
 class Message(TypedDict, total=False):
-    """One message, as chat templates take it."""
+    """A message, as chat templates take it."""
 
     role: Required[Role]
     content: Required[str]
     reasoning_content: str
-    """What the model thought before it answered, where the data keeps it apart."""
+    """The reasoning before the answer, if the data has it in a field of its own."""
     weight: Literal[0, 1]
-    """Role assistant: 0, where the data says so, is an answer to go on from and not to learn."""
-    tool_calls: list[dict[str, Any]]
-    """As OpenAI writes them; ``function.arguments`` is an object, not its JSON."""
+    """Role assistant: 0 if the data says that this answer is context and not trained."""
+    tool_calls: list[ToolCall]
     tool_call_id: str
-    """Role tool: which call this answers, where the data says so."""
+    """Role tool: the call that this message answers, if the data names it."""
     name: str
-    """Role tool: which function answers, where the data says so."""
+    """Role tool: the function that answers, if the data names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Conversation:
     """Formats alpaca, sharegpt and openai. The last message is the assistant's."""
 
     messages: list[Message]
-    tools: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[ToolSchema] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,42 +46,42 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Format preference: two answers to one prompt, of which one is better."""
+    """Format preference: a prompt with a chosen and a rejected answer."""
 
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
-    tools: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[ToolSchema] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """Format kto: an answer, and whether it is wanted."""
+class LabelledAnswer:
+    """Format kto: a prompt, an answer, and whether the answer is desirable."""
 
     prompt: list[Message]
     answer: list[Message]
     desirable: bool
-    tools: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[ToolSchema] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What stage ppo takes of a row of any format with prompts. The last message is not the assistant's."""
+    """What stage ppo reads from a row of any format with prompts. The last message is not the assistant's."""
 
     messages: list[Message]
-    tools: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[ToolSchema] = field(default_factory=list)
 
 
-Sample = Conversation | Document | Preference | Labelled | Prompt
+Sample = Conversation | Document | Preference | LabelledAnswer | Prompt
 
 
-class BadRow(Exception):
-    """A row that can't be used. ``rule`` names the kind of mistake, as counted in the report; the message says what was
-    found and what was expected."""
+class RowError(Exception):
+    """A row cannot be used. ``rule`` is the kind of mistake, by which the report counts; the message says what was
+    found and what is allowed."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
         self.rule = rule
 
-    def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str]]:
-        return BadRow, (self.rule, str(self))  # made in worker processes, which pickle it
+    def __reduce__(self) -> tuple[type["RowError"], tuple[str, str]]:
+        return RowError, (self.rule, str(self))  # raised in worker processes, which pickle it

@@ -1,6 +1,6 @@
-"""Patience with servers: what may go away by itself is tried again, with growing pauses.
+"""Retries with backoff, for server errors that may go away by themselves.
 
-Called by ``hub``, ``s3`` and ``store``. A pause ends early when the job is told to stop.
+Called by `hub`, `s3`, `download`, publishing and reward services. A pause ends early when the job has to stop.
 """
 
 import math
@@ -11,29 +11,30 @@ from typing import TypeVar
 from finetune_trainer.errors import SourceUnreachable
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between tries; one try more than pauses."""
+"""Seconds between attempts. There is one attempt more than pauses."""
 
 Answer = TypeVar("Answer")
 
 
-class Unsteady(SourceUnreachable):
-    """The network broke, or the server is busy or broken: worth another try."""
+class TransientError(SourceUnreachable):
+    """The connection broke, or the server is busy or failing. Another attempt may succeed."""
 
 
-def patiently(ask: Callable[[], Answer], check_stop: Callable[[], None], until: float = math.inf) -> Answer:
-    """The answer, after as many tries as it takes or are allowed; none begins once the clock (`time.monotonic`) is at
-    ``until``. Raises what the last try raised."""
+def with_retries(request: Callable[[], Answer], check_stop: Callable[[], None], until: float = math.inf) -> Answer:
+    """The answer of ``request``, which is called again after each TransientError. No attempt begins after ``until``
+    (`time.monotonic`). Raises the error of the last attempt."""
     for pause in PAUSES:
         try:
-            return ask()
-        except Unsteady:
+            return request()
+        except TransientError:
             if time.monotonic() + pause >= until:
                 raise
             wait(pause, check_stop)
-    return ask()
+    return request()
 
 
 def wait(seconds: float, check_stop: Callable[[], None]) -> None:
+    """Sleep, and call ``check_stop`` twice a second."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         check_stop()

@@ -1,7 +1,7 @@
-"""Method freeze: some layers are trained whole, the others stay as they are.
+"""Method freeze: some layers are trained in full, the others stay frozen.
 
-Called by `build` and `memory`, which gives it a model without weights. Names are checked against what the model has,
-as one that matches nothing would train less than was asked for, silently.
+Called by `trainable`, also for the memory estimate with a model without weights. Names are checked against the model's
+modules, because a name that matches nothing would silently train less than the job asks for.
 """
 
 from finetune_api.tuning import FreezeSpec
@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from finetune_trainer.errors import InvalidSpec
 
 
-def mark(model: PreTrainedModel, spec: FreezeSpec) -> None:
-    """Let only the layers and modules that the job names be trained."""
+def apply(model: PreTrainedModel, spec: FreezeSpec) -> None:
+    """Mark the layers and modules that the job names as trainable, and nothing else."""
     name, layers = find_layers(model)
     if abs(spec.layers) > len(layers):
         raise InvalidSpec(
-            f"tuning.freeze.layers: {spec.layers} given, but this model has {len(layers)} layers: use -{len(layers)} to"
+            f"tuning.freeze.layers: {spec.layers} given, but this model has {len(layers)} layers. Use -{len(layers)} to"
             f" {len(layers)}, or method full"
         )
     chosen = layers[-spec.layers :] if spec.layers > 0 else layers[: -spec.layers]
@@ -47,7 +47,7 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The stack of transformer layers: the longest list of modules."""
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise InvalidSpec("tuning.method: this model has no stack of layers to freeze a part of: use lora or full")
+        raise InvalidSpec("tuning.method: this model has no stack of layers, so none can be frozen. Use lora or full")
     return max(lists, key=lambda entry: len(entry[1]))
 
 
@@ -56,6 +56,6 @@ def _contains(module: nn.Module, layers: nn.ModuleList) -> bool:
 
 
 def _refuse_unknown(field: str, given: list[str], known: set[str]) -> None:
-    wrong = sorted(set(given) - known)
-    if wrong:
-        raise InvalidSpec(f"{field}: this model has no {', '.join(wrong)} there; it has: {', '.join(sorted(known))}")
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise InvalidSpec(f"{field}: this model has no {', '.join(unknown)} there. It has: {', '.join(sorted(known))}")

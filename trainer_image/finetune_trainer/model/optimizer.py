@@ -1,7 +1,8 @@
-"""Groups of trained weights, for the optimizer, and what it keeps of each.
+"""Parameter groups for the optimizer, and the state that an optimizer keeps for each weight.
 
-Called by the engine, where it makes an optimizer or goes on with a saved one, and by `memory`. LoRA+ (Hayou et al.,
-2024): B matrices learn faster than A matrices. Biases and norms don't decay, as in transformers.
+Called by the trainer when it creates an optimizer or loads its saved state, and by the memory estimate. LoRA+ (Hayou et
+al., 2024): B matrices have a higher learning rate than A matrices. Biases and norms have no weight decay, as in
+transformers.
 """
 
 from collections.abc import Mapping
@@ -10,26 +11,26 @@ from typing import Any
 from torch import nn
 
 NO_DECAY = ("bias", "norm")
-FASTER = (".lora_B.", ".lora_embedding_B.")
+LORA_B = (".lora_B.", ".lora_embedding_B.")
 
 
-def groups(
+def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, lora_plus_ratio: float | None = None
 ) -> list[dict[str, Any]]:
-    """Parameter groups as torch takes them: every trained weight is in exactly one. The first has the plain rate, which
-    is the one that is logged."""
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Parameter groups as torch expects them: every trained weight is in exactly one. The first group has the plain
+    learning rate, which is logged."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            rate = learning_rate * (lora_plus_ratio or 1.0) if any(part in name for part in FASTER) else learning_rate
+            rate = learning_rate * (lora_plus_ratio or 1.0) if any(part in name for part in LORA_B) else learning_rate
             decay = 0.0 if weight.ndim < 2 or any(part in name.lower() for part in NO_DECAY) else weight_decay
-            found.setdefault((rate, decay), []).append(weight)
-    ordered = sorted(found.items(), key=lambda group: group[0][0] != learning_rate)
+            groups.setdefault((rate, decay), []).append(weight)
+    ordered = sorted(groups.items(), key=lambda group: group[0][0] != learning_rate)
     return [{"params": weights, "lr": rate, "weight_decay": decay} for (rate, decay), weights in ordered]
 
 
 SMALL = 4096
-"""bitsandbytes keeps the state of smaller weights in 32 bit."""
+"""bitsandbytes keeps the state of weights with fewer numbers in 32 bit."""
 STATES = {
     "adamw_torch_fused": (2, None),
     "adamw_torch": (2, None),
@@ -42,39 +43,40 @@ STATES = {
     "rmsprop": (1, None),
     "adagrad": (1, None),
 }
-"""Numbers that are kept for each trained weight on the GPU, and the bytes of each; None: those of the weight itself.
-Paged ones leave the GPU when it needs the room."""
+"""Optimizer -> (state numbers on the GPU for each trained weight, bytes of each; None: as many as the weight's own).
+Paged states leave the GPU when it needs the memory, so they count as 0."""
 
 
-def embeddings(model: nn.Module) -> list[nn.Parameter]:
-    """Of which optimizers with 8 bit keep states of 32: tokens are unevenly frequent, so gradients and states are, and
-    training is unstable where a block of them shares a scale (Dettmers et al., 2022). As in transformers."""
+def embedding_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights whose 8 bit optimizers keep 32 bit states, as in transformers. Tokens have very different
+    frequencies, so gradients and states do, and training is unstable when a block of them shares a scale (Dettmers et
+    al., 2022)."""
     return [weight for module in model.modules() if isinstance(module, nn.Embedding) for weight in module.parameters()]
 
 
-def keep_exact(weights: list[nn.Parameter]) -> None:
-    """Before an optimizer of bitsandbytes with 8 bit takes its first step: not of these."""
-    from bitsandbytes.optim.optimizer import GlobalOptimManager  # slow, and for these optimizers alone
+def use_32_bit_states(weights: list[nn.Parameter]) -> None:
+    """Exempt the weights from 8 bit states. Call it before the first step of an 8 bit optimizer of bitsandbytes."""
+    from bitsandbytes.optim.optimizer import GlobalOptimManager  # slow, and needed for these optimizers only
 
     manager: Any = GlobalOptimManager.get_instance()  # type: ignore[no-untyped-call]
-    manager.initialize()  # it knows weights by their addresses, which weights that are gone may have had
+    manager.initialize()  # it identifies weights by address, and a freed weight may have had the same address
     manager.override_config(weights, "optim_bits", 32)
 
 
-def load_paged(made: Any, saved: Mapping[str, Any]) -> None:
-    """Go on from ``saved``, which lies on the CPU, with one of bitsandbytes' optimizers that may leave the GPU. Its own
-    way of loading puts all states into plain GPU memory, where a job that fits by paging alone has no room for them."""
-    made.load_state_dict(saved, move_to_device=False)
-    for weight, state in made.state.items():
+def load_paged_state(optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """Load ``saved``, which is on the CPU, into a paged optimizer of bitsandbytes. Its own way of loading puts all
+    states into plain GPU memory, where they have no room in a job that only fits with paging."""
+    optimizer.load_state_dict(saved, move_to_device=False)
+    for weight, state in optimizer.state.items():
         for part in ("state1", "state2"):
-            states = made.get_state_buffer(weight, dtype=state[part].dtype)
+            states = optimizer.get_state_buffer(weight, dtype=state[part].dtype)
             states.copy_(state[part])
             state[part] = states
 
 
 def state_bytes(name: str, weight: Any, width: int, *, exact: bool = False) -> int:
-    """What an optimizer of that name keeps of a weight, at least, where each of its numbers takes ``width`` bytes.
-    ``exact``: one of `embeddings`."""
+    """The least number of bytes that optimizer ``name`` keeps for a weight whose numbers take ``width`` bytes each.
+    ``exact``: the weight is one of `embedding_weights`."""
     size = int(weight.numel())
     if name == "adafactor":  # a mean for each row and column
         return 4 * (size // weight.shape[-1] + size // weight.shape[-2] if weight.ndim > 1 else size)

@@ -1,8 +1,7 @@
-"""``training.parallelism: fsdp``: every rank holds a share of weights, gradients and optimizer (accelerate's FSDP2).
+"""``training.parallelism: fsdp``: every rank holds shards of weights, gradients and optimizer (accelerate's FSDP2).
 
-Called by `playbook`. Gradients are averaged over ranks, as with DDP, so the loss and its count are the same in both.
-What is saved while training are shards, which any number of ranks can load; a whole model is put together once, at the
-end.
+Called by the training recipe. Gradients are averaged over ranks, as with DDP, so losses and counts are the same as
+there. Checkpoints contain shards, which any number of ranks can load. A whole model is gathered once, at the end.
 """
 
 import os
@@ -16,19 +15,20 @@ from torch.distributed.tensor import DTensor
 
 from finetune_trainer.errors import InvalidSpec
 from finetune_trainer.model import freeze
-from finetune_trainer.model.base import Precision
+from finetune_trainer.model.base import COMPUTED_IN, MIXED, Precision
 
 
-def join_alone(backend: str) -> None:
-    """One rank that shards is a group of one: its checkpoints are then those of many. Libraries look at LOCAL_RANK."""
+def init_single_process_group(backend: str) -> None:
+    """A single process with FSDP needs a process group too: then its checkpoints have the same format as those of many
+    ranks. Libraries read LOCAL_RANK."""
     if distributed.is_initialized():
         return
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
-def arguments(model: nn.Module) -> dict[str, Any]:
-    """In the words of transformers."""
+def training_arguments(model: nn.Module) -> dict[str, Any]:
+    """The settings of transformers' TrainingArguments for FSDP."""
     return {
         "fsdp": True,
         "fsdp_config": {
@@ -38,74 +38,74 @@ def arguments(model: nn.Module) -> dict[str, Any]:
             "reshard_after_forward": True,
             "state_dict_type": "SHARDED_STATE_DICT",
             "cpu_ram_efficient_loading": False,
-            # The model recomputes its activations itself: accelerate's way draws another dropout the second time.
+            # The model recomputes its activations itself: accelerate would draw another dropout mask the second time.
             "activation_checkpointing": False,
         },
-        # Else each rank would hold the gradients of the whole model until the last micro-batch of a step.
+        # Otherwise each rank would hold the gradients of the whole model until the last micro-batch of a step.
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     }
 
 
 def set_precision(args: Any, precision: Precision) -> None:
-    """With bf16, shares are kept as they are loaded, gathered and computed with in bf16, and gradients summed in fp32
-    (accelerate's own choice sums them in bf16 and rounds each token's loss to it)."""
-    if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    """With bf16 and fp16, shards keep the number type in which they were loaded. Weights are gathered and used in 16
+    bit, and gradients are summed in fp32. accelerate's default sums them in 16 bit, and rounds each token's loss."""
+    if precision in MIXED:
+        policy = MixedPrecisionPolicy(param_dtype=COMPUTED_IN[precision], reduce_dtype=torch.float32)
         args.fsdp_plugin_args["mixed_precision_policy"] = policy
 
 
-def check(trainer: Any) -> None:
-    """accelerate falls back to DDP without a word where it finds no accelerator."""
+def check_enabled(trainer: Any) -> None:
+    """Raises InvalidSpec without an accelerator: accelerate would silently fall back to DDP."""
     if not trainer.is_fsdp_enabled:
-        raise InvalidSpec("training.parallelism: fsdp needs GPUs, and none is visible here: use ddp")
+        raise InvalidSpec("training.parallelism: fsdp needs GPUs, and none is visible here. Use ddp")
 
 
 def layer_classes(model: nn.Module) -> list[str]:
-    """What is gathered and freed as one: the classes of the model's layers."""
-    there = {type(module).__name__ for module in model.modules()}
-    named = sorted(there & set(getattr(model, "_no_split_modules", None) or ()))
+    """The classes of the model's layers. Each layer is gathered and freed as a unit."""
+    present = {type(module).__name__ for module in model.modules()}
+    named = sorted(present & set(getattr(model, "_no_split_modules", None) or ()))
     return named or sorted({type(layer).__name__ for layer in freeze.find_layers(model)[1]})
 
 
-def gather_head(model: Any) -> None:
-    """Let the output head be whole when the fused loss reads its weights. It reads them without calling the head, so
-    nothing else gathers them, and a gradient of a share alone would never be summed over ranks."""
+def unshard_head_after_backbone(model: Any) -> None:
+    """Gather the head's weights before the fused loss reads them. The loss reads them without calling the head, so no
+    FSDP hook gathers them, and the gradient of one rank's shard would never be summed over ranks."""
 
-    def gather(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def unshard(_module: nn.Module, _args: Any, output: Any) -> Any:
         head: Any = model.get_output_embeddings()
         if is_sharded(head) and isinstance(head.weight, DTensor):
             head.unshard()
         return output
 
-    model.base_model.register_forward_hook(gather)
+    model.base_model.register_forward_hook(unshard)
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether this rank holds a share of the model alone."""
+    """Whether this rank holds only a shard of each weight."""
     return isinstance(model, FSDPModule)
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up the weights that a forward pass without a backward one has left whole: root and head."""
+    """Free the gathered weights of root and head, which stay gathered after a forward pass without a backward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def gather(model: Any, *, trained_only: bool) -> dict[str, torch.Tensor]:
-    """The weights, whole, on rank 0's CPU; other ranks take part and get nothing. One weight at a time is whole on a
-    GPU, and what is tied stays so."""
+def gather_state_dict(model: Any, *, trained_only: bool) -> dict[str, torch.Tensor]:
+    """The full weights on rank 0's CPU. Other ranks take part and get an empty dictionary. A GPU holds one full weight
+    at a time, and tied weights stay tied."""
     is_main = distributed.get_rank() == 0
-    found: dict[str, torch.Tensor] = {}
-    made: dict[int, torch.Tensor] = {}
-    # Kept as they are: copies of a tied weight would no longer be known as one.
-    shares: dict[str, Any] = model.state_dict(keep_vars=True)
-    for name, share in shares.items():
-        if trained_only and not share.requires_grad:
+    state: dict[str, torch.Tensor] = {}
+    by_id: dict[int, torch.Tensor] = {}
+    # keep_vars: copies of a tied weight would have different ids.
+    shards: dict[str, Any] = model.state_dict(keep_vars=True)
+    for name, shard in shards.items():
+        if trained_only and not shard.requires_grad:
             continue
-        if id(share) not in made:
-            whole: torch.Tensor = share.full_tensor() if isinstance(share, DTensor) else share
-            made[id(share)] = whole.detach().cpu() if is_main else torch.empty(0)
+        if id(shard) not in by_id:
+            full: torch.Tensor = shard.full_tensor() if isinstance(shard, DTensor) else shard
+            by_id[id(shard)] = full.detach().cpu() if is_main else torch.empty(0)
         if is_main:
-            found[name] = made[id(share)]
-    return found
+            state[name] = by_id[id(shard)]
+    return state

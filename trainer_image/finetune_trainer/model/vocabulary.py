@@ -1,7 +1,7 @@
-"""New tokens: rows that the base model's embeddings don't have yet.
+"""New tokens: rows that the base model's embeddings do not have yet.
 
-Called by `build`, `merge` and ``generate``. A new row starts as the mean of the others, so that it is neither loud nor
-random: the same base always grows the same way.
+Called wherever a model meets a tokenizer with new tokens. A new row starts as the mean of the others, so it is neither
+dominant nor random, and the same base always grows in the same way.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 
 def grow(model: PreTrainedModel, size: int) -> bool:
-    """Make room for ``size`` tokens; a vocabulary padded beyond that stays as it is."""
+    """Make room for ``size`` tokens. Returns whether the embeddings changed: a larger vocabulary stays as it is."""
     inputs: Any = model.get_input_embeddings()
     before = inputs.weight.shape[0]
     if size <= before:
@@ -26,16 +26,16 @@ def grow(model: PreTrainedModel, size: int) -> bool:
 
 
 def embeddings(model: PreTrainedModel) -> dict[str, Any]:
-    """Last part of the name -> the input and, where it has weights of its own, the output embedding."""
+    """Last part of the name -> the input embedding, and the output embedding if it has weights of its own."""
     inputs: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    found = {}
-    for name, module in model.named_modules():
-        if module is inputs or (module is head and head.weight is not inputs.weight):
-            found[name.rpartition(".")[2]] = module
-    return found
+    return {
+        name.rpartition(".")[2]: module
+        for name, module in model.named_modules()
+        if module is inputs or (module is head and head.weight is not inputs.weight)
+    }
 
 
 def adds_tokens(model: ModelSettings) -> bool:
-    """Whether the job adds words, whose embeddings are trained."""
+    """Whether the job adds tokens, whose embeddings are then trained."""
     return bool(model.new_tokens or model.new_special_tokens)

@@ -1,17 +1,22 @@
-"""jobs/<name>/reports/prepare.json and prepare.md: what was found, what was made, and what it will need.
+"""jobs/<name>/reports/prepare.json and prepare.md: the rows of the data, what was prepared, and the memory it needs.
 
-Called by ``prepare.run``, with the facts of the manifest, so that a second run reports the same. The Markdown is for
-people who want to know in a minute whether this is the data they meant.
+The pipeline writes it from the manifest, so that a second run reports the same. The Markdown file shows users in a
+minute whether this is the data that they meant.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.row import Row
-from finetune_trainer.prepare.findings import EDGES, PAIR, Findings
-from finetune_trainer.prepare.memory import Needs, gib
-from finetune_trainer.workspace import write_json
+from finetune_trainer.prepare.dataset_statistics import BUCKETS, PAIR, DatasetStatistics, not_used
+from finetune_trainer.prepare.memory_check import MemoryNeeds, gib
+from finetune_trainer.workspace.files import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune_trainer.model.experts import AdaptedWeights
 
 NAME = "prepare"
 SAMPLE_TOKENS = 2048
@@ -21,13 +26,17 @@ WHY_LEFT_OUT = {
     "answers": "cutoffLength ends before the answer",
     "prompts": "cutoffLength leaves no room for ppo.maxNewTokens beside them",
 }
-NAMES = {"chosen": "prompts with the chosen answer", "rejected": "prompts with the rejected answer"} | {
-    "answers": "prompts with their answer"
+"""Unit -> reason."""
+HISTOGRAMS = {
+    "chosen": "prompts with the chosen answer",
+    "rejected": "prompts with the rejected answer",
+    "answers": "prompts with their answer",
 }
+"""Name of a histogram -> what it counts, if the name does not say it."""
 
 
-def sample(tokenizer: Any, rows: Sequence[Row], unit: str) -> str:
-    """The first of what is trained on, as text, what is trained of it in [[double brackets]]."""
+def sample_text(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], unit: str) -> str:
+    """The first unit of the training data as text, with what is trained in [[double brackets]]."""
     if unit == "pairs":
         return "\n\n".join(f"{name}:\n{_text(tokenizer, row)}" for name, row in zip(PAIR, rows, strict=False))
     if unit == "answers":
@@ -35,86 +44,128 @@ def sample(tokenizer: Any, rows: Sequence[Row], unit: str) -> str:
     return _text(tokenizer, rows[0])
 
 
-def _text(tokenizer: Any, row: Row) -> str:
-    parts, at = [], 0
+def _text(tokenizer: "PreTrainedTokenizerBase", row: Row) -> str:
+    parts, position = [], 0
     ids = row.input_ids[:SAMPLE_TOKENS]
     for start, end in row.trained:
         if start >= len(ids):
             break
-        parts += [tokenizer.decode(ids[at:start]), "[[", tokenizer.decode(ids[start:end]), "]]"]
-        at = min(end, len(ids))
-    return "".join([*parts, tokenizer.decode(ids[at:]), "…" if len(ids) < len(row.input_ids) else ""])
+        parts += [tokenizer.decode(ids[position:start]), "[[", tokenizer.decode(ids[start:end]), "]]"]
+        position = min(end, len(ids))
+    parts += [tokenizer.decode(ids[position:]), "…" if len(ids) < len(row.input_ids) else ""]
+    return "".join(map(str, parts))
 
 
-def write(folder: Path, content: dict[str, Any], findings: Sequence[Findings], needs: Needs | None) -> None:
-    """Both files. ``content`` is what is known besides the findings."""
+def write_report(
+    folder: Path, content: Mapping[str, Any], statistics: Sequence[DatasetStatistics], needs: MemoryNeeds | None
+) -> None:
+    """Write both files. ``content`` has everything besides statistics and memory."""
     folder.mkdir(parents=True, exist_ok=True)
     memory = needs.__dict__ if needs else None
-    write_json(folder / f"{NAME}.json", {**content, "datasets": [f.to_dict() for f in findings], "memory": memory})
-    lines = [f"# What was prepared for {content['job']}", ""]
+    datasets = [dataset.to_dict() for dataset in statistics]
+    write_json(folder / f"{NAME}.json", {**content, "datasets": datasets, "memory": memory})
+    lines = [f"# Prepared data of {content['job']}", ""]
     if "error" in content:
-        lines += [f"**It can't be trained on:** {content['error']}", ""]
+        lines += [f"**The data cannot be used for training:** {content['error']}", ""]
     if content.get("warning"):
-        lines += [f"**Look at this:** {content['warning']}.", ""]
-    lines += _splits(content.get("splits", {}), findings[0].unit if findings else "rows")
-    for found in findings:
-        lines += _dataset(found)
+        lines += [f"**Warning:** {content['warning']}.", ""]
+    if content.get("attention"):
+        lines += [f"Attention: {content['attention']}.", ""]
+    if content.get("microBatch"):
+        lines += [f"{content['microBatch']}.", ""]
+    lines += _split_lines(content.get("splits", {}), statistics[0].unit if statistics else "rows")
+    for dataset in statistics:
+        lines += _dataset_lines(dataset)
+    if adapted := content.get("adapted"):
+        of_experts = "" if adapted["experts"] is None else f", and {100 * adapted['experts']:.1f} % of its experts'"
+        lines += [f"The adapter changes {100 * adapted['share']:.1f} % of the model's weights{of_experts}.", ""]
     if needs:
-        lines += _memory(needs)
+        lines += _memory_lines(needs)
     if content.get("sample"):
         fence = "`" * 6
-        lines += ["## First of the data as the model sees it", "", "What is trained stands in [[ ]].", ""]
+        lines += ["## First sample as the model sees it", "", "What is trained is in [[ ]].", ""]
         lines += [f"{fence}text", content["sample"], fence, ""]
     (folder / f"{NAME}.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _splits(splits: dict[str, dict[str, int]], unit: str) -> list[str]:
+def experts_left_out(adapted: "AdaptedWeights | None") -> str | None:
+    """The warning about a mixture of experts whose experts the adapter does not change."""
+    if adapted is None or adapted.experts is None or adapted.experts > 0:
+        return None
+    return (
+        f"The adapter changes {100 * adapted.share:.1f} % of the model's weights and none of its experts: they are"
+        " parameters of one module, not linear layers"
+    )
+
+
+def _split_lines(splits: dict[str, dict[str, Any]], unit: str) -> list[str]:
     if not splits:
         return []
-    lines = [f"| split | {unit} | tokens | trained tokens | longest row |", "|---|---:|---:|---:|---:|"]
+    packed = any(facts["packs"] is not None for facts in splits.values())
+    columns = {"rows": unit, "tokens": "tokens", "trained_tokens": "trained tokens", "longest": "longest row"}
+    columns |= {"packs": "packs"} if packed else {}
+    lines = [f"| split | {' | '.join(columns.values())} |", "|---|" + "---:|" * len(columns)]
     for name, facts in splits.items():
-        lines.append(
-            f"| {name} | {facts['rows']:,} | {facts['tokens']:,} | {facts['trained_tokens']:,} | {facts['longest']:,} |"
-        )
+        numbers = [facts[key] for key in columns]
+        lines.append(f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |")
     return [*lines, ""]
 
 
-def _dataset(found: Findings) -> list[str]:
-    made = found.kept + found.emptied
+def _dataset_lines(dataset: DatasetStatistics) -> list[str]:
+    tokenized = dataset.kept + dataset.left_out
     lines = [
-        f"## {found.source}",
+        f"## {dataset.source}",
         "",
-        f"{found.rows:,} rows, {found.broken:,} of them broken. Tokenized {found.unit}: {made:,}; cut at cutoffLength:"
-        f" {found.truncated:,} ({_share(found.truncated, made)}, {found.tokens_cut:,} tokens); left out because"
-        f" {WHY_LEFT_OUT[found.unit]}: {found.emptied:,}.",
+        f"{dataset.rows:,} rows, {dataset.broken:,} of them broken. Tokenized {dataset.unit}: {tokenized:,}; cut at"
+        f" cutoffLength: {dataset.truncated:,} ({_percentage(dataset.truncated, tokenized)}, {dataset.tokens_cut:,}"
+        f" tokens); left out because {WHY_LEFT_OUT[dataset.unit]}: {dataset.emptied:,}.",
         "",
     ]
-    if found.unit == "answers":
-        lines += [f"Wanted: {found.kept - found.unwanted:,}; unwanted: {found.unwanted:,}.", ""]
-    if found.broken:
-        lines += ["| rule | rows |", "|---|---:|", *(f"| {rule} | {n:,} |" for rule, n in found.rules.items()), ""]
-        lines += [f"- `{row.place}`: {row.message}" for row in found.examples]
+    if dataset.alike:
+        lines += [f"Left out because cutoffLength ends before their answers differ: {dataset.alike:,}.", ""]
+    if dataset.unit == "answers":
+        lines += [f"Wanted: {dataset.kept - dataset.unwanted:,}; unwanted: {dataset.unwanted:,}.", ""]
+    if dataset.broken:
+        lines += ["| rule | rows |", "|---|---:|", *(f"| {rule} | {n:,} |" for rule, n in dataset.rules.items()), ""]
+        lines += [f"- `{row.place}`: {row.message}" for row in dataset.examples]
         lines.append("")
-    for what, lengths in found.lengths.items():
-        lines += [f"Tokens of {NAMES.get(what, what)}:", "", "```text", *_histogram(lengths), "```", ""]
+    if dataset.not_used:
+        lines += ["| not used | rows |", "|---|---:|"]
+        lines += [f"| {_cell(name)} | {n:,} |" for name, n in not_used([dataset]).items()] + [""]
+    for name, lengths in dataset.lengths.items():
+        lines += [f"Tokens of {HISTOGRAMS.get(name, name)}:", "", "```text", *_histogram(lengths), "```", ""]
     return lines
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _histogram(lengths: Sequence[int]) -> Iterator[str]:
     for number, count in enumerate(lengths):
-        name = f"up to {EDGES[number]}" if number < len(EDGES) else "longer"
+        name = f"up to {BUCKETS[number]}" if number < len(BUCKETS) else "longer"
         if count:
             yield f"{name:>14} {count:>12,} {'#' * max(1, round(40 * count / max(lengths)))}"
 
 
-def _memory(needs: Needs) -> list[str]:
-    lines = ["## Memory of one GPU", "", f"Estimate at micro-batch {needs.micro_batch}.", "", "| for | |", "|---|---:|"]
+def _memory_lines(needs: MemoryNeeds) -> list[str]:
+    known = f"a GPU of {gib(needs.gpu)}" if needs.gpu else "GPUs of unknown memory (set resources.gpuMemory)"
+    lines = ["## Memory of one GPU", ""]
+    micro_batch = _micro_batch(needs.micro_batch, needs)
+    lines += [f"Estimate at micro-batch {micro_batch}, for {known}. Recomputed in the backward pass:"]
+    lines += [f"{needs.recompute}. An attempt decides again, by the memory of its GPUs, if training.recompute is auto."]
+    lines += ["", "| for | |", "|---|---:|"]
     lines += [f"| {name} | {gib(size)} |" for name, size in needs.terms.items()]
-    lines += [f"| all | {gib(needs.total)} |", ""]
+    lines += [f"| at the peak | {gib(needs.total)} |", "", "Not all of it is there at the same time.", ""]
     if needs.proposed:
-        lines += [f"Proposed micro-batch: {needs.proposed}.", ""]
+        lines += [f"Proposed micro-batch: {_micro_batch(needs.proposed, needs)}.", ""]
     return lines
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "0 %"
+def _micro_batch(size: int, needs: MemoryNeeds) -> str:
+    return f"{size:,} tokens" if needs.unit == "tokens" else str(size)
+
+
+def _percentage(part: int, total: int) -> str:
+    return f"{100 * part / total:.1f} %" if total else "0 %"

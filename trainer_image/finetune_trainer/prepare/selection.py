@@ -1,9 +1,8 @@
-"""Which rows are trained on, and which are kept for evaluation: maxSamples, splitFraction and mixing, as arithmetic.
+"""Which rows are trained, and which are held out for evaluation: maxSamples, splitFraction and mixing, as arithmetic.
 
-Called by ``build``: `by_block` when all rows are checked and counted, the rest when they are tokenized. A *group* is
-what one row of a file became, which where history is split are several tokenized rows: groups are drawn whole, so that
-no part of a conversation is in two splits.
-Everything is a function of the seed and the counts alone.
+`build_data` calls `sample_by_block` after all rows are checked and counted, and the other functions after they are
+tokenized. A *group* is the tokenized rows of a row of a file: several if history is split. Groups are drawn as a whole,
+so that no conversation is in two splits. All results depend on the seed and the counts alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,23 +18,23 @@ Indices = npt.NDArray[np.int64]
 CHUNK = 1 << 16
 
 
-class Picks(NamedTuple):
-    """Rows in the order in which they are written: row ``rows[i]`` of data set ``parts[i]``."""
+class DrawnRows(NamedTuple):
+    """Rows in the order in which they are written: row ``rows[i]`` of data set ``datasets[i]``."""
 
-    parts: npt.NDArray[np.int16]
+    datasets: npt.NDArray[np.int16]
     rows: Indices
 
 
-def sample(rows: int, most: int, seed: int, number: int) -> Indices:
-    """The rows of data set ``number`` that are used, in the order of the file."""
-    if rows <= most:
+def sample(rows: int, limit: int, seed: int, number: int) -> Indices:
+    """At most ``limit`` of the rows of data set ``number``, in the order of the file."""
+    if rows <= limit:
         return np.arange(rows, dtype=np.int64)
-    return np.sort(_random("sample", seed, number).permutation(rows)[:most])
+    return np.sort(_random("sample", seed, number).permutation(rows)[:limit])
 
 
-def by_block(counts: Sequence[int], most: int, seed: int, number: int) -> Iterator[list[int]]:
-    """The same block by block: ``counts`` has how many rows each has, and the result which of them are used."""
-    drawn = sample(sum(counts), most, seed, number)
+def sample_by_block(counts: Sequence[int], limit: int, seed: int, number: int) -> Iterator[list[int]]:
+    """`sample`, as the sampled rows of each block. ``counts``: rows of each block."""
+    drawn = sample(sum(counts), limit, seed, number)
     start = 0
     for count in counts:
         first, last = np.searchsorted(drawn, (start, start + count))
@@ -44,15 +43,17 @@ def by_block(counts: Sequence[int], most: int, seed: int, number: int) -> Iterat
 
 
 def hold_out(used: Sequence[Indices], fraction: float, seed: int) -> tuple[list[Indices], list[Indices]]:
-    """(to train on, to evaluate on), drawn from each data set alike; at least one of each in all."""
+    """(for training, for evaluation), drawn from all data sets with the same probability; at least one row each. Raises
+    InvalidData."""
     total = sum(map(len, used))
     if total < 2:
         raise InvalidData(
-            f"evaluation.splitFraction needs at least two rows, one to train on and one to evaluate on; here: {total}"
+            f"evaluation.splitFraction needs at least two rows, for training and for evaluation, and the data has"
+            f" {total}. Add rows, or remove splitFraction"
         )
-    held = min(max(1, round(total * fraction)), total - 1)
+    held_out = min(max(1, round(total * fraction)), total - 1)
     drawn = np.zeros(total, bool)
-    drawn[_random("split", seed, 0).permutation(total)[:held]] = True
+    drawn[_random("split", seed, 0).permutation(total)[:held_out]] = True
     pieces = np.split(drawn, np.cumsum([len(part) for part in used])[:-1])
     return (
         [part[~out] for part, out in zip(used, pieces, strict=True)],
@@ -61,19 +62,19 @@ def hold_out(used: Sequence[Indices], fraction: float, seed: int) -> tuple[list[
 
 
 def mix(used: Sequence[Indices], mixing: Mixing, weights: Sequence[float], seed: int) -> tuple[Indices, Indices]:
-    """(data set, group) of each place."""
+    """(data set, group) for each position of the training data. ``used``: groups of each data set."""
     if mixing == "concatenate":
-        sets = np.repeat(np.arange(len(used)), [len(part) for part in used])
-        return sets, np.concatenate([np.empty(0, np.int64), *used])
+        datasets = np.repeat(np.arange(len(used)), [len(part) for part in used])
+        return datasets, np.concatenate([np.empty(0, np.int64), *used])
     counts = np.array([len(part) for part in used], np.int64)
     random = _random("mix", seed, 0)
     share = np.array(weights, float) / sum(weights)
     drawn = np.empty(0, np.int64)
     while True:
         drawn = np.concatenate([drawn, random.choice(len(used), size=max(CHUNK, len(drawn)), p=share)])
-        # Where each data set hands out its last row for the first time.
-        last = [_place_of(drawn == number, count) for number, count in enumerate(counts)]
-        known = [place for place in last if place is not None]
+        # Position at which each data set gives its last row for the first time.
+        last = [_position(drawn == number, count) for number, count in enumerate(counts)]
+        known = [position for position in last if position is not None]
         if mixing == "interleaveUnder" and known:
             stop = min(known) + 1
             break
@@ -83,28 +84,29 @@ def mix(used: Sequence[Indices], mixing: Mixing, weights: Sequence[float], seed:
     drawn = drawn[:stop]
     groups = np.empty(stop, np.int64)
     for number, part in enumerate(used):
-        mine = np.flatnonzero(drawn == number)
+        positions = np.flatnonzero(drawn == number)
         order = _random("order", seed, number).permutation(part)
-        groups[mine] = order[np.arange(len(mine)) % len(part)]
+        groups[positions] = order[np.arange(len(positions)) % len(part)]
     return drawn, groups
 
 
-def expand(sets: Indices, groups: Indices, sizes: Sequence[npt.NDArray[np.int32]]) -> Picks:
-    """The tokenized rows of drawn groups. ``sizes`` has, for each data set, how many rows each group became."""
+def expand(datasets: Indices, groups: Indices, sizes: Sequence[npt.NDArray[np.int32]]) -> DrawnRows:
+    """The tokenized rows of drawn groups. ``sizes``: for each data set, the number of rows of each group."""
     starts = [np.concatenate([[0], np.cumsum(size, dtype=np.int64)]) for size in sizes]
-    first, count = np.empty(len(sets), np.int64), np.empty(len(sets), np.int64)
+    first, count = np.empty(len(datasets), np.int64), np.empty(len(datasets), np.int64)
     for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        mine = sets == number
-        first[mine], count[mine] = start[groups[mine]], size[groups[mine]]
+        chosen = datasets == number
+        first[chosen], count[chosen] = start[groups[chosen]], size[groups[chosen]]
     offsets = np.cumsum(count) - count
     rows = np.repeat(first - offsets, count) + np.arange(int(count.sum()))
-    return Picks(np.repeat(sets, count).astype(np.int16), rows)
+    return DrawnRows(np.repeat(datasets, count).astype(np.int16), rows)
 
 
-def _place_of(marks: npt.NDArray[np.bool_], nth: int) -> int | None:
-    places = np.flatnonzero(marks)
-    return int(places[nth - 1]) if len(places) >= nth else None
+def _position(mask: npt.NDArray[np.bool_], nth: int) -> int | None:
+    """Position of the nth true value."""
+    positions = np.flatnonzero(mask)
+    return int(positions[nth - 1]) if len(positions) >= nth else None
 
 
-def _random(what: str, seed: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([seed, number, *what.encode()]))
+def _random(purpose: str, seed: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, number, *purpose.encode()]))

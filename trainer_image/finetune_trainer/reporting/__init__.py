@@ -1,1 +1,1 @@
-"""What a run tells the outside: status, logs, metrics, plots, the model card and provenance."""
+"""What a run reports while it trains: status, log, metrics, plots, and curves for trackers."""

@@ -1,6 +1,6 @@
-"""What is measured, in all stages: one table of names, and the files that tools of the field expect.
+"""The metrics of all stages: their names in the status, and the result files that the field's tools read.
 
-Called by workflows on rank 0 after training; `plots` draws what is in the table. docs/metrics.md says what each means.
+Workflows call this on rank 0 after training. docs/metrics.md explains each.
 """
 
 import json
@@ -9,42 +9,11 @@ from typing import Any
 
 import torch
 from finetune_api.status import Prepared
+from transformers import TrainerState
 
-from finetune_trainer.checkpoints.storage import guard
 from finetune_trainer.reporting.counters import Counters
-
-LOGGED = {
-    # pt, sft: tokens; rm: pairs
-    "accuracy": "Accuracy",
-    # rm
-    "margin": "Margin",
-    "mean_reward": "MeanReward",
-    "min_reward": "MinReward",
-    "max_reward": "MaxReward",
-    # dpo, kto
-    "rewards/chosen": "RewardChosen",
-    "rewards/rejected": "RewardRejected",
-    "rewards/accuracies": "Accuracy",
-    "rewards/margins": "Margin",
-    "logps/chosen": "LogpChosen",
-    "logps/rejected": "LogpRejected",
-    "sft_loss": "SftLoss",
-    "odds_ratio_loss": "OddsRatioLoss",
-    # kto, ppo
-    "kl": "Kl",
-    # ppo
-    "reward": "Reward",
-    "reward_normalized": "RewardNormalized",
-    "kl_coefficient": "KlCoefficient",
-    "policy_loss": "PolicyLoss",
-    "value_loss": "ValueLoss",
-    "clip_fraction": "ClipFraction",
-    "entropy": "Entropy",
-    "answer_length": "AnswerLength",
-    "eos_rate": "EosRate",
-}
-"""What stages log besides the loss -> how its name in status.metrics ends: with eval before it, or, where the job isn't
-evaluated, with final."""
+from finetune_trainer.reporting.names import LOGGED
+from finetune_trainer.workspace.storage import save_errors
 
 TEXTS = {
     "bleu_4": "Bleu4",
@@ -53,7 +22,7 @@ TEXTS = {
     "rouge_l": "RougeL",
     "exact_match": "ExactMatch",
 }
-"""Of generated answers, the same way."""
+"""The same for metrics of generated answers."""
 
 STATUS_NAMES = {
     "train_loss": "trainLoss",
@@ -73,8 +42,7 @@ STATUS_NAMES = {
     "train_runtime": "trainSeconds",
     "peak_gpu_memory_gib": "peakGpuMemoryGiB",
 }
-"""Name in the files, as transformers and TRL have them -> name in status.metrics. A name that isn't here stays in the
-files."""
+"""Name in the files, as in transformers and TRL -> name in status.metrics. All other metrics are only in the files."""
 
 
 def final(
@@ -84,13 +52,15 @@ def final(
     global_batch: int,
     evaluation: dict[str, float],
     weights_step: int | None = None,
+    last_step: int | None = None,
 ) -> dict[str, float]:
-    """The run as a whole, over all attempts. train_loss is the mean over all steps, what begins with final_ was logged
-    last. ``weights_step`` is the step that the artifact is of, where that isn't the last."""
+    """The metrics of the whole run, over all attempts. train_loss is the mean over all steps; names that begin with
+    final_ are from the last log line. ``weights_step`` is the step of the artifact's weights, when it is not the last
+    step. ``last_step`` is the last step, when that may have no log line."""
     logged = [entry for entry in history if "loss" in entry]
     weights = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *logged], logged, strict=False)]
     seconds, last = counters.seconds, logged[-1]
-    steps = last["step"]
+    steps = last_step or last["step"]
     return {
         "epoch": round(last["epoch"], 4),
         "train_loss": sum(e["loss"] * w for e, w in zip(logged, weights, strict=True)) / sum(weights),
@@ -113,37 +83,37 @@ def final(
 
 
 def _best(counters: Counters) -> dict[str, float]:
-    """The best evaluation so far, where there was one."""
+    """The best evaluation so far, if any."""
     if counters.best_loss is None or counters.best_step is None:
         return {}
     return {"eval_best_loss": counters.best_loss, "eval_best_step": counters.best_step}
 
 
 def _gpu_memory() -> dict[str, float]:
-    """The most that rank 0's tensors held at once, where there is a GPU."""
+    """The peak memory of rank 0's tensors, on a GPU."""
     if not torch.cuda.is_available():
         return {}
     return {"peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
 
 
 def for_status(values: dict[str, float]) -> dict[str, str]:
-    """As strings, under our names."""
-    told = {ours: values[name] for name, ours in STATUS_NAMES.items() if name in values}
+    """The metrics for status.metrics: strings, under the names of the API."""
+    selected = {ours: values[name] for name, ours in STATUS_NAMES.items() if name in values}
     for name, ending in (LOGGED | TEXTS).items():
-        for when in ("eval", "final"):
-            if f"{when}_{name}" in values:
-                told[when + ending] = values[f"{when}_{name}"]
+        for prefix in ("eval", "final"):
+            if f"{prefix}_{name}" in values:
+                selected[prefix + ending] = values[f"{prefix}_{name}"]
                 break
-    return {name: f"{value:.6g}" for name, value in told.items()}
+    return {name: f"{value:.6g}" for name, value in selected.items()}
 
 
-def write(reports: Path, values: dict[str, float], state: Any) -> None:
-    """train_results.json, eval_results.json where the job evaluates, all_results.json, trainer_state.json."""
+def write(reports: Path, values: dict[str, float], state: TrainerState) -> None:
+    """Write train_results.json, all_results.json, trainer_state.json, and with evaluation eval_results.json."""
     evaluation = {name: value for name, value in values.items() if name.startswith("eval_")}
     files = {"train_results.json": {n: v for n, v in values.items() if n not in evaluation}, "all_results.json": values}
     if evaluation:
         files["eval_results.json"] = {"epoch": values["epoch"], **evaluation}
-    with guard(reports):
+    with save_errors(reports):
         reports.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (reports / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

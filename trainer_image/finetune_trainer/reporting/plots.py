@@ -1,47 +1,36 @@
-"""One picture a metric: training_loss.png, training_eval_loss.png, and so on for all that the stage measures.
+"""A plot for each metric of the stage: training_loss.png, training_eval_loss.png, …
 
-Called by workflows on rank 0 after training. A "/" in a metric's name is "_" in the file's.
+Workflows call this on rank 0 after training. A "/" in the name of a metric becomes "_" in the name of the file.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.checkpoints.storage import guard
-from finetune_trainer.reporting.metrics import LOGGED
+from finetune_api.smoothing import smoothed
+
+from finetune_trainer.reporting.names import LOGGED
+from finetune_trainer.workspace.storage import save_errors
 
 DRAWN = ("loss", "perplexity", "learning_rate", "grad_norm", *LOGGED)
-"""What is drawn, and the same with eval_ before it."""
-SMOOTHING = 0.8
-"""Weight of the past in the smoothed line."""
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential moving average, corrected for its start so that the first value isn't favoured."""
-    result: list[float] = []
-    total = weight = 0.0
-    for value in values:
-        total = SMOOTHING * total + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
-        result.append(total / weight)
-    return result
+"""Metrics with a plot, and the same with the prefix eval_."""
 
 
 def write(reports: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Draw them from the trainer's log history."""
+    """Write the plots of the trainer's log history into ``reports``."""
     curves = {
         metric: points
         for metric in (prefix + name for prefix in ("", "eval_") for name in DRAWN)
         if (points := [(entry["step"], entry[metric]) for entry in history if metric in entry])
     }
-    # Imported here: a second of start-up that only the end of a run needs.
+    # Imported here: it takes a second, and only the end of a run needs it.
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    with guard(reports):
+    with save_errors(reports):
         reports.mkdir(parents=True, exist_ok=True)
         for metric, points in curves.items():
             steps, values = zip(*points, strict=True)

@@ -1,10 +1,10 @@
-"""Where training is: status.progress for the cluster, trainer_log.jsonl and a line in the log for people.
+"""The progress of training: status.progress for the cluster, trainer_log.jsonl for tools, and log lines for people.
 
-Driven by `stages.steps` after each step and by the trainer's log calls. The worker sees to it that status is written no
-more often than it should be. What is counted over all attempts is in `counters`.
+`training` calls it after each step, and the trainer for each of its log lines. `status.Reporter` limits how often
+status is written. `counters` has the values that count over all attempts.
 """
 
-# ruff: noqa: ARG002  (a callback's arguments are given, used or not)
+# ruff: noqa: ARG002  (transformers fixes the arguments of callbacks)
 
 import json
 import logging
@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.status import Progress
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer.reporting.counters import Counters
+from finetune_trainer.reporting.curves import Curves
+from finetune_trainer.reporting.stragglers import Stragglers
 from finetune_trainer.run import Run
-from finetune_trainer.workspace import usable
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.workspace.storage import storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -26,58 +29,76 @@ LOG_FILE = "trainer_log.jsonl"
 
 
 class ProgressReport(TrainerCallback):
-    """One per run and rank; only rank 0 writes."""
+    """One object per rank. Only rank 0 writes."""
 
-    def __init__(self, run: Run, total_steps: int) -> None:
-        self.run, self.total_steps = run, total_steps
-        self.counters = Counters()
+    def __init__(self, run: Run, total_steps: int, recompute: str) -> None:
+        self.run, self.total_steps, self.recompute = run, total_steps, recompute
+        self.counters, self.curves = Counters(), Curves()
         early = run.job.evaluation.early_stopping if run.job.evaluation else None
         self.min_delta = early.min_delta if early else 0.0
-        self.first_step_done = time.monotonic()
-        self.first_step = 0
-        self.tokens_before = 0
+        self.step = self.first_step = self.tokens_before = 0
+        self.start_step: int | None = None
+        """The step of the checkpoint that this run resumed from, or 0. None before training."""
+        self.first_step_done = self.last_step_done = time.monotonic()
+        self.before_first_step = True
         self.logged: dict[str, float] = {}
-        self.last: Any = None
+        self.last_state: TrainerState | None = None
+        self.stragglers = Stragglers(run.world_size, run.ranks_on_node)
 
     @property
     def rate(self) -> tuple[float, float] | None:
-        """(steps, tokens) per second of this run. The first step is left out: it costs two or three later ones."""
+        """(steps, tokens) per second of this run; None before the second step. The first step does not count: it takes
+        as long as two or three later steps."""
         steps = self.step - self.first_step
         elapsed = self.last_step_done - self.first_step_done
         if steps < 1 or elapsed <= 0:
             return None
         return steps / elapsed, (self.counters.tokens - self.tokens_before) / elapsed
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.counters.start()
         self.first_step_done = self.last_step_done = time.monotonic()
         self.step, self.first_step, self.tokens_before = state.global_step, state.global_step, self.counters.tokens
-        self.fresh = True
+        self.start_step = state.global_step
+        heartbeat.begin_training(state.global_step)
+        self.before_first_step = True
         if self.run.is_main:
-            cut_back(self.run.folders.reports / LOG_FILE, state.global_step)
+            self.run.check_fence()
+            self.curves = Curves()
+            for line in truncate_after_step(self.run.folders.reports / LOG_FILE, state.global_step):
+                self.curves.add(line)
             self._report(state)
 
-    def step_done(self, state: Any, tokens: int) -> None:
-        """After each optimizer step, on all ranks."""
+    def step_done(self, state: TrainerState, tokens: int) -> None:
+        """Called after each optimizer step, on all ranks."""
         self.counters.tokens += tokens
         self.counters.samples += self.run.job.training.global_batch_size
         self.step, self.last_step_done = state.global_step, time.monotonic()
-        if self.fresh:
-            self.fresh = False
+        if self.before_first_step:
+            self.before_first_step = False
             self.first_step, self.first_step_done = self.step, self.last_step_done
             self.tokens_before = self.counters.tokens
         if self.run.is_main:
             self._report(state)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not logs:
             return
-        if "eval_loss" in logs:  # on every rank: they decide by it when to stop
-            self.counters.evaluated(state.global_step, logs["eval_loss"], self.min_delta)
+        if "eval_loss" in logs:  # on every rank, because all decide by it when to stop
+            self.counters.record_evaluation(state.global_step, logs["eval_loss"], self.min_delta)
         if not self.run.is_main:
             return
         if evaluated := {name: value for name, value in logs.items() if name.startswith("eval_")}:
-            self._write({**self._place(state), **with_aliases(evaluated, "eval_")})
+            self._write({**self._position(state), **with_aliases(evaluated, "eval_")})
         if "eval_loss" in logs:
             log.info("step %d/%d  evaluation loss %.4f", state.global_step, self.total_steps, logs["eval_loss"])
         if "loss" not in logs:
@@ -97,26 +118,28 @@ class ProgressReport(TrainerCallback):
         self._report(state)
 
     def _write(self, line: dict[str, Any]) -> None:
+        self.run.check_fence()  # a later run has begun to write the same steps into the same file
         with (
-            usable(self.run.folders.workspace),
+            storage_errors(self.run.folders.workspace),
             (self.run.folders.reports / LOG_FILE).open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps(line) + "\n")
+        self.curves.add(line)
 
     def _eta(self, step: int) -> float | None:
         return None if self.rate is None else (self.total_steps - step) / self.rate[0]
 
-    def _line(self, state: Any, logs: dict[str, float]) -> dict[str, Any]:
-        """Keys as in LLaMA-Factory's log, which tools already read."""
+    def _line(self, state: TrainerState, logs: dict[str, float]) -> dict[str, Any]:
+        """A line of trainer_log.jsonl. The keys are those of LLaMA-Factory's log, which tools read."""
         return {
-            **self._place(state),
+            **self._position(state),
             **with_aliases({name: value for name, value in logs.items() if name not in ("learning_rate", "epoch")}),
             "lr": logs["learning_rate"],
             "throughput": round(self.rate[1], 2) if self.rate else None,
             "total_tokens": self.counters.tokens,
         }
 
-    def _place(self, state: Any) -> dict[str, Any]:
+    def _position(self, state: TrainerState) -> dict[str, Any]:
         eta = self._eta(state.global_step)
         return {
             "current_steps": state.global_step,
@@ -127,23 +150,31 @@ class ProgressReport(TrainerCallback):
             "remaining_time": duration(eta) if eta is not None else "unknown",
         }
 
-    def ends_at(self, state: Any) -> None:
-        """There are no more steps than those done, though more were asked for."""
+    def end_at(self, state: TrainerState) -> None:
+        """Training ends with this step, though more were planned."""
         self.total_steps = state.global_step
         if self.run.is_main:
             self._report(state)
 
-    def alive(self) -> None:
-        """Between two steps, in an evaluation: a run that says nothing for long counts as hung."""
-        if self.run.is_main and self.last is not None:
-            self.run.report_progress(self.progress(self.last))
+    def refresh(self) -> None:
+        """Report the last progress again, between two steps or in an evaluation, so that the run shows that it is
+        alive."""
+        if self.run.is_main and self.last_state is not None:
+            self.run.report_progress(self.progress(self.last_state))
 
-    def _report(self, state: Any) -> None:
-        self.last = state
-        self.run.report_progress(self.progress(state))
+    def close(self) -> None:
+        """Report the last values, and the curves up to them, at any end of training."""
+        if self.run.is_main and self.last_state is not None:
+            progress = self.progress(self.last_state)
+            self.run.report_progress(progress.model_copy(update={"curves": self.curves.due(at_once=True)}))
 
-    def progress(self, state: Any) -> Progress:
-        """status.progress as of now."""
+    def _report(self, state: TrainerState) -> None:
+        self.last_state = state
+        progress = self.progress(state)
+        self.run.report_progress(progress.model_copy(update={"curves": self.curves.due()}))
+
+    def progress(self, state: TrainerState) -> Progress:
+        """status.progress of this moment."""
         step = state.global_step
         percent = 100 * step // self.total_steps
         eta = self._eta(step)
@@ -152,6 +183,9 @@ class ProgressReport(TrainerCallback):
             step=step,
             total_steps=self.total_steps,
             percent=percent,
+            start_step=self.start_step,
+            recompute=self.recompute,
+            slowest_rank=self.stragglers.slowest,
             summary=f"{step}/{self.total_steps} ({percent}%)",
             epoch=f"{state.epoch or 0.0:.2f}",
             loss=f"{self.logged['loss']:.4f}" if self.logged else None,
@@ -164,13 +198,13 @@ class ProgressReport(TrainerCallback):
 
 
 def with_aliases(values: dict[str, float], prefix: str = "") -> dict[str, float]:
-    """With accuracy in stages dpo and kto, too."""
-    pairs = f"{prefix}rewards/accuracies"
-    return values | ({f"{prefix}accuracy": values[pairs]} if pairs in values else {})
+    """``values`` with accuracy under its common name, also in stages dpo and kto."""
+    name = f"{prefix}rewards/accuracies"
+    return values | ({f"{prefix}accuracy": values[name]} if name in values else {})
 
 
 def duration(seconds: float) -> str:
-    """45s, 5m12s, 3h07m, 2d04h."""
+    """For people: 45s, 5m12s, 3h07m, 2d04h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -181,18 +215,22 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
 
 
-def cut_back(file: Path, step: int) -> None:
-    """Drop the lines after ``step``, which a resumed run writes again, and what a killed run left of a line."""
+def truncate_after_step(file: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the lines after ``step``, which a resumed run writes again, and a line that a killed run left
+    incomplete. Returns the others."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        return
-    kept = []
+        return []
+    lines, entries = [], []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["current_steps"] <= step:
-                kept.append(line + "\n")
+            entry = json.loads(line)
+            if entry["current_steps"] <= step:
+                lines.append(line + "\n")
+                entries.append(entry)
         except (ValueError, KeyError, TypeError):
             continue
-    whole = file.with_name(f".{file.name}.tmp")
-    whole.write_text("".join(kept), encoding="utf-8")
-    whole.replace(file)  # killed in between, the run would have lost the log of all before it
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(file)  # atomic: a run that is killed here must not lose the log
+    return entries

@@ -1,2 +1,2 @@
-"""One package per training stage, each with its workflow: ``run(run) -> Outcome``. What stages share lies here: the
-engine (what we change in TRL's trainers), its arguments, and what happens between two optimizer steps."""
+"""One package per training stage. Each has ``workflow.run(run) -> WorkflowResult`` and a trainer; `training` has what
+they share."""

@@ -1,58 +1,68 @@
-"""A row in one of the formats users have -> a sample, the one form that the rest knows.
+"""A row in a format that users have -> a sample, the only form that the rest of the trainer knows.
 
-Called in preparation's worker processes for every row. A row that doesn't fit raises `BadRow` with a rule, what was
-found and what was expected; the caller adds file and line. Nothing else is ever raised, whatever the row holds.
+Preparation's worker processes call it for every row. Each value of a row is used, makes the row an error, or is named
+as not used, so that nothing is lost silently. A row that does not fit raises `RowError` with a rule, what was found and
+what is expected; the caller adds file and line. No row raises any other error.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from finetune_api.data import ColumnsSpec, TagsSpec
-
-from finetune_trainer.data.formats import alpaca, chats, kto, preference, text, turns
+from finetune_trainer.data.formats import alpaca, conversations, kto, preference, text
+from finetune_trainer.data.formats.fields import Fields, shown
+from finetune_trainer.data.formats.layout import Layout
 from finetune_trainer.data.formats.tools import tools
-from finetune_trainer.data.formats.values import shown
-from finetune_trainer.data.samples import BadRow, Prompt, Sample
+from finetune_trainer.data.samples import Prompt, RowError, Sample
 
-__all__ = ["parse", "prompt"]
-
-
-def parse(value: Any, format: str, columns: ColumnsSpec | None = None, tags: TagsSpec | None = None) -> Sample:
-    """What one row of a file means."""
-    columns, tags = columns or ColumnsSpec(), tags or TagsSpec()
-    _check_object(value)
-    match format:
-        case "alpaca":
-            return alpaca.alpaca(value, columns)
-        case "sharegpt":
-            return chats.sharegpt(value, columns, tags)
-        case "openai":
-            return chats.openai(value, columns, tags)
-        case "text":
-            return text.text(value, columns)
-        case "preference":
-            return preference.preference(value, columns, tags)
-        case "kto":
-            return kto.kto(value, columns, tags)
-    raise AssertionError(f"the API has no format {format!r}")
+__all__ = ["Layout", "Parsed", "read"]
 
 
-def prompt(value: Any, format: str, columns: ColumnsSpec | None = None, tags: TagsSpec | None = None) -> Prompt:
-    """What one row of a file asks. Its answer, which stage ppo has the model give, is left out if there is one."""
-    columns, tags = columns or ColumnsSpec(), tags or TagsSpec()
-    _check_object(value)
-    match format:
-        case "alpaca":
-            return Prompt(alpaca.prompt(value, columns, columns.prompt or "instruction"), tools(value, columns))
-        case "sharegpt":
-            return chats.prompt(value, columns, turns.sharegpt_dialect(tags), "conversations")
-        case "openai":
-            return chats.prompt(value, columns, turns.openai_dialect(tags), "messages")
-        case "preference":
-            pair = preference.preference(value, columns, tags)
-            return Prompt(pair.prompt, pair.tools)
-    raise AssertionError(f"the API lets stage ppo read no format {format!r}")
+class Parsed(NamedTuple):
+    """A sample, and what its row has besides."""
+
+    sample: Sample
+    unused: list[str]
+    """Names of columns, and of keys inside columns, that have a value and are not used."""
 
 
-def _check_object(value: Any) -> None:
+def read(value: Any, layout: Layout, *, prompt: bool = False) -> Parsed:
+    """The sample of a raw row. With ``prompt`` only its prompt, for stage ppo: the model generates answers. Raises
+    RowError."""
     if not isinstance(value, dict):
-        raise BadRow("not-an-object", f"found {shown(value)}, expected an object")
+        raise RowError("not-an-object", f"found {shown(value)}, expected an object")
+    fields = Fields(value, layout)
+    try:
+        if layout.format != "text":
+            fields.tools = tools(fields)
+        sample = (_PROMPTS if prompt else _SAMPLES)[layout.format](fields)
+        return Parsed(sample, fields.unused_names())
+    except RecursionError:
+        raise RowError("wrong-type", "found lists or objects that are nested too deeply") from None
+
+
+def _alpaca_prompt(fields: Fields) -> Prompt:
+    key = fields.required("prompt", "instruction", meaning=alpaca.QUESTION)
+    return Prompt(alpaca.prompt(fields, key), fields.tools)
+
+
+def _preference_prompt(fields: Fields) -> Prompt:
+    pair = preference.preference(fields)
+    columns = fields.layout.columns
+    fields.unused.update((columns.chosen or "chosen", columns.rejected or "rejected"))
+    return Prompt(pair.prompt, pair.tools)
+
+
+_SAMPLES: dict[str, Callable[[Fields], Sample]] = {
+    "alpaca": alpaca.alpaca,
+    "sharegpt": lambda fields: conversations.conversation(fields, fields.layout.sharegpt),
+    "openai": lambda fields: conversations.conversation(fields, fields.layout.openai),
+    "text": text.text,
+    "preference": preference.preference,
+    "kto": kto.kto,
+}
+_PROMPTS: dict[str, Callable[[Fields], Prompt]] = {
+    "alpaca": _alpaca_prompt,
+    "sharegpt": lambda fields: conversations.prompt(fields, fields.layout.sharegpt),
+    "openai": lambda fields: conversations.prompt(fields, fields.layout.openai),
+    "preference": _preference_prompt,
+}

@@ -1,36 +1,33 @@
-"""Format kto: one answer to a prompt, and whether it is wanted."""
+"""Format kto: an answer to a prompt, and whether the answer is desirable."""
 
-from finetune_api.data import ColumnsSpec, TagsSpec
-
-from finetune_trainer.data.formats import answers
-from finetune_trainer.data.formats.tools import tools
-from finetune_trainer.data.formats.values import Fields, missing, shown
-from finetune_trainer.data.samples import BadRow, Labelled
+from finetune_trainer.data.formats import prompt_answer
+from finetune_trainer.data.formats.fields import Fields, shown
+from finetune_trainer.data.samples import LabelledAnswer, RowError
 
 
-def kto(row: Fields, columns: ColumnsSpec, tags: TagsSpec) -> Labelled:
+def kto(fields: Fields) -> LabelledAnswer:
     """label (or kto_tag), with prompt and completion, an alpaca instruction and output, or messages whose last is the
     answer."""
-    dialect = answers.dialect_of(row, columns, tags)
-    asked = answers.prompt(row, columns, dialect)
-    key = columns.response or ("completion" if "completion" in row else "output")
-    if key in row:
-        answered = answers.answer(row, key, dialect)
-    elif asked and asked[-1].message["role"] == "assistant":
-        asked, answered, key = asked[:-1], asked[-1:], "the last message"
+    dialect = prompt_answer.dialect_of(fields)
+    key = fields.column("response", "completion", "output")
+    if key is not None and key in fields.row:
+        answer = prompt_answer.answer(fields, key, dialect)
+        prompt = prompt_answer.prompt(fields, dialect, [answer])
     else:
-        raise missing(row, "completion", "the answer that is judged")
-    prompt, answer = answers.apart(asked, answered, key, row, columns, dialect)
-    return Labelled(prompt, answer, _label(row, columns), tools(row, columns))
+        prompt = prompt_answer.prompt(fields, dialect)
+        if not prompt or prompt[-1].message["role"] != "assistant":
+            raise fields.missing(key or "completion", "the labelled answer")
+        prompt, answer, key = prompt[:-1], prompt[-1:], "the last message"
+    messages, answer_messages = prompt_answer.checked_pair(prompt, answer, key, fields, dialect)
+    return LabelledAnswer(messages, answer_messages, _label(fields), fields.tools)
 
 
-def _label(row: Fields, columns: ColumnsSpec) -> bool:
-    key = columns.label or ("kto_tag" if "kto_tag" in row else "label")
-    if key not in row:
-        raise missing(row, key, "true where the answer is wanted, else false")
-    value = row[key]
-    if isinstance(value, str):  # as csv has it
+def _label(fields: Fields) -> bool:
+    default = "kto_tag" if "kto_tag" in fields.row else "label"
+    key = fields.required("label", default, meaning="true if the answer is desirable, otherwise false")
+    value = fields.get(key)
+    if isinstance(value, str):  # from csv
         value = {"true": True, "false": False}.get(value.lower(), value)
     if not isinstance(value, bool):
-        raise BadRow("bad-label", f"{key}: found {shown(value)}, expected true or false")
+        raise RowError("bad-label", f"{key}: found {shown(value)}, expected true or false")
     return value

@@ -1,11 +1,10 @@
-"""Format text: documents, as they are."""
+"""Format text: documents, without a template."""
 
-from finetune_api.data import ColumnsSpec
-
-from finetune_trainer.data.formats import values
+from finetune_trainer.data.formats.fields import Fields
 from finetune_trainer.data.samples import Document
 
 
-def text(row: values.Fields, columns: ColumnsSpec) -> Document:
-    """text."""
-    return Document(values.text(row, columns.text or "text", "a document"))
+def text(fields: Fields) -> Document:
+    """text: the document."""
+    key = fields.required("text", "text", meaning="a document")
+    return Document(fields.text(key, "a document"))

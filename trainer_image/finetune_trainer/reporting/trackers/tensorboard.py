@@ -1,6 +1,6 @@
-"""Event files for TensorBoard, in the workspace: point it at jobs/<name>/reports/tensorboard.
+"""Event files for TensorBoard, in jobs/<name>/reports/tensorboard of the workspace.
 
-Called by `callback`, in the tracker's thread.
+`sender` calls it in the thread of the tracker.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ FLUSH_SECONDS = 10
 
 
 class EventFiles:
-    """One file a run. What earlier runs wrote after ``step`` is hidden: this one does those steps again. Step 0 is a
-    start like any other: a run may have crashed before its first checkpoint."""
+    """One file per run. It hides what earlier runs wrote after ``step``, because this run repeats those steps. This
+    also holds for step 0: an earlier run may have crashed before its first checkpoint."""
 
     def __init__(self, folder: Path, run_id: str, step: int) -> None:
         from tensorboardX import SummaryWriter

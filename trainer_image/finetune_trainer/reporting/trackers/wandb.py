@@ -1,7 +1,7 @@
-"""A run at Weights & Biases, or at a server of one's own.
+"""A run at Weights & Biases, or on a self-hosted server.
 
-Called by `callback`, in the tracker's thread. The key is in WANDB_API_KEY. The client runs a process of its own beside
-the rank, which sends in the background.
+`sender` calls it in the thread of the tracker. The API key is in WANDB_API_KEY. The client starts a process of its own,
+which sends in the background.
 """
 
 import logging
@@ -16,16 +16,16 @@ PATIENCE = 60.0
 
 
 class Client:
-    """The run with the id, gone on with where it is there already. What it has of a step isn't written again."""
+    """The run with this id, resumed when it exists. Values that it has for a step are not overwritten."""
 
     def __init__(self, spec: WandbSpec, name: str, run_id: str, settings: Mapping[str, object]) -> None:
-        os.environ["WANDB_ERROR_REPORTING"] = "false"  # by the library, to its makers
-        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what goes wrong is told by `line`, once
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # reports of the library to its authors
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # `sender` logs a failure, once
         import wandb
 
         self._folder = tempfile.TemporaryDirectory(prefix="wandb-", ignore_cleanup_errors=True)
-        # Nothing but the curves: no output, code, git remote, host, packages or readings of the machine.
-        chosen = wandb.Settings(
+        # Send only the curves: no output, code, git remote, host, packages or machine statistics.
+        client_settings = wandb.Settings(
             host="",
             console="off",
             disable_git=True,
@@ -40,7 +40,7 @@ class Client:
             init_timeout=PATIENCE,
         )
         if spec.base_url is not None:
-            chosen.base_url = spec.base_url
+            client_settings.base_url = spec.base_url
         try:
             self._run = wandb.init(
                 project=spec.project,
@@ -50,10 +50,10 @@ class Client:
                 resume="allow",
                 config=dict(settings),
                 dir=self._folder.name,
-                settings=chosen,
+                settings=client_settings,
             )
         except BaseException:
-            wandb.teardown()  # or the next try would find the run in use, by this one
+            wandb.teardown()  # else the next attempt would find the run in use by this process
             raise
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,5 +63,5 @@ class Client:
         import wandb
 
         self._run.finish(exit_code=0 if done else 1)
-        wandb.teardown()  # its process ends once all is sent and written
+        wandb.teardown()  # its process ends when everything is sent and written
         self._folder.cleanup()

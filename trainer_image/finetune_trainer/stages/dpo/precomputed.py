@@ -1,142 +1,155 @@
-"""`dpo.precomputeReference`: the reference sees all pairs before the first step, and then its memory is given back.
+"""`dpo.precomputeReference`: the reference scores all pairs before the first step, and is then freed.
 
-Made by the workflow, and called by the trainer before it trains, when the model lies where it will be trained. What it
-says is two numbers a pair, kept under the job's folder with the digest of the job, every few minutes and at a stop: an
-attempt that goes on from there asks of the other pairs only, in the same batches, and where there are none loads no
-second model at all.
+The trainer calls `Precomputed.compute` before it trains, when the model is in its place. The result is two
+log-probabilities per pair. They are saved below the job's directory with the digest of the job, every few minutes and
+after SIGTERM. The next attempt computes only the missing pairs, in the same batches, and loads no reference if none are
+missing.
 """
-
-# ruff: noqa: ARG002  (a callback's arguments are given, used or not)
 
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from finetune_api.status import Progress
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from transformers import TrainerCallback
+from torch import nn
 
-from finetune_trainer import heartbeat
-from finetune_trainer.checkpoints.storage import guard
+from finetune_trainer.collectives import all_gather, all_gather_objects, broadcast
 from finetune_trainer.data.collate import Batch
-from finetune_trainer.data.pairs import Pairs
-from finetune_trainer.data.store import Split
+from finetune_trainer.data.datasets import Pairs
+from finetune_trainer.data.splits import Split
 from finetune_trainer.errors import Preempted
 from finetune_trainer.run import Run
-from finetune_trainer.stages.agree import from_main, gather, share
-from finetune_trainer.workspace import sync_folder
+from finetune_trainer.runtime import heartbeat
+from finetune_trainer.training.recipe import Data
+from finetune_trainer.training.trainer import BaseTrainer
+from finetune_trainer.workspace.files import sync_folder
+from finetune_trainer.workspace.storage import save_errors
 
 log = logging.getLogger(__name__)
 
 FILE = "reference.safetensors"
-KEEP_SECONDS = 120.0
-"""So much of the reference's work a killed run may lose."""
+SAVE_SECONDS = 120.0
+"""Time between two saves: at most so much of the reference's work is lost in a crash."""
 REFERENCE = "reference"
-"""In a batch: what the reference makes of its answers, [2B]."""
-Scores = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
-"""Split -> [pairs, (chosen, rejected)]; NaN where it isn't known yet."""
+"""Key of a batch: log-probabilities of its answers by the reference, [2B]."""
+LogProbs = npt.NDArray[np.float32]
+"""[pairs, 2]: of the chosen and the rejected answer; NaN where it is not computed yet."""
+
+
+class Scored(NamedTuple):
+    """A micro-batch of one rank."""
+
+    pairs: list[int]
+    log_probs: LogProbs
 
 
 class ScoredPairs(Pairs):
-    """Pairs, and what the reference makes of them once it has seen them."""
+    """Pairs with the log-probabilities of the reference."""
 
     def __init__(self, split: Split) -> None:
         super().__init__(split)
-        self.scores = np.full((len(self), 2), np.nan, dtype=np.float32)
+        self.log_probs: LogProbs = np.full((len(self), 2), np.nan, dtype=np.float32)
 
-    def collator(self, pad_id: int, attention: str) -> Callable[[Sequence[int]], Batch]:
-        collate = super().collator(pad_id, attention)
+    def batch(self, samples: Sequence[int]) -> Batch:
+        """As `Pairs.batch`, and with the key `REFERENCE`."""
+        log_probs = self.log_probs[np.asarray(samples)].T.reshape(-1)
+        return super().batch(samples) | {REFERENCE: torch.from_numpy(log_probs)}
 
-        def batch(items: Sequence[int]) -> Batch:
-            scores = self.scores[np.asarray(items)].T.reshape(-1)
-            return collate(items) | {REFERENCE: torch.from_numpy(scores)}
-
-        return batch
+    def missing(self) -> npt.NDArray[np.bool_]:
+        """[pairs]: where the log-probabilities are not computed yet."""
+        return np.asarray(np.isnan(self.log_probs).any(axis=1))
 
 
-class Precomputed(TrainerCallback):
-    """The reference's part, and where it is kept. `trainer` is set once it exists."""
+class Precomputed:
+    """The log-probabilities of all splits, and the file that they are saved in."""
 
-    def __init__(self, run: Run, splits: dict[str, ScoredPairs], pad_id: int) -> None:
-        self.run, self.splits, self.pad_id = run, splits, pad_id
+    def __init__(self, run: Run, data: Data[ScoredPairs]) -> None:
+        self.run = run
+        self.splits: Mapping[str, ScoredPairs] = {"train": data.train, **data.evaluation}
         self.file = run.folders.job / FILE
-        self.trainer: Any = None
-        kept: Scores | None = from_main(_read(self.file, run.job.digest, splits) if run.is_main else None)
-        for name, values in (kept or {}).items():
-            splits[name].scores[:] = values
-        self.kept_at = time.monotonic()
+        self._saved_at = time.monotonic()
+        saved = _read(self.file, run.job.digest, self.splits) if run.is_main else None
+        earlier: dict[str, LogProbs] | None = broadcast(saved)
+        for name, log_probs in (earlier or {}).items():
+            self.splits[name].log_probs[:] = log_probs
 
     @property
-    def seen(self) -> int:
-        """Pairs that it has seen, in this attempt or before."""
-        return sum(int((~_unknown(pairs.scores)).sum()) for pairs in self.splits.values())
+    def done(self) -> int:
+        """Number of pairs that are computed, in this attempt or before."""
+        return sum(int((~pairs.missing()).sum()) for pairs in self.splits.values())
 
     @property
-    def known(self) -> bool:
-        """Whether it has seen all, so that nobody needs the reference any more."""
-        return self.seen == self._pairs
-
-    @property
-    def _pairs(self) -> int:
+    def total(self) -> int:
+        """Number of all pairs."""
         return sum(len(pairs) for pairs in self.splits.values())
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.reference is None:
-            return
+    @property
+    def is_complete(self) -> bool:
+        """Whether all pairs are computed, so that nothing needs the reference any more."""
+        return self.done == self.total
+
+    def compute(self, trainer: BaseTrainer, log_probs: Callable[[nn.Module, Batch], torch.Tensor]) -> None:
+        """Compute the missing pairs with ``log_probs(model, batch)``, which returns [2B]. Called by all ranks. Raises
+        Preempted if a rank receives SIGTERM meanwhile; what is computed by then is saved."""
         if self.run.is_main:
-            log.info("the reference sees %d pairs, and has seen %d before", self._pairs, self.seen)
+            log.info("the reference scores %d pairs, %d of them in an earlier attempt", self.total, self.done)
         for pairs in self.splits.values():
-            self._see(pairs)
-        self._keep()
-        self.trainer.reference.give_back()
-        self.trainer.reference = None
+            self._compute_split(trainer, log_probs, pairs)
+        self._save()
 
-    def _see(self, pairs: ScoredPairs) -> None:
-        """All pairs of a split, each by one rank. Longest first: what doesn't fit into memory shows at once."""
-        rows, ranks = self.run.micro_batch_size, self.run.world_size
+    def _compute_split(
+        self, trainer: BaseTrainer, log_probs: Callable[[nn.Module, Batch], torch.Tensor], pairs: ScoredPairs
+    ) -> None:
+        """Each pair on one rank. Longest first: a batch without room on the GPU fails at once."""
+        ranks = self.run.world_size
+        rows = self.run.micro_batch.rows(int(pairs.tokens.max(initial=0)))
         order = np.argsort(-pairs.lengths.astype(np.int64), kind="stable")
-        collate = pairs.collator(self.pad_id, "")
-        said: list[tuple[list[int], Any]] = []
-        before, done = self.seen, 0
+        local: list[Scored] = []
+        before, done = self.done, 0
         for first in range(0, len(order), rows * ranks):
-            together = order[first : first + rows * ranks]
-            if not _unknown(pairs.scores[together]).any():
+            block = order[first : first + rows * ranks]
+            if not pairs.missing()[block].any():
                 continue
-            heartbeat.alive()
-            mine = together[self.run.rank * rows :][:rows].tolist()
-            # A rank that has none left still takes part: sharded weights are gathered by all or by none.
-            batch = self.trainer._prepare_inputs(collate(mine or order[-1:].tolist()))
-            answers = self.trainer.of_reference(self.trainer.model, batch)
-            said.append((mine, answers.reshape(2, -1).T.cpu().numpy()))
-            done += len(together)
-            self._report(min(before + done, self._pairs))
-            told = [self.run.stop_requested(), time.monotonic() - self.kept_at > KEEP_SECONDS]
-            stop_on, due_on = zip(*share(told, self.trainer.args.device), strict=True)
-            if any(stop_on) or due_on[0]:
-                _take(pairs, said)
-                self._keep()
-            if any(stop_on):
-                raise Preempted("told to stop before training began; what the reference has said so far is kept")
-        _take(pairs, said)
+            heartbeat.refresh()
+            mine = block[self.run.rank * rows :][:rows].tolist()
+            # A rank without pairs left still takes part: sharded weights are gathered by all ranks or by none.
+            batch = trainer._prepare_inputs(pairs.batch(mine or order[-1:].tolist()))
+            local.append(Scored(mine, log_probs(trainer.model, batch).reshape(2, -1).T.cpu().numpy()))
+            done += len(block)
+            self._report(trainer, min(before + done, self.total))
+            save_due = time.monotonic() - self._saved_at > SAVE_SECONDS
+            verdicts = all_gather([self.run.stop_requested(), save_due], trainer.args.device)
+            stop_by_rank, save_due_by_rank = zip(*verdicts, strict=True)
+            if any(stop_by_rank) or save_due_by_rank[0]:
+                _exchange(pairs, local)
+                self._save()
+            if any(stop_by_rank):
+                raise Preempted(
+                    "The run was stopped before training began. What the reference computed so far is saved."
+                )
+        _exchange(pairs, local)
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         if self.run.is_main:
-            _write(self.file, self.run.job.digest, {name: pairs.scores for name, pairs in self.splits.items()})
-        self.kept_at = time.monotonic()
+            log_probs = {name: pairs.log_probs for name, pairs in self.splits.items()}
+            _write(self.file, self.run.job.digest, log_probs)
+        self._saved_at = time.monotonic()
 
-    def _report(self, seen: int) -> None:
-        """status.progress: a run that says nothing for long counts as hung."""
+    def _report(self, trainer: BaseTrainer, done: int) -> None:
+        """Write status.progress: a run that reports nothing for long counts as hung."""
         if not self.run.is_main:
             return
-        step, steps = self.trainer.state.global_step, self.trainer.state.max_steps
+        step, steps = trainer.state.global_step, trainer.state.max_steps
         percent = 100 * step // steps
         self.run.report_progress(
             Progress(
@@ -144,42 +157,38 @@ class Precomputed(TrainerCallback):
                 step=step,
                 total_steps=steps,
                 percent=percent,
-                summary=f"{step}/{steps} ({percent}%), reference {seen}/{self._pairs} pairs",
+                summary=f"{step}/{steps} ({percent}%), reference {done}/{self.total} pairs",
                 last_update_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
         )
 
 
-def _unknown(scores: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.asarray(np.isnan(scores).any(axis=1))
+def _exchange(pairs: ScoredPairs, local: list[Scored]) -> None:
+    """Give all ranks what each computed; ``local`` is empty afterwards."""
+    for scored in (scored for rank in all_gather_objects(local) for scored in rank):
+        pairs.log_probs[scored.pairs] = scored.log_probs[: len(scored.pairs)]
+    local.clear()
 
 
-def _take(pairs: ScoredPairs, said: list[tuple[list[int], Any]]) -> None:
-    """What all ranks have heard, on all of them; ``said`` is empty afterwards."""
-    for mine, values in (one for rank in gather(said) for one in rank):
-        pairs.scores[mine] = values[: len(mine)]
-    said.clear()
-
-
-def _read(file: Path, digest: str, splits: dict[str, ScoredPairs]) -> Scores | None:
-    """What this very job has kept; None where there is nothing, or of another job."""
+def _read(file: Path, digest: str, splits: Mapping[str, ScoredPairs]) -> dict[str, LogProbs] | None:
+    """What this job saved. None if there is no file, or if it is of another job."""
     try:
-        with safe_open(file, framework="numpy") as kept:
-            if (kept.metadata() or {}).get("digest") != digest:
+        with safe_open(file, framework="numpy") as saved:
+            if (saved.metadata() or {}).get("digest") != digest:
                 return None
-            scores = {name: kept.get_tensor(name) for name in splits}
-    except Exception:  # not there, or not whole: then the reference is asked again
+            log_probs = {name: saved.get_tensor(name) for name in splits}
+    except Exception:  # the file is absent or damaged: the reference computes again
         return None
-    fits = all(scores[name].shape == pairs.scores.shape for name, pairs in splits.items())
-    return scores if fits else None
+    fits = all(log_probs[name].shape == pairs.log_probs.shape for name, pairs in splits.items())
+    return log_probs if fits else None
 
 
-def _write(file: Path, digest: str, scores: Scores) -> None:
-    """Whole or not at all, and on disk when this returns."""
+def _write(file: Path, digest: str, log_probs: dict[str, LogProbs]) -> None:
+    """Write the file as a whole or not at all. It is on disk when this returns."""
     temporary = file.with_name(f".{file.name}.{uuid4().hex[:8]}.tmp")
-    with guard(file):
+    with save_errors(file):
         try:
-            save_file(scores, temporary, metadata={"digest": digest})
+            save_file(log_probs, temporary, metadata={"digest": digest})
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.rename(file)

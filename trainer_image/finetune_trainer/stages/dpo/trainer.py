@@ -1,65 +1,72 @@
-"""The trainer of stage dpo: what policy and reference make of pairs, and the loss that follows."""
+"""The trainer of stage dpo: log-probabilities of pairs by policy and reference, and the loss of them."""
 
 from typing import Any
 
 import torch
 from finetune_api.stages import DpoSpec
+from torch import nn
 
-from finetune_trainer.stages import logprobs
+from finetune_trainer.data.collate import Batch
 from finetune_trainer.stages.dpo import losses
 from finetune_trainer.stages.dpo.precomputed import REFERENCE, Precomputed
-from finetune_trainer.stages.engine import Batch, Engine, Values
-from finetune_trainer.stages.reference import Reference
-
-NO_REFERENCE = ("orpo", "simpo")
-"""Losses that compare with nothing but the other answer."""
+from finetune_trainer.training import logprobs
+from finetune_trainer.training.reference_model import Reference
+from finetune_trainer.training.trainer import BaseTrainer, EvaluationValues
 
 
-class DpoTrainer(Engine):
-    """Made by the workflow. ``reference`` is None where the loss needs none, or the batches bring what it says."""
+def needs_reference(settings: DpoSpec) -> bool:
+    """Whether the loss compares with a reference. Others compare with the other answer only."""
+    return settings.loss not in ("orpo", "simpo")
+
+
+class DpoTrainer(BaseTrainer):
+    """See the module. Batches are those of `data.datasets.Pairs`: the chosen answers, then the rejected answers.
+    ``reference`` is None if the loss needs none, or if batches have its log-probabilities."""
 
     def __init__(
         self, *, settings: DpoSpec, reference: Reference | None, precomputed: Precomputed | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.settings, self.reference = settings, reference
+        self.settings, self.reference, self.precomputed = settings, reference, precomputed
         self.sft_weight = settings.sft_weight + (settings.loss == "orpo")
-        logprobs.add(self.model)
+        logprobs.add_fused_head(self.model)
         if reference is not None:
             reference.place(self)
-        if precomputed is not None:
-            precomputed.trainer = self
-            self.add_callback(precomputed)
 
-    def counts(self, batch: Batch) -> list[float]:
+    def before_training(self) -> None:
+        """With ``precomputeReference``: the reference sees all pairs now, and is freed."""
+        if self.precomputed is not None and self.reference is not None:
+            self.precomputed.compute(self, self.reference_log_probs)
+            self.reference.free()
+            self.reference = None
+
+    def loss_denominators(self, batch: Batch) -> list[float]:
         """Pairs, and tokens of their chosen answers."""
-        chosen, _ = logprobs.counted(batch["labels"]).chunk(2)
+        chosen, _ = logprobs.label_counts(batch).chunk(2)
         return [len(chosen), float(chosen.sum())]
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,  # noqa: ARG002
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        """Summed over the micro-batch, and divided by the pairs, or the chosen tokens, of the global batch."""
-        values = self.measured(model, inputs)
+    def micro_batch_loss(self, model: nn.Module, batch: Batch, denominator: torch.Tensor) -> torch.Tensor:
+        """Summed over the micro-batch. The loss of pairs is divided by the pairs of the global batch, the supervised
+        loss by the tokens of its chosen answers."""
+        values = self.pair_values(model, batch)
         nll, tokens = values.pop("nll").sum(), values.pop("tokens").sum()
-        loss: torch.Tensor = values.pop("loss").sum() / num_items_in_batch
+        loss: torch.Tensor = values.pop("loss").sum() / denominator
         if self.sft_weight:
-            loss = loss + self.sft_weight * nll / self.step_facts.counts[1]
-            self.note(sft_loss=(nll, tokens))
-        self.note(**{name: (value.sum(), len(value)) for name, value in values.items()})
-        return loss * self.ranks
+            loss = loss + self.sft_weight * nll / self.step_stats.denominators[1]
+            self.add_metrics(sft_loss=(nll, tokens))
+        self.add_metrics(**{name: (value.sum(), len(value)) for name, value in values.items()})
+        return loss
 
-    def measured(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """Of each pair: its loss, what is logged of it, and what a supervised loss on the chosen answer is made of."""
-        spec, labels = self.settings, batch["labels"]
-        reference = self.of_reference(model, batch) if spec.loss not in NO_REFERENCE else None
-        per_token = self.per_token(model, batch)
-        answers = losses.of_answer(per_token, labels, spec.ld_alpha)
-        lengths = logprobs.counted(labels)
+    def evaluation_step(self, model: nn.Module, batch: Batch) -> Batch:
+        return self.pair_values(model, batch)
+
+    def pair_values(self, model: nn.Module, batch: Batch) -> Batch:
+        """Each [B], per pair: its loss, its metrics, and ``nll`` and ``tokens`` of its chosen answer."""
+        spec = self.settings
+        reference = self.reference_log_probs(model, batch) if needs_reference(spec) else None
+        token_log_probs = logprobs.token_log_probs(model, batch)
+        answers = self.answer_log_probs(token_log_probs, batch)
+        lengths = logprobs.label_counts(batch)
         ratios = answers / lengths if reference is None else answers - reference
         chosen, rejected = ratios.chunk(2)
         more = {}
@@ -76,34 +83,36 @@ class DpoTrainer(Engine):
                 loss, more = spec.beta * ratio, {"odds_ratio_loss": ratio}
             case "simpo":
                 loss = losses.simpo(chosen, rejected, spec.beta, spec.simpo_gamma)
-        sums = answers.chunk(2)
+        chosen_log_probs, rejected_log_probs = answers.chunk(2)
         return more | {
             "loss": loss,
-            "nll": -per_token.chunk(2)[0].sum(dim=1),
+            "nll": -logprobs.sum_by_document(token_log_probs, batch).chunk(2)[0],
             "tokens": lengths.chunk(2)[0].float(),
             "rewards/chosen": spec.beta * chosen,
             "rewards/rejected": spec.beta * rejected,
             "rewards/accuracies": (chosen > rejected).float(),
             "rewards/margins": spec.beta * (chosen - rejected),
-            "logps/chosen": sums[0],
-            "logps/rejected": sums[1],
+            "logps/chosen": chosen_log_probs,
+            "logps/rejected": rejected_log_probs,
         }
 
-    def summary(self, values: Values) -> dict[str, float]:
-        sft = float(values["nll"].sum()) / max(float(values["tokens"].sum()), 1.0)
+    def evaluation_metrics(self, values: EvaluationValues) -> dict[str, float]:
+        sft_loss = float(values["nll"].sum()) / max(float(values["tokens"].sum()), 1.0)
         means = {name: float(values[name].mean()) for name in values if name not in ("item", "nll", "tokens")}
         if self.sft_weight:
-            means |= {"loss": means["loss"] + self.sft_weight * sft, "sft_loss": sft}
+            means |= {"loss": means["loss"] + self.sft_weight * sft_loss, "sft_loss": sft_loss}
         return means
 
-    def of_reference(self, model: Any, batch: Batch) -> torch.Tensor:
-        """[2B]: what the reference makes of the answers."""
+    def reference_log_probs(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """[2B]: log-probability of each answer by the reference."""
         if self.reference is None:
-            return batch[REFERENCE]
-        with self.reference.in_place(model) as reference:
-            return losses.of_answer(self.per_token(reference, batch), batch["labels"], self.settings.ld_alpha)
+            computed: torch.Tensor = batch[REFERENCE]
+            return computed
+        with self.reference.activated(model) as reference:
+            return self.answer_log_probs(logprobs.token_log_probs(reference, batch), batch)
 
-    @staticmethod
-    def per_token(model: Any, batch: Batch) -> torch.Tensor:
-        """[2B, L-1]."""
-        return logprobs.of_answers(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
+    def answer_log_probs(self, token_log_probs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """[2B]: log-probability of each answer, from those of the tokens."""
+        if self.settings.ld_alpha is not None:
+            token_log_probs = losses.desensitized(token_log_probs, batch, self.settings.ld_alpha)
+        return logprobs.sum_by_document(token_log_probs, batch)

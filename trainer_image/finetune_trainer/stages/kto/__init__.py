@@ -1,1 +1,1 @@
-"""Stage kto: preference optimization on answers that are wanted or not."""
+"""Stage kto: preference optimization on answers that are desirable or undesirable."""

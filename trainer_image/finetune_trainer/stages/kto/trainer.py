@@ -5,132 +5,132 @@ from typing import Any
 
 import torch
 from finetune_api.stages import KtoSpec
+from torch import nn
 
-from finetune_trainer.stages import logprobs
-from finetune_trainer.stages.agree import share
-from finetune_trainer.stages.engine import Batch, Engine, Values
+from finetune_trainer.collectives import all_gather
+from finetune_trainer.data.collate import Batch
+from finetune_trainer.data.datasets import MISMATCHED
 from finetune_trainer.stages.kto import losses
-from finetune_trainer.stages.reference import Reference
+from finetune_trainer.training import logprobs
+from finetune_trainer.training.reference_model import Reference
+from finetune_trainer.training.trainer import BaseTrainer, EvaluationValues
 
 
-class KtoTrainer(Engine):
-    """Made by the workflow."""
+class KtoTrainer(BaseTrainer):
+    """See the module. Batches are those of `data.datasets.LabelledAnswers`."""
 
     def __init__(self, *, settings: KtoSpec, reference: Reference, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.settings, self.reference = settings, reference
         self.reference_point = 0.0
-        """Of the step at hand."""
-        logprobs.add(self.model)
+        """KL of the current step: the point that rewards are compared with."""
+        logprobs.add_fused_head(self.model)
         reference.place(self)
 
-    def keys(self, rows: Sequence[int], global_batch: int) -> Sequence[Any]:
-        """Each row with the one before it in its global batch, whose answer it borrows; the first with the last."""
-        starts = range(0, len(rows), global_batch)
-        batches = [rows[start : start + global_batch] for start in starts]
-        return [(row, batch[place - 1]) for batch in batches for place, row in enumerate(batch)]
+    def indices(self, rows: Sequence[int]) -> Sequence[tuple[int, int]]:
+        """Each row with the row before it, whose answer it borrows; the first with the last."""
+        return [(row, rows[place - 1]) for place, row in enumerate(rows)]
 
-    def counts(self, batch: Batch) -> list[float]:
-        """Rows, those wanted, and the tokens of their answers."""
-        desirable, tokens = batch["desirable"], logprobs.counted(batch["labels"])
+    def loss_denominators(self, batch: Batch) -> list[float]:
+        """Rows, desirable rows, and tokens of the desirable answers."""
+        desirable, tokens = batch["desirable"], logprobs.label_counts(batch)
         return [len(desirable), float(desirable.sum()), float(tokens[desirable].sum())]
 
-    def begin_step(self, batches: list[Batch]) -> None:
-        """The reference point of the global batch. Nothing of it is trained, so it is known before the first forward
-        that is, and doesn't depend on how the batch is cut up."""
+    def before_step(self, batches: list[Batch]) -> None:
+        """Compute the reference point of the global batch. It has no gradient, so all of it is known before the first
+        forward pass that has, and it does not depend on the micro-batch."""
         training = self.model.training
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            mine = sum(float(self.kl_ratios(self.model, batch).double().sum()) for batch in batches)
+            local = sum(float(self.mismatched_log_ratios(self.model, batch).double().sum()) for batch in batches)
         self.model.train(training)
-        total = sum(one for (one,) in share([mine], self.args.device))
-        self.reference_point = losses.reference_point(total, self.step_facts.counts[0])
-        self.noted.add_for_all("kl", self.reference_point)
+        total = sum(rank for (rank,) in all_gather([local], self.args.device))
+        self.reference_point = losses.reference_point(total, self.step_stats.denominators[0])
+        self.metric_sums.add_global("kl", self.reference_point)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,  # noqa: ARG002
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        """Summed over the micro-batch, and divided by the rows, or the wanted answers' tokens, of the global batch."""
-        values = self.of_rows(model, inputs)
-        wanted, ratios = values["desirable"].bool(), values["ratio"]
-        loss: torch.Tensor = self.loss(ratios, wanted, self.reference_point).sum() / num_items_in_batch
-        rows, wanted_rows, wanted_tokens = self.step_facts.counts
+    def micro_batch_loss(self, model: nn.Module, batch: Batch, denominator: torch.Tensor) -> torch.Tensor:
+        """Summed over the micro-batch. The KTO loss is divided by the rows of the global batch, the supervised loss by
+        the tokens of its desirable answers."""
+        values = self.row_values(model, batch)
+        desirable, log_ratios = values["desirable"].bool(), values["ratio"]
+        loss: torch.Tensor = self.kto_losses(log_ratios, desirable, self.reference_point).sum() / denominator
+        rows, desirable_rows, desirable_tokens = self.step_stats.denominators
         if self.settings.sft_weight:
-            nll = values["nll"][wanted].sum()
-            loss = loss + self.settings.sft_weight * nll / max(wanted_tokens, 1.0)
-            self.note(sft_loss=(nll, values["tokens"][wanted].sum()))
-        rewards, sides = self.settings.beta * ratios.detach(), {"chosen": wanted, "rejected": ~wanted}
+            nll = values["nll"][desirable].sum()
+            loss = loss + self.settings.sft_weight * nll / max(desirable_tokens, 1.0)
+            self.add_metrics(sft_loss=(nll, values["tokens"][desirable].sum()))
+        rewards, sides = self.settings.beta * log_ratios.detach(), {"chosen": desirable, "rejected": ~desirable}
         sums = {name: rewards[side].sum() for name, side in sides.items()}
         for name, side in sides.items():
-            self.note(**{f"rewards/{name}": (sums[name], side.sum())})
-            self.note(**{f"logps/{name}": (-values["nll"][side].sum(), side.sum())})
-        self.note(**{"rewards/accuracies": (right(ratios, wanted, self.reference_point).sum(), len(ratios))})
-        # A difference of two means of the global batch, to which this micro-batch adds its part.
-        both = 0 < wanted_rows < rows
-        margin = sums["chosen"] / wanted_rows - sums["rejected"] / (rows - wanted_rows) if both else 0.0
-        self.note(**{"rewards/margins": (margin, len(ratios) / rows if both else 0.0)})
-        return loss * self.ranks
+            self.add_metrics(**{f"rewards/{name}": (sums[name], side.sum())})
+            self.add_metrics(**{f"logps/{name}": (-values["nll"][side].sum(), side.sum())})
+        correct = is_correct(log_ratios, desirable, self.reference_point)
+        self.add_metrics(**{"rewards/accuracies": (correct.sum(), len(log_ratios))})
+        # The difference of two means of the global batch, to which this micro-batch adds its part.
+        both = 0 < desirable_rows < rows
+        margin = sums["chosen"] / desirable_rows - sums["rejected"] / (rows - desirable_rows) if both else 0.0
+        self.add_metrics(**{"rewards/margins": (margin, len(log_ratios) / rows if both else 0.0)})
+        return loss
 
-    def measured(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        return self.of_rows(model, batch) | {"kl_ratio": self.kl_ratios(model, batch)}
+    def evaluation_step(self, model: nn.Module, batch: Batch) -> Batch:
+        """Per row, each [B]."""
+        return self.row_values(model, batch) | {"kl_ratio": self.mismatched_log_ratios(model, batch)}
 
-    def summary(self, values: Values) -> dict[str, float]:
+    def evaluation_metrics(self, values: EvaluationValues) -> dict[str, float]:
         """The reference point is that of the whole split."""
-        of = {name: torch.from_numpy(one) for name, one in values.items()}
-        wanted, ratios, nll = of["desirable"].bool(), of["ratio"], of["nll"]
-        point = losses.reference_point(float(of["kl_ratio"].sum()), len(ratios))
+        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+        desirable, log_ratios, nll = tensors["desirable"].bool(), tensors["ratio"], tensors["nll"]
+        point = losses.reference_point(float(tensors["kl_ratio"].sum()), len(log_ratios))
         metrics = {
-            "loss": float(self.loss(ratios, wanted, point).mean()),
+            "loss": float(self.kto_losses(log_ratios, desirable, point).mean()),
             "kl": point,
-            "rewards/accuracies": float(right(ratios, wanted, point).double().mean()),
+            "rewards/accuracies": float(is_correct(log_ratios, desirable, point).double().mean()),
         }
-        for name, side in {"chosen": wanted, "rejected": ~wanted}.items():
+        for name, side in {"chosen": desirable, "rejected": ~desirable}.items():
             if side.any():
-                metrics[f"rewards/{name}"] = float(self.settings.beta * ratios[side].mean())
+                metrics[f"rewards/{name}"] = float(self.settings.beta * log_ratios[side].mean())
                 metrics[f"logps/{name}"] = float(-nll[side].mean())
         if {"rewards/chosen", "rewards/rejected"} <= set(metrics):
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         if self.settings.sft_weight:
-            metrics["sft_loss"] = float(nll[wanted].sum()) / max(float(of["tokens"][wanted].sum()), 1.0)
+            metrics["sft_loss"] = float(nll[desirable].sum()) / max(float(tensors["tokens"][desirable].sum()), 1.0)
             metrics["loss"] += self.settings.sft_weight * metrics["sft_loss"]
         return metrics
 
-    def loss(self, ratios: torch.Tensor, wanted: torch.Tensor, point: float) -> torch.Tensor:
-        """One value a row."""
+    def kto_losses(self, log_ratios: torch.Tensor, desirable: torch.Tensor, point: float) -> torch.Tensor:
+        """[B]."""
         spec = self.settings
-        return losses.kto(ratios, wanted, point, spec.beta, spec.desirable_weight, spec.undesirable_weight)
+        return losses.kto(log_ratios, desirable, point, spec.beta, spec.desirable_weight, spec.undesirable_weight)
 
-    def of_rows(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """Of each row: log-ratio, negative log-likelihood, tokens of the answer, and whether it is wanted."""
-        reference = self.of_reference(model, batch)
-        answers = sums(model, batch)
+    def row_values(self, model: nn.Module, batch: Batch) -> Batch:
+        """Each [B]: log-ratio and negative log-likelihood of the answer, its tokens, and whether it is desirable."""
+        reference = self.reference_log_probs(model, batch)
+        answers = answer_log_probs(model, batch)
         return {
             "ratio": answers - reference,
             "nll": -answers,
-            "tokens": logprobs.counted(batch["labels"]).float(),
+            "tokens": logprobs.label_counts(batch).float(),
             "desirable": batch["desirable"].float(),
         }
 
-    def kl_ratios(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Log-ratios of the mismatched rows."""
-        reference = self.of_reference(model, batch, "kl_")
-        return sums(model, batch, "kl_") - reference
+    def mismatched_log_ratios(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """[B]: log-ratios of the mismatched rows."""
+        mismatched = batch[MISMATCHED]
+        reference = self.reference_log_probs(model, mismatched)
+        return answer_log_probs(model, mismatched) - reference
 
-    def of_reference(self, model: Any, batch: Batch, of: str = "") -> torch.Tensor:
-        with self.reference.in_place(model) as reference:
-            return sums(reference, batch, of)
-
-
-def sums(model: Any, batch: Batch, of: str = "") -> torch.Tensor:
-    """[B]: log-probability of each answer, or with ``kl_`` of each mismatched one."""
-    inputs = (batch[f"{of}{name}"] for name in ("input_ids", "attention_mask", "labels"))
-    return logprobs.of_answers(model, *inputs).sum(dim=1)
+    def reference_log_probs(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """[B]: `answer_log_probs` of the reference."""
+        with self.reference.activated(model) as reference:
+            return answer_log_probs(reference, batch)
 
 
-def right(ratios: torch.Tensor, wanted: torch.Tensor, point: float) -> torch.Tensor:
-    """Which answers are on their side of the reference point: a pair's accuracy, for answers without a partner."""
-    return torch.where(wanted, ratios > point, ratios < point)
+def answer_log_probs(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """[B]: log-probability of each answer."""
+    return logprobs.sum_by_document(logprobs.token_log_probs(model, batch), batch)
+
+
+def is_correct(log_ratios: torch.Tensor, desirable: torch.Tensor, point: float) -> torch.Tensor:
+    """[B]: which answers are on their side of the reference point. It is the accuracy of pairs, for answers without a
+    partner."""
+    return torch.where(desirable, log_ratios > point, log_ratios < point)

@@ -1,1 +1,1 @@
-"""Stage ppo: the model answers, is scored, and learns from the scores."""
+"""Stage ppo: the policy answers prompts, a reward model scores the answers, and the policy learns from the scores."""

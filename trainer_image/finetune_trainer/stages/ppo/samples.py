@@ -1,47 +1,50 @@
-"""What the model answers to held-out prompts, for people: reports/samples.jsonl.
+"""The table of example answers, for people: what the model answers to held-out prompts, in ``reports/samples.jsonl``.
 
-Filled by the trainer while it evaluates. Only rank 0 writes, of what it measured itself: the same prompts each time.
+The trainer fills it in each evaluation. Only rank 0 writes, and only its own answers: to the same prompts each time.
 """
 
 import json
-from typing import Any
 
-from finetune_trainer.reporting.progress import cut_back
+from transformers import PreTrainedTokenizerBase
+
+from finetune_trainer.reporting.progress import truncate_after_step
 from finetune_trainer.run import Run
-from finetune_trainer.workspace import usable
+from finetune_trainer.workspace.storage import storage_errors
 
 FILE = "samples.jsonl"
-SHOWN = 8
-"""Answers of one evaluation."""
+SAMPLES = 8
+"""Answers of one evaluation in the table."""
 
 
-class Samples:
-    """Of one run."""
+class SampleTable:
+    """The table of one run."""
 
-    def __init__(self, run: Run, tokens: Any) -> None:
+    def __init__(self, run: Run, tokens: PreTrainedTokenizerBase) -> None:
         self._run, self._tokens = run, tokens
-        self._taken: dict[tuple[int, ...], tuple[list[int], float]] = {}
+        self._pending: dict[tuple[int, ...], tuple[list[int], float]] = {}
+        """Prompt -> answer and score, not written yet. An evaluation repeats a batch if the GPU has no room for it."""
 
-    def take(self, prompts: list[list[int]], answers: list[list[int]], rewards: list[float]) -> None:
-        """Some of a batch. One that is measured again, as a GPU had no room for it, is the same."""
-        for prompt, answer, reward in zip(prompts, answers, rewards, strict=True):
-            if len(self._taken) < SHOWN:
-                self._taken[tuple(prompt)] = (answer, reward)
+    def add(self, prompts: list[list[int]], answers: list[list[int]], scores: list[float]) -> None:
+        """Add the answers of a batch, as long as there are fewer than `SAMPLES`."""
+        for prompt, answer, score in zip(prompts, answers, scores, strict=True):
+            if len(self._pending) < SAMPLES:
+                self._pending[tuple(prompt)] = (answer, score)
 
     def write(self, step: int) -> None:
-        """What was taken since the last time. Lines of this step and later are those of a run that this one repeats."""
-        taken, self._taken = self._taken, {}
-        if not taken or not self._run.is_main:
+        """Write the answers of the evaluation at this step. Lines of this step and later are deleted: they are of a run
+        that this run repeats."""
+        pending, self._pending = self._pending, {}
+        if not pending or not self._run.is_main:
             return
         file = self._run.folders.reports / FILE
-        with usable(self._run.folders.workspace):
-            cut_back(file, step - 1)
+        with storage_errors(self._run.folders.workspace):
+            truncate_after_step(file, step - 1)
             with file.open("a", encoding="utf-8") as out:
-                for prompt, (answer, reward) in taken.items():
+                for prompt, (answer, score) in pending.items():
                     line = {
                         "current_steps": step,
                         "prompt": self._tokens.decode(list(prompt)),
                         "answer": self._tokens.decode(answer, skip_special_tokens=True),
-                        "reward": reward,
+                        "reward": score,
                     }
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")

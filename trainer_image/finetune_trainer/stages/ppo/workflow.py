@@ -1,62 +1,58 @@
-"""The whole playbook of stage ppo, top to bottom.
+"""The workflow of stage ppo, top to bottom.
 
-Called by the director on every rank, after everything was prepared. What it calls raises the errors of
-``finetune_trainer.errors``; a run that returns has its artifact in place.
+The director calls it on every rank, after the job's data and models were prepared. It raises the errors of
+``finetune_trainer.errors``. When it returns, the artifact is in its place.
 """
 
-from finetune_trainer import artifact
+from finetune_trainer.artifact import writer
+from finetune_trainer.data.datasets import Prompts
 from finetune_trainer.model import base, build, tokenizer, value_head
-from finetune_trainer.reporting.quiet import quiet
-from finetune_trainer.run import Outcome, Run
-from finetune_trainer.stages import logprobs, playbook, reference
-from finetune_trainer.stages.ppo import heads, reward, rewards
-from finetune_trainer.stages.ppo.questions import Questions
+from finetune_trainer.reporting.library_logs import silence_libraries
+from finetune_trainer.run import Run, WorkflowResult
+from finetune_trainer.stages.ppo import policy_outputs, reward_models, rewards
 from finetune_trainer.stages.ppo.trainer import PpoTrainer
-from finetune_trainer.stages.steps import check_stop
+from finetune_trainer.training import logprobs, recipe, reference_model
+from finetune_trainer.training.loop import check_stop
 
 
-def run(run: Run) -> Outcome:
-    """Train as the job says, from the newest checkpoint of its earlier runs if there is one."""
-    job, prepared = run.job, run.prepared
-    assert job.ppo is not None
-    quiet()
+def run(run: Run) -> WorkflowResult:
+    """Train as the job says. An attempt after the first resumes from the newest checkpoint."""
+    job, prepared, settings = run.job, run.prepared, run.job.ppo
+    assert settings is not None  # filled in by finetune_api.contract.resolve
+    silence_libraries()
 
     # Tokenizer, with the template that the prompts were made by
     remote_code = base.remote_code(job)
     tokens = tokenizer.load(prepared.model, job.model, job.template.name, allow_remote_code=remote_code)
     stop_ids = tokenizer.stop_ids(tokens, prepared.model, job.template.name)
 
-    # Data
-    data = playbook.open_data(run, Questions)
+    # Data: prompts
+    data = recipe.open_data(run, Prompts)
 
-    # Policy, the reference that it is held to, and its critic
-    precision = base.precision(job.training)
-    scratch = artifact.scratch(run)
-    model = build.build(job, prepared.model, prepared.adapter, tokens, precision, scratch, prepared.digests)
-    logprobs.add(model, job.ppo.temperature, heads.OUTPUTS)
-    compared = reference.make(run, model, tokens, job.ppo.temperature)
-    value_head.add(model)
+    # Policy, with its adapter
+    precision, scratch = base.precision(job.training), writer.merge_cache(run)
+    policy = build.build(job, prepared.model, prepared.adapter, tokens, precision, scratch, prepared.digests)
+    logprobs.add_fused_head(policy, settings.temperature, policy_outputs.HEAD_OUTPUTS)
 
-    # Reward
-    scorer = reward.make(run, tokens, stop_ids)
+    # Reference model, before the policy gets a value head
+    reference = reference_model.make(run, policy, tokens, settings.temperature)
+    value_head.add(policy)
+
+    # Reward model or reward service
+    scorer = reward_models.load_scorer(run, tokens, stop_ids)
     check_stop(run)
 
-    # Train, evaluate, save and report
-    training = playbook.set_up(
-        run,
-        PpoTrainer,
-        model,
-        tokens,
-        data,
-        precision,
-        reference=compared,
-        scorer=scorer,
-        stop_ids=stop_ids,
+    # Trainer, evaluation, checkpoints and reports
+    training = recipe.set_up(
+        run, PpoTrainer, policy, tokens, data, reference=reference, scorer=scorer, stop_ids=stop_ids
     )
-    with training.trackers.unless_stopped():
-        playbook.train(run, training)
+    with training.trackers.closed_on_error():
+        # Train: rollouts and steps; evaluate and save
+        recipe.train(run, training)
+
+        # Reports and the artifact, without the value head
         value_head.remove(training.trainer.model)
-        settled = {"rewardNormalization": rewards.normalization(job.ppo, scorer.std)}
-        outcome = playbook.finish(run, training, tokens, data, stop_ids, settled=settled)
-    scorer.forget(training.total_steps)
+        settled = {"rewardNormalization": rewards.normalization_of(settings, scorer.std)}
+        outcome = recipe.finish(run, training, tokens, data, stop_ids, settled=settled)
+    scorer.drop_cache(training.total_steps)
     return outcome

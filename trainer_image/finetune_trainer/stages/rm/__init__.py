@@ -1,1 +1,1 @@
-"""Stage rm: a reward model, which learns from pairs which of two answers is the better one."""
+"""Stage rm: a reward model, which learns from pairs which of two answers is better."""

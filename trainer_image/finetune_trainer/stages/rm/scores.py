@@ -1,7 +1,7 @@
-"""What the finished reward model says of pairs that it wasn't trained on.
+"""Scores of the finished reward model for pairs that it was not trained on.
 
-Called by the workflow on every rank. Stage ppo takes scores by their mean and deviation, which are written into the
-artifact; each pair's two scores are written into the reports.
+The workflow calls `compute` on every rank. Their mean and deviation, by which stage ppo normalizes rewards, go into the
+artifact. The two scores of each pair go into the reports.
 """
 
 import json
@@ -11,25 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune_trainer.data.pairs import Pairs
-from finetune_trainer.model.reward import STATISTICS
+from finetune_trainer.data.datasets import Pairs
+from finetune_trainer.model.reward_model import STATISTICS
 from finetune_trainer.run import Run
-from finetune_trainer.stages.engine import Values
-from finetune_trainer.stages.evaluation import Evaluation
-from finetune_trainer.stages.playbook import Data, Training
+from finetune_trainer.training.loop import Training
+from finetune_trainer.training.recipe import Data
+from finetune_trainer.training.trainer import EvaluationValues
 
 log = logging.getLogger(__name__)
 
 FILE = "scores.jsonl"
 PAIRS = 512
-"""So many of those that were trained on stand for others where no data is held out. Their scores lie further apart."""
-
-
+"""Number of trained pairs that are scored if no pairs are held out. Their scores lie further apart."""
 TRAINED = "train"
 
 
-class First(Pairs):
-    """The first pairs of a split."""
+class FirstPairs(Pairs):
+    """The first `PAIRS` pairs of a split."""
 
     def __init__(self, pairs: Pairs) -> None:
         super().__init__(pairs.split)
@@ -38,19 +36,19 @@ class First(Pairs):
 
 @dataclass(frozen=True)
 class Scores:
-    """By split."""
+    """Split -> scores of its pairs, as ``chosen`` and ``rejected``."""
 
-    values: dict[str, Values]
+    values: dict[str, EvaluationValues]
 
     def write_statistics(self, folder: Path) -> None:
-        """Into the artifact."""
-        both = np.concatenate([np.concatenate([one["chosen"], one["rejected"]]) for one in self.values.values()])
+        """Write mean and deviation into the artifact."""
+        scores = np.concatenate([split[side] for split in self.values.values() for side in ("chosen", "rejected")])
         held_out = TRAINED not in self.values
-        content = {"mean": float(both.mean()), "std": float(both.std()), "rows": len(both), "heldOut": held_out}
+        content = {"mean": float(scores.mean()), "std": float(scores.std()), "rows": len(scores), "heldOut": held_out}
         (folder / STATISTICS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def write_rows(self, folder: Path) -> None:
-        """A line a pair, in the order of the data."""
+        """Write a line per pair, in the order of the data."""
         with (folder / FILE).open("w", encoding="utf-8") as file:
             for split, values in self.values.items():
                 for at in np.argsort(values["item"]).tolist():
@@ -59,21 +57,14 @@ class Scores:
                     file.write(json.dumps(line) + "\n")
 
 
-def of(run: Run, made: Training, data: Data) -> Scores:
-    """Of the held-out pairs, as the last evaluation found them, else of some of the others."""
-    if made.evaluation.values:
-        return Scores(made.evaluation.values)
+def compute(run: Run, training: Training, data: Data[Pairs]) -> Scores:
+    """Scores of the held-out pairs from the last evaluation, or of some trained pairs if none are held out."""
+    if training.evaluation.values:
+        return Scores(training.evaluation.values)
     if run.is_main:
         log.warning(
-            "no pairs are held out: %s is of pairs that were trained on, whose scores lie further apart than others'."
-            " For stage ppo (rewardNormalization: model) set evaluation.splitFraction",
+            "No pairs are held out. %s describes pairs that were trained on, whose scores lie further apart than those"
+            " of others. For stage ppo (rewardNormalization: model) set evaluation.splitFraction.",
             STATISTICS,
         )
-    model = made.trainer.model
-    attention = str(model.config.get_text_config()._attn_implementation)
-    pad_id = model.config.get_text_config().pad_token_id
-    values = Evaluation(run, {TRAINED: First(data.train)}, pad_id, attention, made.progress.alive).scan(made.trainer)
-    if values is None:
-        made.steps.leave()
-    assert values is not None  # leaving is not coming back
-    return Scores(values)
+    return Scores(training.values_of({TRAINED: FirstPairs(data.train)}))

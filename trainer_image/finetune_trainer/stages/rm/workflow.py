@@ -1,46 +1,48 @@
-"""The whole playbook of stage rm, top to bottom.
+"""The workflow of stage rm, top to bottom.
 
-Called by the director on every rank, after everything was prepared. What it calls raises the errors of
-``finetune_trainer.errors``; a run that returns has its artifact in place.
+The director calls it on every rank, after the job's data and models were prepared. It raises the errors of
+``finetune_trainer.errors``. When it returns, the artifact is in its place.
 """
 
-from finetune_trainer import artifact
-from finetune_trainer.data.pairs import Pairs
+from finetune_trainer.artifact import writer
+from finetune_trainer.data.datasets import Pairs
 from finetune_trainer.model import base, build, tokenizer
-from finetune_trainer.reporting.quiet import quiet
-from finetune_trainer.run import Outcome, Run
-from finetune_trainer.stages import playbook
+from finetune_trainer.reporting.library_logs import silence_libraries
+from finetune_trainer.run import Run, WorkflowResult
 from finetune_trainer.stages.rm import scores
 from finetune_trainer.stages.rm.trainer import RmTrainer
-from finetune_trainer.stages.steps import check_stop
+from finetune_trainer.training import recipe
+from finetune_trainer.training.loop import check_stop
 
 
-def run(run: Run) -> Outcome:
-    """Train as the job says, from the newest checkpoint of its earlier runs if there is one."""
+def run(run: Run) -> WorkflowResult:
+    """Train as the job says. An attempt after the first resumes from the newest checkpoint."""
     job, prepared = run.job, run.prepared
-    quiet()
     assert job.rm is not None  # filled in by finetune_api.contract.resolve
+    silence_libraries()
 
     # Tokenizer, with the template that the rows were made by
     remote_code = base.remote_code(job)
     tokens = tokenizer.load(prepared.model, job.model, job.template.name, allow_remote_code=remote_code)
 
-    # Data: pairs of rows
-    data = playbook.open_data(run, Pairs)
+    # Data: pairs of rows, the chosen and the rejected answer
+    data = recipe.open_data(run, Pairs)
 
-    # Model, with a head that scores
-    precision = base.precision(job.training)
-    scratch = artifact.scratch(run)
+    # Model, with its adapter and a head that scores
+    precision, scratch = base.precision(job.training), writer.merge_cache(run)
     model = build.build(job, prepared.model, prepared.adapter, tokens, precision, scratch, prepared.digests)
     check_stop(run)
 
-    # Train and evaluate
-    training = playbook.set_up(run, RmTrainer, model, tokens, data, precision, center=job.rm.center_rewards)
-    with training.trackers.unless_stopped():
-        playbook.train(run, training)
+    # Trainer, evaluation, checkpoints and reports
+    training = recipe.set_up(run, RmTrainer, model, tokens, data, center=job.rm.center_rewards)
+    with training.trackers.closed_on_error():
+        # Train, evaluate and save
+        recipe.train(run, training)
 
-        # Score, save and report
-        said = scores.of(run, training, data)
+        # Scores of held-out pairs, whose mean and deviation stage ppo needs
+        held_out = scores.compute(run, training, data)
         if run.is_main:
-            said.write_rows(run.folders.reports)
-        return playbook.finish(run, training, tokens, data, [], said.write_statistics)
+            held_out.write_rows(run.folders.reports)
+
+        # Reports and the artifact
+        return recipe.finish(run, training, tokens, data, [], held_out.write_statistics)

@@ -1,49 +1,48 @@
-"""The whole playbook of stage sft, top to bottom.
+"""The workflow of stage sft, top to bottom.
 
-Called by the director on every rank, after everything was prepared. What it calls raises the errors of
-``finetune_trainer.errors``; a run that returns has its artifact in place.
+The director calls it on every rank, after the job's data and models were prepared. It raises the errors of
+``finetune_trainer.errors``. When it returns, the artifact is in its place.
 """
 
 from functools import partial
 
-from trl.trainer.sft_config import SFTConfig
-
-from finetune_trainer import artifact
-from finetune_trainer.data.items import Items
-from finetune_trainer.evaluation import held_out
+from finetune_trainer.artifact import writer
+from finetune_trainer.data.datasets import TokenSequences
 from finetune_trainer.model import base, build, tokenizer
-from finetune_trainer.reporting.quiet import quiet
-from finetune_trainer.run import Outcome, Run
-from finetune_trainer.stages import playbook
-from finetune_trainer.stages.arguments import SFT
+from finetune_trainer.reporting.library_logs import silence_libraries
+from finetune_trainer.run import Run, WorkflowResult
+from finetune_trainer.stages.sft import held_out
 from finetune_trainer.stages.sft.trainer import SftTrainer
-from finetune_trainer.stages.steps import check_stop
+from finetune_trainer.training import recipe
+from finetune_trainer.training.loop import check_stop
 
 
-def run(run: Run) -> Outcome:
-    """Train as the job says, from the newest checkpoint of its earlier runs if there is one."""
+def run(run: Run) -> WorkflowResult:
+    """Train as the job says. An attempt after the first resumes from the newest checkpoint."""
     job, prepared = run.job, run.prepared
-    quiet()
+    silence_libraries()
 
     # Tokenizer, with the template that the rows were made by
     remote_code = base.remote_code(job)
     tokens = tokenizer.load(prepared.model, job.model, job.template.name, allow_remote_code=remote_code)
     stop_ids = tokenizer.stop_ids(tokens, prepared.model, job.template.name)
 
-    # Data
-    data = playbook.open_data(run, partial(Items, packing=job.training.packing or "none"))
+    # Data: a row per sample, or a pack of rows
+    data = recipe.open_data(run, partial(TokenSequences, packing=job.training.packing or "none"))
 
-    # Model
-    precision = base.precision(job.training)
-    scratch = artifact.scratch(run)
+    # Model, with its adapter
+    precision, scratch = base.precision(job.training), writer.merge_cache(run)
     model = build.build(job, prepared.model, prepared.adapter, tokens, precision, scratch, prepared.digests)
     check_stop(run)
 
-    # Train, evaluate, save and report
-    training = playbook.set_up(run, SftTrainer, model, tokens, data, precision, SFTConfig, SFT)
-    with training.trackers.unless_stopped():
-        playbook.train(run, training)
-        training.steps.answer_at_end(
-            lambda: held_out.sft_metrics(run, training.trainer, tokens, data.evaluation, stop_ids)
-        )
-        return playbook.finish(run, training, tokens, data, stop_ids)
+    # Trainer, evaluation, checkpoints and reports
+    training = recipe.set_up(run, SftTrainer, model, tokens, data)
+    with training.trackers.closed_on_error():
+        # Train, evaluate and save
+        recipe.train(run, training)
+
+        # Answers to held-out prompts: BLEU, ROUGE and exact match
+        held_out.evaluate(run, training, tokens, data.evaluation, stop_ids)
+
+        # Reports and the artifact
+        return recipe.finish(run, training, tokens, data, stop_ids)

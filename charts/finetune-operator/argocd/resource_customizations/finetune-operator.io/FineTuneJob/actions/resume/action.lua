@@ -1,0 +1,3 @@
+-- The next attempt continues from the newest verified checkpoint.
+obj.spec.suspend = false
+return obj

@@ -1,0 +1,1 @@
+"""The command line `finetune`, which is also `kubectl finetune`."""

@@ -1,0 +1,1 @@
+"""The way to the API server: the kubeconfig, credentials, and a light HTTP client."""

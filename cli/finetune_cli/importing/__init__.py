@@ -1,0 +1,1 @@
+"""The way over from other trainers: their settings become FineTuneJobs, and what cannot be kept is named."""
