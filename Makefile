@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 UV := .tools/bin/uv
 PY := .venv/bin/python
 NODES ?= 1
-WORKERS ?= 2
+WORKERS ?= 3
 MEMBERS := crds operator trainer_image cli
 
 include tests/cluster/cluster.mk
@@ -19,7 +19,7 @@ demo: setup ## Train a model on the local Kubernetes (CONTEXT=name: on your own 
 demo-laptop: setup ## Run the same FineTuneJob with the trainer alone: no Kubernetes, no root
 	$(PY) -m examples.demo laptop
 
-# The slow tiers start first: e2e and controlplane beside each other. More workers starve what these two wait for.
+# The slow tiers start first: e2e and controlplane beside each other. The third worker computes in what they leave of the CPU.
 test: setup ## Run all tests, several tiers at once; fails if a tier cannot run here
 	$(MAKE) --no-print-directory -j2 static programs
 	$(PY) -m pytest -n $(WORKERS) --no-loadscope-reorder --durations=25 tests/e2e tests/controlplane tests/helm tests/trainer tests/unit
@@ -57,6 +57,7 @@ docs: setup ## Build the documentation site into build/site. A broken link is an
 programs: setup
 	-$(PYTHON3) -m tests.cluster build
 	-$(PYTHON3) -m tests.images
+	-$(PY) -m tests.s3.server
 
 images: ## Build both images (PUSH=local: and push them to the local cluster with that name)
 	$(PYTHON3) -m tests.images $(if $(PUSH),--push $(PUSH))

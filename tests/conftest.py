@@ -2,12 +2,14 @@
 
 `make test` runs several workers (pytest-xdist). The tests of e2e share one cluster, and those of controlplane share one
 control plane, so each of these tiers belongs to one worker. So does each file of another tier, because its tests share
-what they prepare. Without ``-n`` the same tests run one after another.
+what they prepare. Tests of other tiers only compute: they get the CPU that these two leave. Without ``-n`` the same
+tests run one after another.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -23,10 +25,12 @@ from tests.cluster.state import ClusterError
 settings.register_profile("ours", deadline=None)  # no test asserts a time
 settings.load_profile("ours")
 HERE = Path(__file__).resolve().parent
-AUTOGROUP, MORE = Path("/proc/self/autogroup"), "-3"
-PATIENT = 10
-"""Niceness of the tiers that only compute: they leave the CPU to those that wait for something with a limit."""
+AUTOGROUP = Path("/proc/self/autogroup")
+"""The niceness of a whole session of processes. Linux gives each session the same CPU, and each program of a cluster is
+a session."""
+MORE, LESS = "-3", "5"
 TIERS_OF_ONE_WORKER = ("controlplane", "e2e")
+"""Their tests wait for things with a limit: probes, Leases, deadlines."""
 CANNOT_RUN = "can't run here: "
 seconds: dict[str, float] = defaultdict(float)
 left_out: dict[str, str] = {}
@@ -38,17 +42,27 @@ def tier(path: Path) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Linux gives each session of processes the same CPU. All workers with what they start are one session, and each
-    program of a cluster is another: as root, count this one twice."""
+    """The workers that wait, with what they start, are one session. As root, it counts twice."""
     if not hasattr(config, "workerinput"):
-        with contextlib.suppress(OSError):
-            AUTOGROUP.write_text(MORE)
+        _set_share(MORE)
+
+
+@functools.cache
+def _give_way() -> None:
+    """From now on, this worker and what it starts get the CPU that the others leave."""
+    os.setsid()
+    _set_share(LESS)
+
+
+def _set_share(niceness: str) -> None:
+    with contextlib.suppress(OSError):
+        AUTOGROUP.write_text(niceness)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Only root may become less nice again, but then only root runs e2e."""
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, 0 if tier(item.path) in TIERS_OF_ONE_WORKER else PATIENT)
+    """A worker that has begun to compute never waits again: what waits comes first."""
+    if "PYTEST_XDIST_WORKER" in os.environ and tier(item.path) not in TIERS_OF_ONE_WORKER:
+        _give_way()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""Builds and runs versitygw. Called by tests' fixtures.
+"""Builds and runs versitygw. Called by tests' fixtures; `python -m tests.s3.server` only builds it.
 
 The program is kept in the same cache as the cluster's, in a folder named after all that goes into it.
 """
@@ -80,3 +80,7 @@ class S3:
         self._process.terminate()
         self._process.wait(30)
         self._log.close()
+
+
+if __name__ == "__main__":
+    program()
