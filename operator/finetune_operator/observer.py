@@ -75,8 +75,7 @@ class Observer:
             children = (*snapshot.child_jobs, child) if child else snapshot.child_jobs
             snapshot = replace(snapshot, child_jobs=children)
         if Read.PODS in need.reads and kind and attempt:
-            others = (pod for pod in snapshot.pods if (pod.kind, pod.attempt) != (kind, attempt.number))
-            snapshot = replace(snapshot, pods=(*others, *await self._pods(view.key, kind, attempt)))
+            snapshot = _with_pods(snapshot, kind, attempt, await self._pods(view.key, kind, attempt))
         if Read.RIVALS in need.reads:
             snapshot = replace(snapshot, rivals=self.cache.partly_scheduled())
         if Read.WORKSPACE in need.reads:
@@ -198,3 +197,13 @@ class Observer:
             if raw is not None and section(raw, "metadata").get("uid") == child.uid:
                 return self.cache.unreadable.read("Job", accepted_terms, raw)
         return None
+
+
+def _with_pods(snapshot: Snapshot, kind: Kind, attempt: Attempt, live: tuple[PodView, ...]) -> Snapshot:
+    """With the attempt's pods as they are now. A pod that is gone, while the watch has not shown how it ended, departs
+    as it was last seen."""
+    there = {pod.uid for pod in (*live, *snapshot.departed)}
+    of_attempt = [pod for pod in snapshot.pods if (pod.kind, pod.attempt) == (kind, attempt.number)]
+    others = (pod for pod in snapshot.pods if (pod.kind, pod.attempt) != (kind, attempt.number))
+    leaving = (pod for pod in of_attempt if pod.uid not in there)
+    return replace(snapshot, pods=(*others, *live), departed=(*snapshot.departed, *leaving))

@@ -135,8 +135,14 @@ def test_a_commit_a_mistake_and_its_revert(argo: ArgoCD, app: str, scene: Scene,
     argo.commit(app, {"good.yaml": job(scene, "good")})
     argo.becomes(app, "Progressing")
     scene.running("good")
-    argo.compared(app)
-    assert argo.resources(app)["good"] == {"status": "Progressing", "message": "Running: Training."}
+    running = {"status": "Progressing", "message": "Running: Training."}
+
+    def shown() -> bool:
+        """A comparison is with what Argo CD's own watch has seen, which may be older than the phase."""
+        argo.compared(app)
+        return argo.resources(app)["good"] == running
+
+    until("Argo CD shows the running job", shown, timeout=PATIENCE)
     argo.commit(app, {"bad.yaml": job(scene, "bad", model={"trustRemoteCode": True})})
     argo.becomes(app, "Degraded")
     told = argo.resources(app)["bad"]

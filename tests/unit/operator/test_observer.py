@@ -217,3 +217,14 @@ def test_a_snapshot_has_no_children_of_an_earlier_job_of_the_name() -> None:
         cache.pods.put(pod)
     snapshot = observer(cache, cast("Cluster", Recorded())).snapshot(view)
     assert (snapshot.child_jobs, snapshot.pods) == ((make.child_job(),), (make.pod(),))
+
+
+async def test_a_pod_that_a_live_read_does_not_find_departs_as_the_watch_has_shown_it() -> None:
+    cache = Cache()
+    view, pod = make.begun(), make.running()
+    cache.pods.put(pod)
+    own = observer(cache, cast("Cluster", Served()))
+    need = Need(frozenset({Read.PODS}), "train", Attempt.model_validate(view.status["attempts"][0]))
+    read = await own.read(need, view, own.snapshot(view))
+    assert read is not None
+    assert (read[1].pods, read[1].departed) == ((), (pod,))

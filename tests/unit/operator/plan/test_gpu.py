@@ -209,6 +209,24 @@ def test_the_pods_of_a_child_job_that_was_suspended_are_a_run_of_their_own() -> 
     assert account(view).seconds == 4 * (190 + 100)
 
 
+def test_a_pod_that_is_gone_before_its_end_is_seen_is_counted_with_what_it_said() -> None:
+    """A live read shows that it is gone; the watch is late, and shows its last words a moment later."""
+    view, pods = begun(), pods_of(1, ONE, 0, None)
+    view = with_status(view, step(view, Snapshot((child_job(),), pods), after=30))
+    finished = child_job(failed_reason="x", ended=at(201))
+    planned = step(view, Snapshot((finished,), departed=pods), after=202)
+    assert planned.status.gpu
+    assert planned.status.gpu.run, "it is not over"
+    view = with_status(view, planned)
+    said = result(75, 1, uses=uses(1, 30, ONE)).model_dump_json(by_alias=True, exclude_none=True)
+    ended = tuple(
+        replace(pod, released=at(200), ended=at(200), terminated_message=said if pod.rank == 0 else "") for pod in pods
+    )
+    counted = account(with_status(view, step(view, Snapshot((finished,), departed=ended), after=203)))
+    assert counted.run is None
+    assert (counted.uses["load"], counted.uses["train"]) == (2, 398), "by its own words"
+
+
 def test_a_run_whose_note_is_of_another_pod_is_counted_without_an_operator_that_saw_its_end() -> None:
     view = begun()
     view = with_status(view, step(view, Snapshot((child_job(),), pods_of(1, ONE, 0, None)), after=30))
