@@ -67,7 +67,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
-    parser.addoption("--sweep", action="store_true", help="break every call in every way, not one of each kind")
+    parser.addoption("--sweep", action="store_true", help="all combinations and all calls, not one of each kind")
     parser.addoption("--lives", default="", help="with --sweep: only these lives, as 'retry,bad data'")
 
 
@@ -84,8 +84,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TiersAndFile
     return TiersAndFiles(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip a tier that can't run here; `pytest_sessionfinish` makes sure that nobody takes that for a success."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only a sweep runs. Skip a tier that can't run here; `pytest_sessionfinish` makes sure that nobody
+    takes that for a success."""
+    if not config.getoption("--sweep"):
+        items[:] = [item for item in items if item.get_closest_marker("sweep") is None]
     for name, control_plane_only in (("controlplane", True), ("e2e", False)):
         concerned = [item for item in items if tier(item.path) == name]
         if not concerned:

@@ -85,8 +85,8 @@ RESTARTING: Object = {
 }
 """What the trainer reports after its restart."""
 ACCESS = {"create serviceaccounts", "create rolebindings"}
-"""What lives may lack: an operator that has seen them in an earlier life looks at them some seconds after it has created
-a child job. It may crash or the job may end before that."""
+"""What lives may lack: an operator that has seen them in an earlier life looks at them some seconds after the creation
+of a child job. It may crash, or the job may end before that."""
 GONE: Object = {"phase": "Gone", "reason": "Deleted"}
 PATIENCE = 180.0
 LOOK_SECONDS = 0.25

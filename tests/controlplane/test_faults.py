@@ -88,8 +88,13 @@ def in_the_queue(calls: list[Call]) -> Sequence[int]:
     return sorted({number for at in writes for number in (at, at + 1)})
 
 
+def every_other(calls: list[Call]) -> Sequence[int]:
+    """The first call and every second after it."""
+    return everything(calls)[::2]
+
+
 TELLING: dict[str, Callable[[list[Call]], Sequence[int]]] = {
-    "retry": everything,
+    "retry": every_other,
     "bad data": at_the_end(1),
     "chain": acceptance_of_the_second,
     "deadline": missed_deadline,
@@ -131,8 +136,8 @@ def crashes(life: str, reference: Reference, sweep: bool) -> list[Fault]:
 
 
 def breaks(life: str, reference: Reference, sweep: bool) -> list[Fault]:
-    """Two calls have half of the kinds of faults, and the next two the other half. Of faults that are alike each has
-    one. A 422 to a POST is no fault to live through: it fails the job."""
+    """Each call has one of the kinds of faults, by turns. Of faults that are alike it has one. A 422 to a POST is no
+    fault to live through: it fails the job."""
 
     def value_at(at: int, value: float) -> float:
         return 403 if value == 422 and reference.calls[at - 1].method == "POST" else value
@@ -140,8 +145,8 @@ def breaks(life: str, reference: Reference, sweep: bool) -> list[Fault]:
     return [
         Fault(kind, at, value_at(at, value))
         for at in breakable(life, reference, sweep)
-        for alike in (BROKEN if sweep else BROKEN[at // 2 % 2 :: 2])
-        for kind, value in (alike if sweep else [alike[at % len(alike)]])
+        for alike in (BROKEN if sweep else [BROKEN[at // 2 % len(BROKEN)]])
+        for kind, value in (alike if sweep else [alike[at // 8 % len(alike)]])
     ]
 
 

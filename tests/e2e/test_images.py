@@ -162,6 +162,7 @@ def test_the_trainers_compiler_is_small() -> None:
     assert added < COMPILER_MEGABYTES
 
 
+@pytest.mark.sweep
 def test_built_again_it_is_the_same_to_the_byte() -> None:
     names = ["localhost/finetune-test-again:1", "localhost/finetune-test-again:2"]
     try:

@@ -142,7 +142,7 @@ def test_a_users_error_ends_the_job_in_the_trainers_words(scene: Scene) -> None:
     assert "pvc://models/no" in status["message"]
 
 
-@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
+@pytest.mark.parametrize("propagation", ["Background", pytest.param("Foreground", marks=pytest.mark.sweep)])
 def test_a_job_deleted_while_it_runs_is_gone_at_once(scene: Scene, propagation: str) -> None:
     """Within 30 s, although its pods would have ten minutes to save: nobody wants what they would save."""
     name = f"deleted-{propagation.lower()}"

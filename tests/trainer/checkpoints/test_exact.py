@@ -70,24 +70,24 @@ def sharded(rank: int) -> None:
 
 # Not all combinations, but every method with every number of ranks, both kinds of parallelism, all kinds of data with
 # both ends, and each pair that could break by itself: quantised weights with packs, shards with a kill, one rank with
-# shards.
+# shards. Without --sweep: each method, each kind of data, both kinds of parallelism and both ends.
 @pytest.mark.parametrize(
     ("method", "data", "world", "parallelism", "end"),
     [
         ("lora", UNPACKED, 1, "ddp", stopped),
         ("qlora", PACKED, 1, "ddp", killed),
-        ("full", GROUPED, 1, "ddp", killed),
-        ("freeze", PACKED, 1, "ddp", stopped),
-        ("lora", PACKED, 2, "ddp", killed),
-        ("qlora", UNPACKED, 2, "ddp", stopped),
+        pytest.param("full", GROUPED, 1, "ddp", killed, marks=pytest.mark.sweep),
+        pytest.param("freeze", PACKED, 1, "ddp", stopped, marks=pytest.mark.sweep),
+        pytest.param("lora", PACKED, 2, "ddp", killed, marks=pytest.mark.sweep),
+        pytest.param("qlora", UNPACKED, 2, "ddp", stopped, marks=pytest.mark.sweep),
         ("full", UNPACKED, 2, "ddp", stopped),
         ("freeze", GROUPED, 2, "ddp", killed),
-        ("lora", UNPACKED, 4, "ddp", stopped),
+        pytest.param("lora", UNPACKED, 4, "ddp", stopped, marks=pytest.mark.sweep),
         ("full", PACKED, 2, "fsdp", killed),
-        ("lora", GROUPED, 2, "fsdp", stopped),
-        ("full", UNPACKED, 1, "fsdp", stopped),
+        pytest.param("lora", GROUPED, 2, "fsdp", stopped, marks=pytest.mark.sweep),
+        pytest.param("full", UNPACKED, 1, "fsdp", stopped, marks=pytest.mark.sweep),
         ("lora", IN_TOKENS, 2, "ddp", killed),
-        ("full", IN_TOKENS, 2, "fsdp", stopped),
+        pytest.param("full", IN_TOKENS, 2, "fsdp", stopped, marks=pytest.mark.sweep),
     ],
 )
 def test_on_the_same_ranks_everything_is_bit_equal(
@@ -151,9 +151,9 @@ def results(series: Series) -> dict[str, float]:
     ("data", "parallelism", "shapes"),
     [
         (UNPACKED, "ddp", [(2, 4), (1, 4), (2, 4)]),
-        (UNPACKED, "ddp", [(1, 8), (1, 4)]),
+        pytest.param(UNPACKED, "ddp", [(1, 8), (1, 4)], marks=pytest.mark.sweep),
         (PACKED, "ddp", [(1, 8), (2, 2), (1, 1)]),
-        (GROUPED, "ddp", [(2, 4), (1, 8), (2, 1)]),
+        pytest.param(GROUPED, "ddp", [(2, 4), (1, 8), (2, 1)], marks=pytest.mark.sweep),
         (UNPACKED, "fsdp", [(2, 4), (1, 4), (2, 2)]),
     ],
 )

@@ -31,19 +31,20 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
 
 
 # Each stage with an adapter and with all weights, on one rank and on two; those with a second model also in shares.
+# Without --sweep: each stage once.
 @pytest.mark.parametrize(
     ("stage", "method", "world", "parallelism", "end"),
     [
         ("pt", "full", 2, "ddp", killed),
-        ("rm", "full", 1, "ddp", killed),
+        pytest.param("rm", "full", 1, "ddp", killed, marks=pytest.mark.sweep),
         ("rm", "lora", 2, "ddp", stopped),
-        ("dpo", "lora", 1, "ddp", killed),
+        pytest.param("dpo", "lora", 1, "ddp", killed, marks=pytest.mark.sweep),
         ("dpo", "full", 2, "fsdp", stopped),
-        ("kto", "full", 1, "ddp", stopped),
+        pytest.param("kto", "full", 1, "ddp", stopped, marks=pytest.mark.sweep),
         ("kto", "lora", 2, "ddp", killed),
-        ("ppo", "lora", 1, "ddp", killed),
+        pytest.param("ppo", "lora", 1, "ddp", killed, marks=pytest.mark.sweep),
         ("ppo", "full", 2, "ddp", stopped),
-        ("ppo", "lora", 2, "fsdp", killed),
+        pytest.param("ppo", "lora", 2, "fsdp", killed, marks=pytest.mark.sweep),
     ],
 )
 def test_on_the_same_ranks_everything_is_bit_equal(
@@ -82,7 +83,15 @@ def test_on_the_same_ranks_everything_is_bit_equal(
     assert set(cut.events(Sharded)) == ({Sharded(True)} if parallelism == "fsdp" else set())
 
 
-@pytest.mark.parametrize("stage", [stage for stage in stages.STAGES if stage != "sft"])
+# Without --sweep: a stage with pairs, one with a reference, and one with rollouts.
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, marks=[pytest.mark.sweep] if stage in ("pt", "dpo") else [])
+        for stage in stages.STAGES
+        if stage != "sft"
+    ],
+)
 def test_other_ranks_and_micro_batches_train_on_the_remaining_rows(
     forge: Forge, roots: dict[float, Path], tmp_path: Path, stage: str
 ) -> None:

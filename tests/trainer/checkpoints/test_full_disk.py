@@ -101,7 +101,7 @@ def placed(series: Series) -> dict[int, str]:
 
 
 # Too little for the weights; for the optimizer's state, which is written after them.
-@pytest.mark.parametrize("room", [24 << 10, 160 << 10])
+@pytest.mark.parametrize("room", [24 << 10, pytest.param(160 << 10, marks=pytest.mark.sweep)])
 def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(
     forge: Forge, root: Path, tmp_path: Path, disk: Disk, expected: dict[str, bytes], room: int
 ) -> None:
@@ -129,8 +129,10 @@ READ_ONLY = "mount -o remount,bind,ro {workspace}"
     ("goes", "comes", "words", "log_every"),
     [
         (READ_ONLY, "mount -o remount,bind,rw {workspace}", "Read-only", 1),
-        (READ_ONLY, "mount -o remount,bind,rw {workspace}", "Read-only", STEPS),
-        ("umount -l {workspace}", "mount --bind {kept} {workspace}", "No such file", 1),
+        pytest.param(READ_ONLY, "mount -o remount,bind,rw {workspace}", "Read-only", STEPS, marks=pytest.mark.sweep),
+        pytest.param(
+            "umount -l {workspace}", "mount --bind {kept} {workspace}", "No such file", 1, marks=pytest.mark.sweep
+        ),
         ("mv {kept}/jobs {kept}/away", "rm -rf {kept}/jobs && mv {kept}/away {kept}/jobs", "No such file", STEPS),
     ],
     ids=["read-only log", "read-only checkpoints", "unmounted", "moved"],
