@@ -1,8 +1,8 @@
 """What every test of this tier gets: a real API server and controller manager, and the chart's objects on it.
 
-No kubelet, so no pod runs: a test plays the kubelet by writing pod status. One control plane serves a whole pytest run
-and is taken down at its end; FINETUNE_CONTROLPLANE=name keeps one of that name between runs, which saves seconds while
-one works. Every test has a namespace of its own.
+No kubelet, so no pod runs: a test plays the kubelet by writing pod status. One control plane serves the whole tier and
+is taken down at its end: even an idle one needs a tenth of a core. FINETUNE_CONTROLPLANE=name keeps one of that name
+between runs, which saves seconds while one works. Every test has a namespace of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(LIVES_SECONDS))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def control_plane() -> Iterator[Cluster]:
     """A control plane of our own making; tests must never meet another."""
     kept = os.environ.get("FINETUNE_CONTROLPLANE")
@@ -49,13 +49,13 @@ def control_plane() -> Iterator[Cluster]:
             plane.down()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def helm(control_plane: Cluster) -> Path:
     """The program."""
     return control_plane.bin / "helm"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def kube(control_plane: Cluster, helm: Path) -> Kube:
     """An administrator's client, once CRD, roles and policy of the chart are there and work."""
     admin = Kube(control_plane.kubeconfig)
@@ -78,7 +78,7 @@ def namespace(kube: Kube) -> Iterator[str]:
     kube.delete("Namespace", name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def example() -> Path:
     """The example of the README."""
     return EXAMPLE
@@ -91,7 +91,7 @@ def manifest(example: Path) -> dict[str, Any]:
     return loaded
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deployed(kube: Kube, helm: Path) -> dict[str, str]:
     """The environment that the chart gives the operator."""
     kubelet.register_node(kube)

@@ -1,6 +1,6 @@
 """What every test of this tier gets: the whole local Kubernetes, the built images and the installed chart.
 
-The tests start this cluster and remove it at their end. FINETUNE_E2E=name keeps the cluster of that name
+The tier starts this cluster and removes it at its end. FINETUNE_E2E=name keeps the cluster of that name
 between runs. Jobs train a model of two layers, so what takes time is starting pods.
 """
 
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(6 * POD_MINUTES))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shown(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
     """Minutes of set-up should not look like a hang: what is printed inside is seen at once."""
     capture: Any = request.config.pluginmanager.getplugin("capturemanager")
@@ -83,7 +83,7 @@ def shown(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager
     return uncaptured
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole_cluster(shown: Callable[[], AbstractContextManager[None]]) -> Iterator[Cluster]:
     """One node. A test must never meet a cluster that it did not make."""
     kept = os.environ.get("FINETUNE_E2E")
@@ -97,14 +97,14 @@ def whole_cluster(shown: Callable[[], AbstractContextManager[None]]) -> Iterator
             made.down()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trainer_image(whole_cluster: Cluster, shown: Callable[[], AbstractContextManager[None]]) -> str:
     """The trainer's image, on the cluster's registry."""
     with shown():
         return images.build_and_push("trainer", whole_cluster.state.name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def before_installation(whole_cluster: Cluster) -> set[str]:
     """What the cluster had before the chart was installed."""
     return installed(Kubectl(whole_cluster.env, demo.OPERATOR_NAMESPACE))
@@ -124,7 +124,7 @@ def installed(kubectl: Kubectl) -> set[str]:
     return names
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def operator(
     whole_cluster: Cluster,
     before_installation: set[str],
@@ -205,7 +205,7 @@ class Scene:
         return self.kube.list("Pod", self.namespace, labels)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scene(whole_cluster: Cluster, trainer_image: str, operator: str, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """Filled through a short-lived pod, as a user would."""
     del operator  # the CRD comes with it

@@ -1,0 +1,1 @@
+"""A whole local Kubernetes with nodes: images and chart as built, pods that run."""
