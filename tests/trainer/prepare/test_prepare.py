@@ -79,19 +79,21 @@ BROKEN = {
 }
 
 
-def test_seven_broken_rows_among_200000_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [20_000, pytest.param(200_000, marks=pytest.mark.sweep)])
+def test_seven_broken_rows_among_many_are_named(tmp_path: Path, count: int) -> None:
+    broken = {line * count // 200_000: row for line, row in BROKEN.items()}
     with (tmp_path / "rows.jsonl").open("w") as out:
-        out.writelines(BROKEN.get(line, GOOD) + "\n" for line in range(1, 200_001))
+        out.writelines(broken.get(line, GOOD) + "\n" for line in range(1, count + 1))
     made = plan(tiny.job(datasets=[rows("rows.jsonl")]), tmp_path, processes=2)
     with pytest.raises(InvalidData) as error:
         built(made, tmp_path / "entry")
     message = str(error.value)
-    assert message.startswith("7 of 200000 rows can't be used: rows.jsonl:1000: ")
-    assert all(f"rows.jsonl:{line}: " in message for line in BROKEN), message
+    assert message.startswith(f"7 of {count} rows can't be used: rows.jsonl:{min(broken)}: ")
+    assert all(f"rows.jsonl:{line}: " in message for line in broken), message
     assert len(message) <= 1024
     assert message.endswith("; all of them are in the list. To leave them out, set datasets.maxInvalidRows to 7")
     listed = (tmp_path / "reports" / build_data.INVALID_ROWS).read_text().splitlines()
-    assert [json.loads(line)["place"] for line in listed] == [f"rows.jsonl:{line}" for line in BROKEN]
+    assert [json.loads(line)["place"] for line in listed] == [f"rows.jsonl:{line}" for line in broken]
 
 
 def test_as_many_broken_rows_as_allowed_are_left_out(tmp_path: Path) -> None:
