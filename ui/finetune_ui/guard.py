@@ -1,4 +1,4 @@
-"""Routes for users alone: each handler gets the user of its request, and each failure becomes a page that says what to do.
+"""Routes for users alone: each handler gets the user of its request, and each failure becomes a page with advice.
 
 The application makes every route that shows or changes anything of a cluster here, so no handler can forget to ask.
 """
@@ -65,11 +65,21 @@ async def _answered(request: Request, work: Callable[[User], Awaitable[Response]
     try:
         user = state_of(request).sessions.user(request)
         if user is None:
-            return to_login(request)
+            return again(request) if from_elsewhere(request) else to_login(request)
         request.state.user = user
         return await work(user)
     except Problem as problem:
         return failed(request, problem)
+
+
+def from_elsewhere(request: Request) -> bool:
+    """Whether a link of another site led here. Browsers leave out our cookie then, as SameSite=Strict wants it."""
+    return request.method == "GET" and request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+
+
+def again(request: Request) -> Response:
+    """A page that loads the same address once more, as a step within our own site, so with the cookie."""
+    return render.page(request, "again.html")
 
 
 def to_login(request: Request) -> Response:

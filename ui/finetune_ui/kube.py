@@ -69,7 +69,7 @@ class Kube:
         oldest = time.monotonic() - IDLE_SECONDS
         found = None
         with self._lock:
-            kept = []
+            kept: list[tuple[float, str, Client]] = []
             for entry in reversed(self._idle):
                 if entry[0] < oldest or len(kept) >= KEPT:
                     entry[2].close()

@@ -39,7 +39,7 @@ class Query:
             phase=given.get("phase", "") if given.get("phase") in PHASES else "",
             stage=given.get("stage", "") if given.get("stage") in STAGES else "",
             sort=sort if sort.removeprefix("-") in SORTS else "-age",
-            page=int(page) if page.isascii() and page.isdecimal() and 0 < int(page[:6]) else 1,
+            page=int(page) if page.isascii() and page.isdecimal() and int(page[:6]) > 0 else 1,
         )
 
     def address(self, **changes: Any) -> str:
@@ -75,7 +75,7 @@ def select(every: Iterable[Object], query: Query) -> Selection:
     every = list(every)
     matching = [job for job in every if _matches(job, query)]
     key = SORTS[query.sort.removeprefix("-")]
-    matching.sort(key=lambda job: (job["metadata"]["name"]))
+    matching.sort(key=lambda job: job["metadata"]["name"])
     matching.sort(key=key, reverse=query.sort.startswith("-"))
     pages = max(1, -(-len(matching) // PAGE))
     page = min(query.page, pages)

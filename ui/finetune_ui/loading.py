@@ -20,7 +20,9 @@ def _python(job: Object, artifact: Object) -> str:
     labels = ", num_labels=1" if kind == SCORES else ""
     tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
     if artifact["kind"] == "model":
-        return f'from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained("{name}")\n{tokenizer}'
+        return (
+            f'from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained("{name}")\n{tokenizer}'
+        )
     if artifact.get("baseAdapter"):
         return f"# An earlier adapter lies below this adapter: {name}/README.md has the lines for both."
     base = artifact.get("base") or job["spec"]["model"].get("source") or "the base model"

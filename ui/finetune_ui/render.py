@@ -61,4 +61,3 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     response = HTMLResponse(content, status)
     state.sessions.remember(request, response)
     return response
-

@@ -40,9 +40,7 @@ class Reports:
     def find(self, user: User, job: Object) -> Fetch | None:
         """The report that this user asked for."""
         oldest = time.monotonic() - KEPT_SECONDS
-        self._fetches = {
-            key: each for key, each in self._fetches.items() if not each.over or each.began >= oldest
-        }
+        self._fetches = {key: each for key, each in self._fetches.items() if not each.over or each.began >= oldest}
         return self._fetches.get((user.key, job["metadata"]["uid"]))
 
     def start(self, user: User, job: Object) -> Fetch:

@@ -66,4 +66,3 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, dualstack_ipv6=family is socket.AF_INET6)
     except OSError as error:
         raise Problem(f"The page cannot listen on {host}, port {port}: {error.strerror}", Exit.FAILED) from error
-

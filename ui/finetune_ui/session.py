@@ -1,7 +1,7 @@
 """Who a request comes from: the token of a proxy's header, or that of an encrypted cookie.
 
 The page keeps no sessions. The cookie is the session, so a restart with the same key loses none, and nothing of a user
-stays behind. The token itself is never logged, never part of an address or a page, and known to others by its hash only.
+stays behind. The token is never logged, and never part of an address or a page. Other modules know it by its hash.
 """
 
 import hashlib

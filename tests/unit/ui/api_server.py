@@ -1,6 +1,6 @@
-"""A server on loopback that plays the API server for the page: FineTuneJobs with watches, pods with logs, events, rights.
+"""A server on loopback that plays the API server for the page: FineTuneJobs with watches, pods with logs, events.
 
-Each token may use the namespaces that `RIGHTS` lists; everything else is 403, as RBAC has it. Tests read what was asked.
+Each token may use the namespaces that `RIGHTS` lists. Everything else is 403, as RBAC has it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def pod(of: Object, rank: int = 0) -> Object:
             },
         },
         "spec": {},
-        "status": {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": {"terminated": {}}}]},
+        "status": {
+            "phase": "Running",
+            "containerStatuses": [{"name": "trainer", "state": {"terminated": {"exitCode": 0}}}],
+        },
     }
 
 
@@ -78,6 +81,7 @@ class ApiServer:
         self.changes: list[Object] = []
         """Bodies of patches and deletions."""
         self.watches: list[asyncio.Queue[Object]] = []
+        self.history: list[Object] = []
         self.closed = threading.Event()
         """A watch was closed by its client."""
         self.opened = threading.Event()
@@ -96,10 +100,14 @@ class ApiServer:
 
     def remove(self, namespace: str, name: str) -> None:
         """Delete a job."""
-        self._tell({"type": "DELETED", "object": self.jobs.pop((namespace, name))})
+        removed = self.jobs.pop((namespace, name))
+        self.version += 1
+        removed["metadata"]["resourceVersion"] = str(self.version)
+        self._tell({"type": "DELETED", "object": removed})
 
     def _tell(self, event: Object) -> None:
         text = json.loads(json.dumps(event))
+        self.history.append(text)
         for queue in self.watches:
             self.loop.call_soon_threadsafe(queue.put_nowait, text)
 
@@ -145,6 +153,10 @@ class ApiServer:
         response = web.StreamResponse()
         await response.prepare(request)
         queue: asyncio.Queue[Object] = asyncio.Queue()
+        since = int(request.query["resourceVersion"])
+        for event in self.history:
+            if int(event["object"]["metadata"]["resourceVersion"]) > since:
+                queue.put_nowait(event)
         self.watches.append(queue)
         self.closed.clear()
         self.opened.set()
@@ -190,16 +202,16 @@ class ApiServer:
                 return web.json_response(each)
         return _status(404, "no pod")
 
-    async def _log(self, request: web.Request) -> web.Response:
+    async def _log(self, _: web.Request) -> web.Response:
         return web.Response(text="".join(f"{TIME[:-1]}.{at:09}Z {line}\n" for at, line in enumerate(self.log)))
 
-    async def _events(self, request: web.Request) -> web.Response:
+    async def _events(self, _: web.Request) -> web.Response:
         return web.json_response({"items": self.events, "metadata": {}})
 
-    async def _nothing(self, request: web.Request) -> web.Response:
+    async def _nothing(self, _: web.Request) -> web.Response:
         return _status(404, "nothing")
 
-    async def _namespaces(self, request: web.Request) -> web.Response:
+    async def _namespaces(self, _: web.Request) -> web.Response:
         return _status(403, "namespaces is forbidden")
 
     async def _review(self, request: web.Request) -> web.Response:
@@ -209,7 +221,7 @@ class ApiServer:
         allowed = asked["namespace"] in RIGHTS.get(token, {"team-a"}) and (reads or token != READ_ONLY)
         return web.json_response({"status": {"allowed": allowed}})
 
-    async def _self(self, request: web.Request) -> web.Response:
+    async def _self(self, _: web.Request) -> web.Response:
         return web.json_response({"status": {"userInfo": {"username": "somebody"}}})
 
 

@@ -33,9 +33,7 @@ def draw(every: list[Object], name: str) -> dict[str, Any] | None:
         places[each] = x, y
         boxes.append(_box(each, found.get(each), x, y, each == name))
     lines = [
-        {"use": use, "path": _line(places[other], places[each])}
-        for each, uses in before.items()
-        for use, other in uses
+        {"use": use, "path": _line(places[other], places[each])} for each, uses in before.items() for use, other in uses
     ]
     width = (max(depths.values()) + 1) * (WIDTH + GAP_X) - GAP_X + 2
     return {"boxes": boxes, "lines": lines, "width": width, "height": max(rows.values()) * (HEIGHT + GAP_Y) + 2}

@@ -87,4 +87,3 @@ def _name(client: Client) -> str:
             return ""
         raise
     return str(((answer.get("status") or {}).get("userInfo") or {}).get("username") or "")
-

@@ -124,4 +124,3 @@ def _live_values(job: Object, rights: frozenset[str]) -> dict[str, Any]:
 def _history(job: Object) -> tuple[Any, ...]:
     status = jobs.status(job)
     return tuple(status.get(key) for key in HISTORY)
-

@@ -76,4 +76,3 @@ def _all(chosen: Selection, query: Query, namespace: str) -> str:
 
 def _rows(found: list[Object]) -> str:
     return render.fragment("rows_live.html", rows=[listing.row(job) for job in found]) if found else ""
-

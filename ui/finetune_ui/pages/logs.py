@@ -98,4 +98,3 @@ def _started(client: Client, name: str) -> list[Object]:
 
 def _label(pod: Object) -> str:
     return f"{pods.kind(pod)}-{pods.attempt(pod)}/{pods.rank(pod)}"
-
