@@ -1,4 +1,4 @@
-"""Nobody sees or changes what the API server does not let them, on any route. The routes are those of the application, so
+"""Nobody sees or changes what the API server does not let them, on any route. The application names the routes, so
 a new route is tested here without being named."""
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ async def job_act(request: Request, user: User, form: FormData) -> Response:
         raise HTTPException(404)
     what = await state_of(request).kube.call(user, namespace, _act, name, str(form.get("uid", "")), ACTIONS[verb])
     if is_part(request):
-        message = text("actions.done", name=name, what=what)
+        message = text("actions.done", name=name, what=what) if what else text("actions.deleted", name=name)
         return HTMLResponse(render.fragment("message.html", message=message, bad=False))
     return RedirectResponse(f"/ns/{namespace}/jobs" + ("" if verb == "delete" else f"/{name}"), 303)
 
