@@ -108,7 +108,7 @@ def build_and_push(target: str, name: str | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.images", description="Build our images.")
-    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], metavar="operator|trainer|ui", help="default: all")
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], metavar="TARGET", help="default: all")
     parser.add_argument("--push", metavar="CLUSTER", help="push them to the local cluster with that name")
     given = parser.parse_args(arguments)
     try:

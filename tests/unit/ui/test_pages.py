@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -150,6 +151,10 @@ def test_buttons_are_grey_when_they_make_no_sense(client: TestClient, api: ApiSe
     assert grey == {"suspend": " disabled", "retry": "", "stop": " disabled", "delete": ""}
 
 
+def shows(client: TestClient, where: str, words: str) -> bool:
+    return words in client.get(where).text
+
+
 def test_the_report_is_fetched_on_demand_and_shown_to_who_asked(
     client: TestClient, browser: Browser, page: Page, api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +172,7 @@ def test_the_report_is_fetched_on_demand_and_shown_to_who_asked(
         where = f"{LIST}/{name}/report"
         assert asked == [] or name == "broken"
         assert client.post(where, data={"csrf": csrf(client)}).headers["location"] == f"{LIST}/{name}#report"
-        until("the report is here", lambda where=where, words=words: words in client.get(where).text)
+        until("the report is here", partial(shows, client, where, words))
         assert words in client.get(f"{LIST}/{name}").text
         assert words not in browser("token-of-both").get(where).text
     assert asked == ["Bearer token-of-a"] * 2
@@ -204,9 +209,7 @@ def test_who_may_not_list_namespaces_types_theirs(client: TestClient) -> None:
     assert client.get("/go?namespace=../../evil").headers["location"] == "/?choose=1"
 
 
-def test_an_api_server_that_is_gone_is_named_as_the_cause(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_api_server_that_is_gone_is_named_as_the_cause(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_cli.cluster.client.TRIES", 1)
     nobody = replace(settings.server, server="http://127.0.0.1:1")
     client = TestClient(create(replace(settings, server=nobody, token_header="Authorization")))

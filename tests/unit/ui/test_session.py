@@ -31,7 +31,7 @@ def test_the_cookie_is_for_this_host_and_no_script(browser: Browser) -> None:
 
 
 def test_the_token_is_in_no_page_no_address_no_cookie_and_no_log(
-    browser: Browser, api: ApiServer, caplog: pytest.LogCaptureFixture
+    browser: Browser, settings: Settings, api: ApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     api.put(job("mine"))
@@ -43,13 +43,7 @@ def test_the_token_is_in_no_page_no_address_no_cookie_and_no_log(
         assert "token-of-a" not in answer.text
         assert "token-of-a" not in str(answer.headers)
     assert "token-of-a" not in caplog.text
-    assert "token-of-a" not in repr(Sessions(Settings(create_server(api))).of_token("token-of-a"))
-
-
-def create_server(api: ApiServer) -> object:
-    from finetune_cli.cluster.kubeconfig import Settings as Server
-
-    return Server(api.url, "default", "in-cluster")
+    assert "token-of-a" not in repr(Sessions(settings).of_token("token-of-a"))
 
 
 def test_a_wrong_token_is_refused_at_once(browser: Browser) -> None:
@@ -135,22 +129,6 @@ def test_the_header_of_a_proxy_logs_in(settings: Settings, api: ApiServer) -> No
     assert {token for token, _, _ in api.asked} == {"token-of-a"}
     assert client.get("/ns/team-a/jobs").status_code == 303
     assert "proxy" in client.get("/login").text
-    assert log_in_anyway(client) == 400
-
-
-def log_in_anyway(client: TestClient) -> int:
-    from finetune_ui.app import Page
-
-    page = client.app
-    assert isinstance(page, Page)
-    client.get("/login")
-    import hashlib
-    import hmac
-
-    sessions: Sessions = page.state.ui.sessions
-    nonce = client.cookies["__Host-finetune-form"]
-    token = hmac.new(sessions._secret, nonce.encode(), hashlib.sha256).hexdigest()
-    return client.post("/login", data={"csrf": token, "token": "token-of-a"}).status_code
 
 
 def test_a_laptops_address_works_once_and_leaves_the_address(settings: Settings, api: ApiServer) -> None:
