@@ -1,6 +1,6 @@
-# Two images from one file: `--target operator` (small, no torch) and `--target trainer`.
+# Three images from one file: `--target operator` and `--target ui` (small, no torch), and `--target trainer`.
 #
-# `make images` builds both with buildah; `docker build --target trainer .` works too. Layers that rarely change come first:
+# `make images` builds all with buildah; `docker build --target trainer .` works too. Layers that rarely change come first:
 # base, user, locked dependencies, our code.
 ARG BASE_IMAGE=debian:bookworm-slim
 ARG UV_VERSION=0.13.8
@@ -38,6 +38,30 @@ USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080
 ENTRYPOINT ["python", "-m", "finetune_operator"]
+
+# What browsers load is copied from the checkout, where `make assets` puts it: npm and its packages are no part of any image,
+# and a build needs no way to an npm registry.
+FROM base AS ui
+ARG UV_VERSION
+ARG UV_CACHE_DIR
+COPY requirements/install.sh requirements/ui.txt /opt/requirements/
+RUN --mount=type=cache,target=/var/cache/uv sh /opt/requirements/install.sh /opt/requirements/ui.txt
+COPY requirements/metadata.py requirements/sbom.py /opt/requirements/
+COPY crds/pyproject.toml /opt/crds/
+COPY cli/pyproject.toml /opt/cli/
+COPY ui/pyproject.toml ui/package-lock.json /opt/ui/
+COPY crds/finetune_api /opt/finetune/finetune_api
+COPY cli/finetune_cli /opt/finetune/finetune_cli
+COPY ui/finetune_ui /opt/finetune/finetune_ui
+RUN python -c "from finetune_ui.serve import check_assets; check_assets()" \
+    && python /opt/requirements/metadata.py /opt/finetune /opt/crds/pyproject.toml /opt/cli/pyproject.toml /opt/ui/pyproject.toml \
+    && python /opt/requirements/sbom.py finetune-ui /opt/requirements/ui.txt /usr/share/sbom/finetune-ui.cdx.json \
+        /opt/ui/package-lock.json \
+    && python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8080
+ENTRYPOINT ["python", "-m", "finetune_ui"]
 
 FROM base AS trainer
 # Triton compiles its link to the GPU's driver when it launches its first kernel, with the C compiler and Python's headers

@@ -7,7 +7,8 @@ UV := .tools/bin/uv
 PY := .venv/bin/python
 NODES ?= 1
 WORKERS ?= 3
-MEMBERS := crds operator trainer_image cli
+MEMBERS := crds operator trainer_image cli ui
+ASSETS := ui/finetune_ui/static/vendor
 
 include tests/cluster/cluster.mk
 
@@ -25,7 +26,7 @@ test: setup ## Run all tests, several tiers at once; fails if a tier cannot run 
 	$(PY) -m pytest -n $(WORKERS) --no-loadscope-reorder --durations=25 tests/e2e tests/controlplane tests/helm tests/trainer tests/unit
 
 ##@ While you work
-.PHONY: setup check static unit programs docs format generate lock images sbom audit chart audit-chart sweep gpu-check clean help
+.PHONY: setup check static unit programs docs format generate lock assets images sbom audit chart audit-chart sweep gpu-check clean help
 check: setup ## Lint, types, import contracts, drift of generated files, unit tests: under 100 seconds
 	$(MAKE) --no-print-directory -j2 static unit
 
@@ -54,12 +55,12 @@ docs: setup ## Build the documentation site into build/site. A broken link is an
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
 # What takes minutes the first time is not left to a test, which has a time limit. Tests report what could not be built.
-programs: setup
+programs: setup assets
 	-$(PYTHON3) -m tests.cluster build
 	-$(PYTHON3) -m tests.images
 	-$(PY) -m tests.s3.server
 
-images: ## Build both images (PUSH=local: and push them to the local cluster with that name)
+images: assets ## Build all images (PUSH=local: and push them to the local cluster with that name)
 	$(PYTHON3) -m tests.images $(if $(PUSH),--push $(PUSH))
 
 sbom: ## Write what each image contains into dist/, as CycloneDX JSON (it is in the images, too: /usr/share/sbom)
@@ -86,9 +87,9 @@ gpu-check: ## Measure speed and memory on a GPU in ten minutes (ARGS="--cpu", "-
 		else $(MAKE) --no-print-directory setup && $(PY) -m tests.bench.gpu_check $(ARGS); fi
 
 clean: cluster-down ## Stop the cluster and remove everything built in the checkout
-	rm -rf .venv .tools build dist .cluster
+	rm -rf .venv .tools build dist .cluster ui/node_modules $(ASSETS)
 
-setup: .venv/.complete ## Make .venv with the four packages and the tools, as locked
+setup: .venv/.complete $(ASSETS)/.complete ## Make .venv with the five packages and the tools, and fetch what browsers load, as locked
 
 .tools/.uv-$(UV_VERSION):
 	@$(PYTHON3) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; } \
@@ -102,11 +103,24 @@ setup: .venv/.complete ## Make .venv with the four packages and the tools, as lo
 	$(UV) pip install --quiet --no-deps --python .venv $(MEMBERS:%=-e %)
 	touch $@
 
-LOCK := $(UV) pip compile --quiet --overrides requirements/overrides.txt --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-package finetune-api
-lock: .tools/.uv-$(UV_VERSION) ## Resolve the three lock files again (UPGRADE=1: to the newest allowed versions)
+# npm reads where packages come from in the settings of the machine. The lock has a hash of each, and no address.
+assets: $(ASSETS)/.complete ## Fetch what browsers load into the web page's package, as locked
+
+$(ASSETS)/.complete: ui/package.json ui/package-lock.json
+	@command -v npm >/dev/null || { apt-get update -qq && apt-get install -y -qq npm; } \
+		|| { echo "npm is missing. Install it and try again" >&2; exit 1; }
+	cd ui && npm ci --ignore-scripts --no-audit --no-fund --silent
+	mkdir -p $(ASSETS)
+	cd ui/node_modules && cp htmx.org/dist/htmx.min.js htmx-ext-sse/dist/sse.min.js uplot/dist/uPlot.iife.min.js uplot/dist/uPlot.min.css \
+		$(CURDIR)/$(ASSETS)/
+	touch $@
+
+LOCK := $(UV) pip compile --quiet --overrides requirements/overrides.txt --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-package finetune-api --no-emit-package finetune-cli
+lock: .tools/.uv-$(UV_VERSION) ## Resolve the four lock files again (UPGRADE=1: to the newest allowed versions)
 	$(LOCK) $(if $(UPGRADE),--upgrade) -o requirements/dev.txt requirements/dev.in $(MEMBERS:%=%/pyproject.toml)
 	$(LOCK) -c requirements/dev.txt -o requirements/operator.txt operator/pyproject.toml crds/pyproject.toml
 	$(LOCK) -c requirements/dev.txt -o requirements/trainer.txt trainer_image/pyproject.toml crds/pyproject.toml
+	$(LOCK) -c requirements/dev.txt -o requirements/ui.txt ui/pyproject.toml cli/pyproject.toml crds/pyproject.toml
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,4 +1,4 @@
-"""Lists what an image contains, as CycloneDX JSON: ``python sbom.py NAME LOCK OUT``, inside an image build.
+"""Lists what an image contains, as CycloneDX JSON: ``python sbom.py NAME LOCK OUT [NPM_LOCK]``, inside an image build.
 
 Python packages as they are installed, with their licenses; Debian packages by dpkg's own list. The same image gives the
 same file, byte for byte: it has no time and no random number. Needs the standard library alone.
@@ -69,6 +69,27 @@ def debian_packages(text: str, release: str) -> list[Component]:
     return sorted(components, key=lambda component: (component["name"], component["bom-ref"]))
 
 
+def npm_packages(lock: Path) -> list[Component]:
+    """The packages of a package-lock.json, with their licenses."""
+    components = []
+    for path, entry in json.loads(lock.read_text(encoding="utf-8"))["packages"].items():
+        if not path:  # the root names what it needs
+            continue
+        name = path.removeprefix("node_modules/")
+        url = f"pkg:npm/{quote(name, safe='/')}@{entry['version']}"
+        component: Component = {
+            "type": "library",
+            "bom-ref": url,
+            "name": name,
+            "version": entry["version"],
+            "purl": url,
+        }
+        if license := entry.get("license"):
+            component["licenses"] = [{"expression": license}]
+        components.append(component)
+    return components
+
+
 def bill(name: str, lock: bytes, components: list[Component]) -> dict[str, Any]:
     """The whole document."""
     version = next((part["version"] for part in components if part["name"] == name), "0")
@@ -90,13 +111,14 @@ def bill(name: str, lock: bytes, components: list[Component]) -> dict[str, Any]:
     }
 
 
-def main(name: str, lock: Path, out: Path) -> None:
+def main(name: str, lock: Path, out: Path, npm_lock: Path | None = None) -> None:
     release = dict(line.partition("=")[::2] for line in RELEASE.read_text().splitlines())
     distribution = f"{release['ID']}-{release['VERSION_ID']}".replace('"', "")
     components = [*python_packages(), *debian_packages(DPKG.read_text(encoding="utf-8"), distribution)]
+    components += npm_packages(npm_lock) if npm_lock else []
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(bill(name, lock.read_bytes(), components), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""Build our two images with buildah: `python3 -m tests.images [--push CLUSTER] [operator] [trainer]`.
+"""Build our images with buildah: `python3 -m tests.images [--push CLUSTER] [operator] [trainer] [ui]`.
 
 Called by `make images`, the demo and the e2e tier. The tag of an image is the digest of everything that goes into it.
 So an unchanged tree builds nothing, and a pod cannot run older code than the checkout. Needs only root, Debian and
@@ -22,6 +22,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 TARGETS = {
     "operator": ("operator/finetune_operator", "operator/pyproject.toml", "requirements/operator.txt"),
     "trainer": ("trainer_image/finetune_trainer", "trainer_image/pyproject.toml", "requirements/trainer.txt"),
+    "ui": (
+        "ui/finetune_ui",
+        "ui/pyproject.toml",
+        "ui/package-lock.json",
+        "cli/finetune_cli",
+        "cli/pyproject.toml",
+        "requirements/ui.txt",
+    ),
 }
 SHARED = (
     "Dockerfile",
@@ -99,8 +107,8 @@ def build_and_push(target: str, name: str | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.images", description="Build our two images.")
-    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], metavar="operator|trainer", help="default: both")
+    parser = argparse.ArgumentParser(prog="python3 -m tests.images", description="Build our images.")
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], metavar="TARGET", help="default: all")
     parser.add_argument("--push", metavar="CLUSTER", help="push them to the local cluster with that name")
     given = parser.parse_args(arguments)
     try:

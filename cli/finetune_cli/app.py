@@ -1,16 +1,16 @@
 """The commands that ask the API server. `finetune_cli.file_commands` has those that start from a file, and
-`finetune_cli.workspace_commands` those that read the workspace of a job."""
+`finetune_cli.workspace_commands` those that read the workspace of a job, `finetune_cli.page_command` the page."""
 
 from typing import Annotated, Any
 
 import typer
 
-from finetune_cli import file_commands, workspace_commands
+from finetune_cli import file_commands, page_command, workspace_commands
 from finetune_cli.options import Context, Everywhere, Namespace, Output, Selector, Timeout
 from finetune_cli.problem import Exit, Problem
 from finetune_cli.program import AnyName, Name, Names, Setting, app, client_of
 
-__all__ = ["app", "file_commands", "workspace_commands"]
+__all__ = ["app", "file_commands", "page_command", "workspace_commands"]
 
 
 @app.command("list")

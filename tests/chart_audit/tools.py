@@ -20,6 +20,8 @@ DIGEST = "sha256:" + "0" * 64
 EVERYTHING = {
     "image.digest": DIGEST,
     "trainer.image.digest": DIGEST,
+    "ui.enabled": "true",
+    "ui.image.digest": DIGEST,
     "networkPolicy.enabled": "true",
     "networkPolicy.training.namespaces": "{team-a}",
 }

@@ -119,6 +119,7 @@ TYPES |= {
         text(r"^(https?://[^\s@]+)?$"), ["http://proxy.example:3128"], ["proxy.example", "http://me:secret@proxy", 7]
     ),
     "hosts": Type(each(text(r"^[^\s,]+$")), [[".corp.example", "10.0.0.0/8"]], ["a", ["a,b"], ["a b"], [7]]),
+    "header": Type(text(r"^[A-Za-z0-9-]*$", maxLength=64), ["X-Forwarded-Access-Token"], ["a b", "a:b", "ü", 7]),
     "key of a ConfigMap": Type(text(r"^[-._a-zA-Z0-9]+$", maxLength=253), ["bundle.pem"], ["", "a/b", 7]),
     # The policy has them in its CEL: quotes and backslashes would end its strings.
     "beginnings of texts": Type(

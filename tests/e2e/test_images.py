@@ -25,7 +25,7 @@ USER = "10001:10001"
 
 @pytest.fixture(scope="module", params=list(images.TARGETS))
 def image(request: pytest.FixtureRequest) -> str:
-    """Each of the two."""
+    """Each of them."""
     return images.build(request.param)
 
 
@@ -42,6 +42,11 @@ def _container(image: str) -> Iterator[tuple[str, Path]]:
         yield name, Path(_buildah("mount", name))
     finally:
         _buildah("rm", name)
+
+
+def _name(image: str) -> str:
+    """The name of our package in it, such as finetune-ui."""
+    return image.rpartition("/")[2].partition(":")[0]
 
 
 def _config(image: str) -> dict[str, Any]:
@@ -79,19 +84,20 @@ def test_only_the_trainer_has_torch(image: str) -> None:
     with _container(image) as (name, _):
         has = "import importlib.util as u; print([m for m in ('torch', 'kopf', 'uv') if u.find_spec(m)])"
         found = _buildah("run", "--isolation=chroot", name, "--", "python", "-c", has)
-    assert found == ("['kopf']" if "operator" in image else "['torch']")
+    assert (
+        found == {"finetune-operator": "['kopf']", "finetune-trainer": "['torch']", "finetune-ui": "[]"}[_name(image)]
+    )
 
 
 def test_its_packages_know_their_version(image: str) -> None:
-    package = "finetune-operator" if "operator" in image else "finetune-trainer"
-    ask = f"from importlib.metadata import version as v; print(v('{package}'), v('finetune-api'))"
+    ask = f"from importlib.metadata import version as v; print(v('{_name(image)}'), v('finetune-api'))"
     with _container(image) as (name, _):
         assert _buildah("run", "--isolation=chroot", name, "--", "python", "-c", ask) == "0.1.0 0.1.0"
 
 
 def test_it_lists_what_it_contains(image: str) -> None:
     """Every Python package and every Debian package, by the names that advisories use."""
-    name = "finetune-operator" if "operator" in image else "finetune-trainer"
+    name = _name(image)
     ask = "from importlib.metadata import distributions as d; print(*{x.metadata['Name'].lower() for x in d()})"
     with _container(image) as (container, root):
         bill = json.loads((root / "usr" / "share" / "sbom" / f"{name}.cdx.json").read_text())
@@ -102,6 +108,20 @@ def test_it_lists_what_it_contains(image: str) -> None:
     assert {word.replace(".", "-").replace("_", "-") for word in python} <= listed
     assert debian <= listed
     assert {name, "finetune-api"} <= listed
+
+
+def test_the_page_image_has_what_browsers_load_and_lists_it() -> None:
+    with _container(images.build("ui")) as (_, root):
+        vendor = root / "opt" / "finetune" / "finetune_ui" / "static" / "vendor"
+        bill = json.loads((root / "usr" / "share" / "sbom" / "finetune-ui.cdx.json").read_text())
+        assert {file.name for file in vendor.iterdir()} >= {
+            "htmx.min.js",
+            "sse.min.js",
+            "uPlot.iife.min.js",
+            "uPlot.min.css",
+        }
+        assert not list(root.glob("opt/**/node_modules"))
+    assert {"htmx.org", "htmx-ext-sse", "uplot"} <= {part["name"] for part in bill["components"]}
 
 
 def test_the_operator_image_is_small() -> None:

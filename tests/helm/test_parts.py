@@ -90,6 +90,34 @@ def test_all_pods_are_restricted_and_have_read_only_roots(objects: Objects) -> N
             assert security["readOnlyRootFilesystem"] is True
 
 
+def test_the_page_has_no_rights_and_no_token(objects: Objects) -> None:
+    made = objects({"ui.enabled": True})
+    name = f"{RELEASE}-ui"
+    bound = [
+        subject["name"]
+        for manifest in made
+        if manifest["kind"] in ("RoleBinding", "ClusterRoleBinding")
+        for subject in manifest["subjects"]
+    ]
+    assert name not in bound
+    assert pick(made, "ServiceAccount", "-ui")["automountServiceAccountToken"] is False
+    pod = at(pick(made, "Deployment", "-ui"), "spec template spec")
+    assert pod["serviceAccountName"] == name
+    assert pod["automountServiceAccountToken"] is False
+    assert not any("projected" in volume for volume in pod["volumes"])
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    [container] = pod["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_the_page_is_found_by_no_selector_of_the_operator(objects: Objects) -> None:
+    made = objects({"ui.enabled": True, "commonLabels": {"app.kubernetes.io/name": "finetune-operator"}})
+    labels = at(pick(made, "Deployment", "-ui"), "spec template metadata labels")
+    assert labels["app.kubernetes.io/name"] == "finetune-operator-ui"
+    assert "finetune-operator.io/leader-election" not in labels
+
+
 def test_two_operators_spread_over_nodes_and_zones_and_one_does_not(objects: Objects) -> None:
     spread = at(pick(objects(), "Deployment"), "spec template spec topologySpreadConstraints")
     assert [entry["topologyKey"] for entry in spread] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]

@@ -17,6 +17,7 @@ SHOWN_WITH: dict[str, dict[str, Any]] = {
     "podDisruptionBudget.minAvailable": {"replicas": 3},
     "argocd.namespace": {"argocd.enabled": True},
     "trainer.caBundle.key": {"trainer.caBundle.configMap": "corporate"},
+    "ui.allowFrom": {"networkPolicy.enabled": True},
 }
 """Values that are seen only together with others, besides those of a section that is not enabled."""
 
@@ -24,6 +25,7 @@ DIGEST = "sha256:" + "a" * 64
 POD = "spec template spec"
 ENV = f"{POD} containers operator env"
 LABELS = {"app.kubernetes.io/name": "finetune-operator", "app.kubernetes.io/instance": RELEASE}
+PAGE_LABELS = {"app.kubernetes.io/name": "finetune-operator-ui", "app.kubernetes.io/instance": RELEASE}
 SPREAD = {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
 AFFINITY = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}}
 PEER = {"namespaceSelector": {"matchLabels": {"team": "metrics"}}}
@@ -33,6 +35,7 @@ TRAINING = {"networkPolicy.training.namespaces": ["team"]}
 MONITOR = {"metrics.podMonitor.enabled": True}
 ALERTS = {"alerts.enabled": True}
 DASHBOARDS = {"dashboards.enabled": True}
+PAGE = {"ui.enabled": True}
 OPERATOR_POLICY = {"networkPolicy.enabled": True}
 
 Case = tuple[dict[str, Any], str, str, Any]
@@ -158,6 +161,38 @@ CASES: list[Case] = [
         [{"ipBlock": {"cidr": "10.0.0.1/32"}}],
     ),
     ({**TRAINING, "networkPolicy.training.egress": [RULE]}, "NetworkPolicy -training", "spec egress 3", RULE),
+    (PAGE, "Service -ui", "spec selector", PAGE_LABELS),
+    (PAGE, "Deployment -ui", f"{POD} containers ui image", "finetune-ui:0.1.0"),
+    (PAGE, "Deployment -ui", f"{POD} volumes ca configMap name", "kube-root-ca.crt"),
+    ({**PAGE, "ui.image.digest": DIGEST}, "Deployment -ui", f"{POD} containers ui image", f"finetune-ui@{DIGEST}"),
+    ({**PAGE, "ui.image.pullPolicy": "Always"}, "Deployment -ui", f"{POD} containers ui imagePullPolicy", "Always"),
+    (
+        {**PAGE, "ui.tokenHeader": "Authorization"},
+        "Deployment -ui",
+        f"{POD} containers ui env FINETUNE_UI_TOKEN_HEADER value",
+        "Authorization",
+    ),
+    (
+        {**PAGE, "ui.namespaces": ["a", "b"]},
+        "Deployment -ui",
+        f"{POD} containers ui env FINETUNE_UI_NAMESPACES value",
+        "a,b",
+    ),
+    (
+        {**PAGE, "watchNamespaces": ["c"]},
+        "Deployment -ui",
+        f"{POD} containers ui env FINETUNE_UI_NAMESPACES value",
+        "c",
+    ),
+    ({**PAGE, "ui.cookieKeySecret": "keys"}, "Deployment -ui", f"{POD} volumes cookie secret secretName", "keys"),
+    (
+        {**PAGE, "ui.cookieKeySecret": "keys"},
+        "Deployment -ui",
+        f"{POD} containers ui env FINETUNE_UI_COOKIE_KEY_FILE value",
+        "/etc/finetune-ui/cookie/key",
+    ),
+    ({**PAGE, **OPERATOR_POLICY, "ui.allowFrom": [PEER]}, "NetworkPolicy -ui", "spec ingress 0 from", [PEER]),
+    ({**PAGE, **OPERATOR_POLICY}, "NetworkPolicy -ui", "spec podSelector matchLabels", PAGE_LABELS),
     ({"tests.namespace": "team"}, "Pod -test-job", "metadata namespace", "team"),
     ({"tests.namespace": "team"}, "Role -test", "metadata namespace", "team"),
     ({"tests.namespace": "team"}, "RoleBinding -test", "subjects 0 namespace", "team"),

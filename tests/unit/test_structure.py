@@ -17,6 +17,7 @@ PACKAGES = {
     "finetune_operator": CHECKOUT / "operator",
     "finetune_trainer": CHECKOUT / "trainer_image",
     "finetune_cli": CHECKOUT / "cli",
+    "finetune_ui": CHECKOUT / "ui",
 }
 PRODUCT_MODULE_LINES, TEST_MODULE_LINES, FUNCTION_LINES = 350, 500, 70
 

@@ -81,11 +81,24 @@ def test_every_go_module_has_its_sum(module: Path) -> None:
         assert f"{wanted}/go.mod" in known, f"{wanted} has no sum"
 
 
+def test_what_browsers_load_is_pinned_and_has_hashes() -> None:
+    """And no address: npm's settings on the machine say where packages come from."""
+    lock = json.loads((CHECKOUT / "ui" / "package-lock.json").read_text())
+    wanted = json.loads((CHECKOUT / "ui" / "package.json").read_text())["dependencies"]
+    packages = {path.removeprefix("node_modules/"): entry for path, entry in lock["packages"].items() if path}
+    assert {name: entry["version"] for name, entry in packages.items()} == wanted
+    for entry in packages.values():
+        assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", entry["integrity"])
+        assert "resolved" not in entry
+    assert "://" not in json.dumps(lock)
+
+
 def test_no_package_server_is_named() -> None:
     """Machines have their own mirrors: the clients' settings say where packages come from."""
     names = ["pypi" + r"\.org", "python" + "hosted", "proxy" + r"\.golang", "npm" + r"js\.(org|com)"]
     servers = re.compile("|".join(names))
     files = [*LOCKS, *MODULES, CHECKOUT / "Makefile", CHECKOUT / "Dockerfile", *CHECKOUT.glob("requirements/*")]
+    files += [*CHECKOUT.glob("ui/*.json")]
     files += [*CHECKOUT.glob("*/pyproject.toml"), *CHECKOUT.glob("tests/**/*.py")]
     assert [str(file) for file in files if servers.search(file.read_text())] == []
 
@@ -116,6 +129,15 @@ def test_a_bill_of_materials_names_every_package_as_advisories_do(sbom: ModuleTy
     references = [part["bom-ref"] for part in bill["components"]]
     assert len(set(references)) == len(references)
     assert bill["dependencies"] == [{"ref": bill["metadata"]["component"]["bom-ref"], "dependsOn": references}]
+
+
+def test_a_bill_names_what_browsers_load(sbom: ModuleType) -> None:
+    found = sbom.npm_packages(CHECKOUT / "ui" / "package-lock.json")
+    assert {part["purl"].rpartition("@")[0] for part in found} == {
+        "pkg:npm/htmx.org",
+        "pkg:npm/htmx-ext-sse",
+        "pkg:npm/uplot",
+    }
 
 
 def test_the_same_image_has_the_same_bill(sbom: ModuleType) -> None:

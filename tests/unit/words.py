@@ -31,6 +31,8 @@ SCOPES = [
     "examples/**/*.py",
     "examples/**/*.yaml",
     "operator/finetune_operator/**/*.py",
+    "ui/finetune_ui/**/*.py",
+    "ui/finetune_ui/texts/*.yaml",
     "tests/*.py",
     "tests/bench/*.py",
     "tests/chart_audit/*.py",

@@ -123,6 +123,21 @@ capabilities:
       protocol: TCP
 {{- end -}}
 
+{{/* The web page's objects. Their labels are others than those of the operator, whose selectors must not find them. */}}
+{{- define "finetune-operator.uiName" -}}
+{{- include "finetune-operator.fullname" . | trunc 60 | trimSuffix "-" -}}-ui
+{{- end -}}
+
+{{- define "finetune-operator.uiSelectorLabels" -}}
+app.kubernetes.io/name: finetune-operator-ui
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "finetune-operator.uiLabels" -}}
+{{- $own := include "finetune-operator.uiSelectorLabels" . | fromYaml -}}
+{{- toYaml (merge $own (include "finetune-operator.labels" . | fromYaml)) -}}
+{{- end -}}
+
 {{/* Objects of `helm test`. Names of pods have at most 63 characters. */}}
 {{- define "finetune-operator.testName" -}}
 {{- include "finetune-operator.fullname" . | trunc 50 | trimSuffix "-" -}}-test

@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,6 +20,7 @@ from finetune_cli.cluster.connection import CONNECT_SECONDS, connect, path_prefi
 from finetune_cli.cluster.credentials import Credentials
 from finetune_cli.cluster.errors import ApiError, denied, unreachable
 from finetune_cli.cluster.kubeconfig import Settings, load
+from finetune_cli.problem import Exit, Problem
 
 TRIES = 5
 READ_SECONDS = 30.0
@@ -41,6 +43,8 @@ class Client:
         self._credentials = credentials or Credentials(settings)
         self._tls: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
+        self._streams: set[http.client.HTTPConnection] = set()
+        self._interrupted = False
 
     def another(self) -> "Client":
         """A client of the same user for another thread: a connection serves one thread."""
@@ -115,14 +119,25 @@ class Client:
         line that is too long to hold. Raises ApiError if the server refuses, OSError or HTTPException if the connection
         breaks before the end of the answer."""
         connection = connect(self.settings, self._trust(), timeout)
+        self._streams.add(connection)
         try:
+            self._may_continue()
             connection.request("GET", self._url(path, query), headers=self._headers(None))
             response = connection.getresponse()
+            self._may_continue()
             if response.status >= 300:
                 raise denied("GET", path, response.status, response.read(), self.settings)
             yield from _lines(response)
         finally:
+            self._streams.discard(connection)
             connection.close()
+
+    def interrupt(self) -> None:
+        """End the streams that other threads read: their reads end or fail, and every later call raises Problem."""
+        self._interrupted = True
+        for connection in tuple(self._streams):
+            with suppress(OSError, AttributeError):  # it is not connected yet, or not any more
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     def dial(self, path: str, **query: Any) -> tuple[socket.socket, str, dict[str, str]]:
         """A connection for another protocol than HTTP: its socket, the target of the request and its headers. Raises
@@ -145,6 +160,7 @@ class Client:
     def _once(
         self, method: str, path: str, data: bytes | None, kind: str, query: Object
     ) -> tuple[http.client.HTTPResponse, bytes]:
+        self._may_continue()
         if method == "POST":
             self.close()  # a server may have closed a connection that was idle, and a POST is not sent twice
         if self._connection is None:
@@ -159,6 +175,10 @@ class Client:
         if response.will_close:
             self.close()
         return response, text
+
+    def _may_continue(self) -> None:
+        if self._interrupted:
+            raise Problem("The call was interrupted.", Exit.INTERRUPTED)
 
     def _trust(self) -> ssl.SSLContext:
         if self._tls is None:

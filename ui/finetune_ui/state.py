@@ -1,0 +1,30 @@
+"""What all requests share. Nothing of it belongs to a user, but for calls that are under way."""
+
+import importlib.util
+from dataclasses import dataclass, field
+
+from finetune_ui.kube import Kube
+from finetune_ui.reports import Reports
+from finetune_ui.rights import Rights
+from finetune_ui.session import Sessions
+from finetune_ui.settings import Settings
+from finetune_ui.watch import Hub
+
+
+@dataclass
+class State:
+    """The parts of the running page."""
+
+    settings: Settings
+    sessions: Sessions
+    kube: Kube = field(default_factory=Kube)
+    hub: Hub = field(default_factory=Hub)
+    rights: Rights = field(default_factory=Rights)
+    reports: Reports = field(default_factory=Reports)
+    has_form: bool = importlib.util.find_spec("finetune_ui.form") is not None
+
+    def close(self) -> None:
+        """End what runs."""
+        self.hub.close()
+        self.reports.close()
+        self.kube.close()
