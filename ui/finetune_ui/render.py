@@ -55,7 +55,6 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
         "user": user,
         "namespace": request.path_params.get("namespace", ""),
         "can_log_out": user is not None and not state.settings.token_header,
-        "has_form": state.has_form,
     }
     content = fragment(template, **{**common, **values})
     response = HTMLResponse(content, status)

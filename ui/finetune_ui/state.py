@@ -1,6 +1,5 @@
 """What all requests share. Nothing of it belongs to a user, but for calls that are under way."""
 
-import importlib.util
 from dataclasses import dataclass, field
 
 from finetune_ui.kube import Kube
@@ -21,7 +20,6 @@ class State:
     hub: Hub = field(default_factory=Hub)
     rights: Rights = field(default_factory=Rights)
     reports: Reports = field(default_factory=Reports)
-    has_form: bool = importlib.util.find_spec("finetune_ui.form") is not None
 
     def close(self) -> None:
         """End what runs."""

@@ -114,6 +114,7 @@ class ApiServer:
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._who])
         app.router.add_get(JOBS, self._list)
+        app.router.add_post(JOBS, self._create)
         app.router.add_get(JOBS + "/{name}", self._get)
         app.router.add_patch(JOBS + "/{name}", self._patch)
         app.router.add_delete(JOBS + "/{name}", self._delete)
@@ -137,7 +138,8 @@ class ApiServer:
         allowed = RIGHTS.get(token, {"team-a"})
         if namespace is not None and namespace not in allowed:
             return _status(403, f"user of {token[:5]} cannot use namespace {namespace}")
-        if token == READ_ONLY and request.method in ("PATCH", "DELETE"):
+        creates = request.method == "POST" and request.path.endswith("/finetunejobs")
+        if token == READ_ONLY and (creates or request.method in ("PATCH", "DELETE")):
             return _status(403, "you only read")
         response: web.StreamResponse = await handler(request)
         return response
@@ -174,6 +176,13 @@ class ApiServer:
         if found is None:
             return _status(404, "not found", {"name": request.match_info["name"]})
         return web.json_response(found)
+
+    async def _create(self, request: web.Request) -> web.Response:
+        created = await request.json()
+        self.changes.append(created)
+        if request.query.get("dryRun") != "All":
+            self.put(created)
+        return web.json_response(created, status=201)
 
     async def _patch(self, request: web.Request) -> web.Response:
         found = self.jobs[request.match_info["namespace"], request.match_info["name"]]
