@@ -179,6 +179,7 @@ class ApiServer:
 
     async def _create(self, request: web.Request) -> web.Response:
         created = await request.json()
+        created["metadata"] |= {"creationTimestamp": TIME, "uid": f"uid-{created['metadata']['name']}"}
         self.changes.append(created)
         if request.query.get("dryRun") != "All":
             self.put(created)

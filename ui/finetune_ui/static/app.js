@@ -54,6 +54,7 @@
       const plot = new uPlot(options(chart, figure.clientWidth - 18, source.dataset.step), chart.data, figure);
       plots.set(chart.id, { plot, figure, shape, first: chart.data[0][0], last: chart.data[0].at(-1) });
     }
+    grow(); // a second figure makes the first narrower
   }
 
   function again() {
@@ -88,8 +89,10 @@
     }
   }
 
-  document.addEventListener("htmx:oobAfterSwap", (event) => { if (event.detail.target.id === "curve-data") draw(); });
-  document.addEventListener("htmx:afterSwap", (event) => { if (event.detail.target.id === "log") tail(event.detail.target); });
+  // Events of streams have no detail.target.
+  const swapped = (event) => event.detail.target ?? event.target;
+  document.addEventListener("htmx:oobAfterSwap", (event) => { if (swapped(event).id === "curve-data") draw(); });
+  document.addEventListener("htmx:afterSwap", (event) => { if (swapped(event).id === "log") tail(swapped(event)); });
   addEventListener("resize", grow);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   setInterval(ages, 10000);

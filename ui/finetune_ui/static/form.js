@@ -11,7 +11,7 @@ document.addEventListener("click", (event) => {
 
 document.addEventListener("htmx:afterSwap", () => {
   const path = pressed.startsWith("add:") ? pressed.slice(4) : pressed.replace(/^remove:/, "").replace(/\[\d+\]$/, "");
-  const list = path && document.getElementById(path);
+  const list = path ? document.getElementById(path) : null;
   const rows = list ? list.querySelectorAll(":scope > fieldset") : [];
   const added = pressed.startsWith("add:") && rows.length ? rows[rows.length - 1].querySelector("input, select, textarea") : list;
   pressed = "";
