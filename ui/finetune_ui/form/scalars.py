@@ -20,7 +20,8 @@ def shown(field: Field, value: Any) -> str | None:
         case "flag":
             return str(value).lower() if isinstance(value, bool) else None
         case "choice":
-            return str(value) if any(_same(value, choice) for choice in field.choices) else None
+            # The entry without a text means unset, also if the schema has an empty choice.
+            return str(value) if value != "" and any(_same(value, choice) for choice in field.choices) else None
         case "integer":
             return whole(value)
         case "number":

@@ -168,7 +168,9 @@ def _node(field: Field, path: str, facts: _Facts) -> Node:
         return replace(node, kind="choice", options=_options(path, value, facts.suggested["namespaces"], texts.CHOOSE))
     match field.kind:
         case "flag" | "choice":
-            choices = ("true", "false") if field.kind == "flag" else [str(choice) for choice in field.choices]
+            choices = (
+                ("true", "false") if field.kind == "flag" else [str(choice) for choice in field.choices if choice != ""]
+            )
             unset = texts.DEFAULT.format(node.placeholder) if node.placeholder else texts.UNSET
             unset = texts.CHOOSE if field.required else unset
             return replace(node, options=_options(path, value, choices, unset))
