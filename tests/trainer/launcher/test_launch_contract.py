@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,25 @@ def api(tmp_path: Path) -> Iterator[FakeApi]:
 
 
 DONE: list[Any] = ["done", {"train_loss": "0.5"}]
+swept = partial(pytest.param, marks=pytest.mark.sweep)
+"""Ends that the launcher reports as it reports the others here."""
 
 
 @pytest.mark.parametrize(
     ("scene", "code", "reason", "message"),
     [
         (DONE, 0, "Completed", ""),
-        (["fail", "InvalidSpec", "rank 9 given"], 64, "InvalidSpec", "rank 9 given"),
+        swept(["fail", "InvalidSpec", "rank 9 given"], 64, "InvalidSpec", "rank 9 given"),
         (["fail", "InvalidData", "rows.jsonl:7"], 65, "InvalidData", "rows.jsonl:7"),
-        (["fail", "NotFound", "no model"], 66, "NotFound", "no model"),
-        (["fail", "SourceUnreachable", "hub"], 69, "SourceUnreachable", "hub"),
+        swept(["fail", "NotFound", "no model"], 66, "NotFound", "no model"),
+        swept(["fail", "SourceUnreachable", "hub"], 69, "SourceUnreachable", "hub"),
         (["crash", "a bug"], 70, "InternalError", "RuntimeError on rank 0: a bug"),
         (["fail", "GpuOutOfMemory", "80 GiB"], 71, "GPUOutOfMemory", "80 GiB"),
-        (["fail", "Diverged", "loss is nan"], 72, "Diverged", "loss is nan"),
+        swept(["fail", "Diverged", "loss is nan"], 72, "Diverged", "loss is nan"),
         (["no_space"], 73, "NoSpace", "more room"),
-        (["fail", "WorkspaceUnusable", "stale"], 74, "WorkspaceUnusable", "stale"),
+        swept(["fail", "WorkspaceUnusable", "stale"], 74, "WorkspaceUnusable", "stale"),
         (["fail", "Preempted", "step 3"], 75, "Disrupted", "step 3"),
-        (["fail", "AccessDenied", "gated"], 77, "AccessDenied", "gated"),
+        swept(["fail", "AccessDenied", "gated"], 77, "AccessDenied", "gated"),
         (["memory_error"], 137, "OutOfMemory", "resources.memory"),
     ],
 )

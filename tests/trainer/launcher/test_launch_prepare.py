@@ -43,9 +43,17 @@ def test_prepare_reports_its_data_and_takes_no_fence(tmp_path: Path, api: FakeAp
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [("InvalidData", 65), ("AccessDenied", 77), ("NoSpace", 73), ("SourceUnreachable", 69)]
+    ("command", "error", "code"),
+    [
+        ("prepare", "InvalidData", 65),
+        ("train", "NoSpace", 73),
+        *(
+            pytest.param(command, error, code, marks=pytest.mark.sweep)
+            for command in ("prepare", "train")
+            for error, code in (("InvalidData", 65), ("AccessDenied", 77), ("NoSpace", 73), ("SourceUnreachable", 69))
+        ),
+    ],
 )
-@pytest.mark.parametrize("command", ["prepare", "train"])
 def test_a_failure_of_preparation_ends_the_run(tmp_path: Path, command: str, error: str, code: int) -> None:
     pod = Pod(tmp_path, [["prepare_fails", error, "rows.jsonl:7"]] * 2, command=command, ready=False)
     assert pod.run() == code
@@ -122,7 +130,7 @@ def content(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-@pytest.mark.parametrize("command", ["prepare", "train"])
+@pytest.mark.parametrize("command", [pytest.param("prepare", marks=pytest.mark.sweep), "train"])
 @pytest.mark.parametrize("left", ["checkpoint", "artifact", "result", "changed artifact"])
 def test_a_directory_with_results_of_another_run_is_refused_before_any_write(
     tmp_path: Path, api: FakeApi, left: str, command: str
@@ -147,7 +155,7 @@ def test_a_directory_with_results_of_another_run_is_refused_before_any_write(
     assert content(other.home) == before
 
 
-@pytest.mark.parametrize("command", ["prepare", "train"])
+@pytest.mark.parametrize("command", [pytest.param("prepare", marks=pytest.mark.sweep), "train"])
 def test_a_job_that_was_corrected_before_anything_was_trained_is_prepared(tmp_path: Path, command: str) -> None:
     """The other run took the fence, prepared, and failed."""
     assert Pod(tmp_path, [["crash", "a bug"]] * 2, job=manifest(learningRate=0.5)).run() == 70

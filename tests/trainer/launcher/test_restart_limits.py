@@ -29,7 +29,7 @@ def runs_of(pod: Pod) -> list[str]:
     return [line.split("run ")[1].split(":")[0] for line in pod.log.read_text().splitlines() if ": train with" in line]
 
 
-@pytest.mark.parametrize(("restarts", "runs"), [(None, 1), (1, 2), (9, 3)])
+@pytest.mark.parametrize(("restarts", "runs"), [pytest.param(None, 1, marks=pytest.mark.sweep), (1, 2), (9, 3)])
 def test_a_crash_at_each_start_is_bounded_by_the_budget_and_by_the_row(
     tmp_path: Path, restarts: int | None, runs: int
 ) -> None:

@@ -33,7 +33,7 @@ def killed_once(rank: int) -> None:
         in_step(4, lambda: None if struck_before() else os.kill(os.getpid(), signal.SIGKILL))
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.sweep), 2])
 def test_a_killed_rank_costs_neither_the_pods_nor_a_bit_of_the_result(forge: Forge, root: Path, nodes: int) -> None:
     job = tiny.job(
         training={"microBatchSize": 2}, checkpoints=SAVED, tuning={"method": "lora", "lora": {"dropout": 0.1}}
@@ -76,7 +76,7 @@ def memory_for_two_rows(rank: int) -> None:
     mock.patch.object(BaseTrainer, "training_step", training_step).start()
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.sweep), 2])
 def test_a_gpu_out_of_memory_halves_the_micro_batch_of_all_and_costs_no_failure(
     forge: Forge, root: Path, nodes: int
 ) -> None:

@@ -102,6 +102,7 @@ def test_from_a_hub_it_is_prepared_then_trained_and_used_offline(tmp_path: Path,
         hub.close()
 
 
+@pytest.mark.sweep
 def test_from_a_folder_every_weight_is_trained_and_the_artifact_has_the_code(tmp_path: Path, own: Path) -> None:
     job_file = job("pvc://models/own", method="full")
     code, output = command(tmp_path, "train", job_file, "--allow-remote-code", HF_HUB_OFFLINE="1")

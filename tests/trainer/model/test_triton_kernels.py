@@ -14,7 +14,14 @@ import pytest
 from tests.trainer.support import triton_kernels
 
 
-@pytest.mark.parametrize("architecture", triton_kernels.ARCHITECTURES)
+# The tests of the image compile them for every generation, too.
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(each, marks=[] if each == max(triton_kernels.ARCHITECTURES) else [pytest.mark.sweep])
+        for each in triton_kernels.ARCHITECTURES
+    ],
+)
 def test_every_kernel_of_the_stages_compiles(architecture: int) -> None:
     """A kernel that a library adds fails here: compile it, too, or say in `UNUSED` why no stage launches it."""
     assert triton_kernels.found() == triton_kernels.compiled(architecture)

@@ -6,6 +6,7 @@ import gc
 import re
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -68,6 +69,15 @@ class Server(Cluster):
         self.made += 1
         self.alive[self.made] = made
         return made
+
+
+@pytest.fixture(autouse=True)
+def light_collections() -> Iterator[None]:
+    """The server here collects garbage at each call, and need not look through all that other tests have imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
