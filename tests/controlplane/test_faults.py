@@ -88,13 +88,8 @@ def in_the_queue(calls: list[Call]) -> Sequence[int]:
     return sorted({number for at in writes for number in (at, at + 1)})
 
 
-def every_other(calls: list[Call]) -> Sequence[int]:
-    """The first call and every second after it."""
-    return everything(calls)[::2]
-
-
 TELLING: dict[str, Callable[[list[Call]], Sequence[int]]] = {
-    "retry": every_other,
+    "retry": everything,
     "bad data": at_the_end(1),
     "chain": acceptance_of_the_second,
     "deadline": missed_deadline,
@@ -136,15 +131,15 @@ def crashes(life: str, reference: Reference, sweep: bool) -> list[Fault]:
 
 
 def breaks(life: str, reference: Reference, sweep: bool) -> list[Fault]:
-    """Each call has one of the kinds of faults, by turns. Of faults that are alike it has one. A 422 to a POST is no
-    fault to live through: it fails the job."""
+    """Each call has one of the kinds of faults, by turns; in the life with most calls, every second call has. Of faults
+    that are alike it has one. A 422 to a POST is no fault to live through: it fails the job."""
 
     def value_at(at: int, value: float) -> float:
         return 403 if value == 422 and reference.calls[at - 1].method == "POST" else value
 
     return [
         Fault(kind, at, value_at(at, value))
-        for at in breakable(life, reference, sweep)
+        for at in breakable(life, reference, sweep)[:: 1 if sweep or life != "retry" else 2]
         for alike in (BROKEN if sweep else [BROKEN[at // 2 % len(BROKEN)]])
         for kind, value in (alike if sweep else [alike[at // 8 % len(alike)]])
     ]
