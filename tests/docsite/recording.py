@@ -58,12 +58,13 @@ def play(
     section: str, environment: Mapping[str, str], adapt: Callable[[str], str] = lambda command: command
 ) -> Iterator[Step]:
     """Run the commands of a section, one after the other. `adapt` changes what is run, not what is recorded."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    inherited = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", **environment}
+    inherited["PATH"] = f"{Path(sys.executable).parent}:{inherited['PATH']}"
     for command in commands(section):
         done = subprocess.run(
             ["bash", "-c", adapt(command)],
             cwd=CHECKOUT,
-            env={**os.environ, "PATH": path, "COLUMNS": "120", "NO_COLOR": "1", **environment},
+            env=inherited,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -16,7 +16,7 @@ from tests.controlplane.kueue import SEEN, Kueue, kueue
 from tests.e2e.conftest import NAMESPACE, POD_MINUTES, TRAINING, Scene
 from tests.kube import until
 
-STEPS, BEFORE = 600, 10
+STEPS, BEFORE = 1000, 10
 WEIGHTS = "adapter_model.safetensors"
 pytestmark = pytest.mark.timeout(2400)  # three runs, one after the other
 
@@ -37,7 +37,7 @@ def queued(scene: Scene, name: str) -> dict[str, Any]:
     """A job with dropout, so that its weights depend on every step."""
     tuning = {"method": "lora", "lora": {"rank": 4, "dropout": 0.1}}
     training = {**TRAINING, "maxSteps": STEPS}
-    checkpoints = {"everySteps": 200, "everyMinutes": 15, "keep": 2}
+    checkpoints = {"everySteps": 400, "everyMinutes": 15, "keep": 2}
     return scene.job(name, queue="team", tuning=tuning, training=training, checkpoints=checkpoints, backoffLimit=0)
 
 

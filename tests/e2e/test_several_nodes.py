@@ -23,7 +23,7 @@ from tests.cluster import Cluster, node, process
 from tests.e2e.conftest import LONG, POD_MINUTES, TRAINING, Scene
 from tests.kube import until
 
-STEPS = 300
+STEPS = 500
 pytestmark = pytest.mark.timeout(1800)  # four attempts of four processes, and as many in peace
 MEMORY = "3Gi"
 """A pod and its /dev/shm have as much. Filling that outgrows the memory of the pod: its processes need some, too."""
