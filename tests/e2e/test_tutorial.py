@@ -36,7 +36,7 @@ def played(scene: Scene, section: str) -> list[recording.Step]:
 def test_it_trains_and_explains_a_mistake(demonstrated: Scene) -> None:
     shown = {step.command.split()[1]: step.output for step in played(demonstrated, recording.CLUSTER)}
     assert "sft-lora" in shown["list"]
-    assert "Succeeded" in shown["why"]
+    assert "has succeeded" in shown["why"]
     assert "40/40" in shown["run"]
     _, why, _ = played(demonstrated, recording.MISTAKE)
     assert "InvalidData" in why.output
