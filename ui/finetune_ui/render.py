@@ -1,34 +1,24 @@
 """Pages and fragments from templates. Everything that a template is given is escaped."""
 
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_cli import clock
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from finetune_ui import markup
 from finetune_ui.texts import LANGUAGE, text
 
 if TYPE_CHECKING:
     from finetune_ui.state import State
 
-FOLDER = Path(__file__).parent
-
 
 @cache
 def environment() -> Environment:
-    """The templates."""
-    made = Environment(
-        loader=FileSystemLoader(FOLDER / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.globals |= {"t": text, "language": LANGUAGE, "ago": ago}
-    return made
+    """The templates of pages."""
+    return markup.environment(t=text, language=LANGUAGE, ago=ago)
 
 
 def ago(time: str | None) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from finetune_ui.buttons import CONFIRMED
 from finetune_ui.guard import WHAT
-from finetune_ui.render import FOLDER, environment
+from finetune_ui.markup import TEMPLATES
+from finetune_ui.render import environment
 from finetune_ui.texts import LANGUAGE, _all
+from jinja2.meta import find_referenced_templates
 
+FOLDER = TEMPLATES.parent
 TEXTS = _all(LANGUAGE)
 SOURCES = [*FOLDER.rglob("*.html"), *(file for file in FOLDER.rglob("*.py") if "form" not in file.parts)]
 MADE = {
@@ -41,12 +43,18 @@ def test_templates_have_no_text_of_their_own() -> None:
         assert words == [], f"{file.name} has texts: {words}"
 
 
-def test_every_template_parses() -> None:
-    for file in sorted(FOLDER.rglob("*.html")):
-        environment().get_template(str(file.relative_to(FOLDER / "templates")))
+def test_every_template_parses_and_what_it_is_made_of_exists() -> None:
+    known = {str(file.relative_to(TEMPLATES)) for file in TEMPLATES.rglob("*.html")}
+    parts = {part for name in known for part in find_referenced_templates(environment().parse(source(name)))}
+    assert {"base.html", "form/fields.html"} <= parts, "pages extend and import others"
+    assert parts <= known
+
+
+def source(name: str) -> str:
+    return (TEMPLATES / name).read_text()
 
 
 def test_our_script_makes_nothing_from_text() -> None:
     """Texts of jobs reach the script as data: it may not put them into the page as code."""
-    script = (Path(FOLDER) / "static" / "app.js").read_text()
+    script = (FOLDER / "static" / "app.js").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)

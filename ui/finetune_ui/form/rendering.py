@@ -2,16 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 
 from finetune_cli.importing.notes import Note
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, Template
 
+from finetune_ui import markup
 from finetune_ui.form import names, plain, texts, view
 from finetune_ui.form.names import Values
 from finetune_ui.form.refusals import NO_ERRORS, Errors
-
-TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
 
 def render(
@@ -50,15 +48,7 @@ def render_load(
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(t=texts, n=names, address=view.address)
-    return environment
+    return markup.environment(t=texts, n=names, address=view.address)
 
 
 def _template(name: str) -> Template:
