@@ -24,7 +24,8 @@ RUN = ("finetune ", "kubectl ", "python ", "ls ")
 FAILS = "--name my-mistake"
 """The command that is to fail, with the exit code of a job that has failed."""
 FAILED = 1
-MINUTES = 15 * 60
+LONGEST = 15 * 60
+"""Seconds for a command: some train."""
 HEAD = """# The tutorial, recorded
 
 What the commands of the [tutorial](tutorial.md) print, on a machine with two cores and no GPU.
@@ -68,7 +69,7 @@ def play(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=MINUTES,
+            timeout=LONGEST,
         )
         yield Step(command, done.stdout, done.returncode)
 
