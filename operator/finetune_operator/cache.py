@@ -3,6 +3,9 @@
 The cache never goes back in time: an object replaces a cached object only with a higher resourceVersion (comparable
 within a kind since Kubernetes stores them in etcd). So the operator's own writes enter at once, and an older watch
 event changes nothing. That keeps plans from acting on stale views; no waiting is needed.
+
+The answer to a call also replaces what a watch showed of the same version. A watch that was opened before the CRD was
+upgraded shows each version without the fields that are new.
 """
 
 from collections import defaultdict
@@ -57,13 +60,16 @@ class Store(Generic[V]):
     dropped: Callable[[V], None] = lambda _view: None
     """Called with each deleted object, as it was last seen."""
 
-    def put(self, view: V) -> bool:
-        """Store the view unless a newer version is known. True if it was stored."""
+    def put(self, view: V, *, watched: bool = False) -> bool:
+        """Store the view unless it is known, or a newer version is. True if it was stored. `watched`: a watch shows it;
+        otherwise it is the answer to a call."""
         if view.uid in self.deleted:
             return False
         cached = self.views[view.key].get(view.name)
-        if cached is not None and cached.resource_version >= view.resource_version:
-            return False
+        if cached is not None:
+            known, new = cached.resource_version, view.resource_version
+            if new < known or (new == known and (watched or view == cached)):
+                return False
         self.views[view.key][view.name] = view
         return True
 
@@ -139,9 +145,9 @@ class JobStore(Store[JobView]):
     waiting: dict[Key, set[Key]] = field(default_factory=lambda: defaultdict(set))
     """The jobs that wait for a job, which need not exist."""
 
-    def put(self, view: JobView) -> bool:
+    def put(self, view: JobView, *, watched: bool = False) -> bool:
         cached = self.get(view.key)
-        stored = super().put(view)
+        stored = super().put(view, watched=watched)
         if stored:
             self._changed(view.key, cached, view)
         return stored

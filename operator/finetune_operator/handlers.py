@@ -81,7 +81,7 @@ def registry(cache: Cache, lag: WatchLag, add: Callable[[Key], None]) -> kopf.Op
             store.drop(view)
             return cached, view
         lag.seen(view.uid, view.resource_version)
-        return cached, view if store.put(view) else None
+        return cached, view if store.put(view, watched=True) else None
 
     # Only kopf's default registry has a login handler. This one uses the same credentials as `Cluster.connect`.
     @kopf.on.login(registry=handlers)

@@ -38,6 +38,10 @@ LIVE_SECONDS = 1.0
 """For so long what a write returned is as good as a live read."""
 TELL_SECONDS = 5.0
 """A failure that lasts longer is reported in the status. A restart of the API server is not worth a write."""
+NOTHING_WRITTEN = (
+    "The API server accepts the status that the operator writes, but keeps the status as it was. The installed CRD may"
+    " be older than this operator. Install the CRD of the operator's chart."
+)
 FROM_SPEC = ("Job", "Service", "PersistentVolumeClaim")
 """Kinds that are made from the job's spec: if the API server finds one invalid, so is the spec."""
 
@@ -231,13 +235,16 @@ class Reconciler:
 
     async def _replace(self, view: JobView, write: Awaitable[Raw]) -> bool:
         """Do a write that is made from a view, and cache what it returns. False: the job has changed since (by its
-        user, its trainer or another operator), and the cache has its newer version."""
+        user, its trainer or another operator), and the cache has its newer version. Raises ApiError also if the write
+        has changed nothing: the same plan would make it again and again."""
         try:
             written = job_view(await write)
         except ApiError as error:
             if error.status != 409 or not await self._is_outdated(view):
                 raise
             return False
+        if written == view:
+            raise ApiError(0, NOTHING_WRITTEN)
         self.written[view.key] = written.resource_version, asyncio.get_running_loop().time()
         if self.cache.jobs.put(written):
             # The watch must show it, too.
@@ -320,6 +327,6 @@ class Reconciler:
         if fresh is None or fresh.uid != child.uid:
             self.cache.child_jobs.drop(child)
         else:
-            changed = self.cache.child_jobs.put(fresh)
-            if conflict and not changed and fresh.resource_version == child.resource_version:
+            self.cache.child_jobs.put(fresh)
+            if conflict and fresh.resource_version == child.resource_version:
                 raise conflict

@@ -304,7 +304,9 @@ def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
 
 def _served(kube: Kube, name: str) -> bool:
     found = kube.get("CustomResourceDefinition", name)
-    return any(c["type"] == "Established" and c["status"] == "True" for c in found["status"].get("conditions", []))
+    # A kind that was created a moment ago has null here.
+    conditions = found["status"].get("conditions") or []
+    return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
 
 def _read(url: str, method: str = "GET", body: Object | None = None) -> str:

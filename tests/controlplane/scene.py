@@ -138,6 +138,11 @@ class Scene:
         assert all(word in seen["message"] for word in words), seen["message"]
         return seen
 
+    def told(self) -> list[tuple[str, str]]:
+        """Type and reason of each Event about a FineTuneJob."""
+        events = self.kube.list("Event", self.namespace)
+        return [(event["type"], event["reason"]) for event in events if event["involvedObject"]["kind"] == FTJ]
+
     def batches(self, name: str = "job", kind: str = "train") -> list[Object]:
         """Its Jobs of a kind, by attempt."""
         selector = f"finetune-operator.io/job={name},finetune-operator.io/kind={kind}"

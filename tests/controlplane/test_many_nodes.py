@@ -132,5 +132,4 @@ def test_a_straggling_rank_is_told_with_its_node_until_it_recovers(scene: Scene)
     assert f"Rank 1 (node node-1, pod {second['metadata']['name']})" in message
     scene.report(first, {"progress": {**progress, "slowestRank": {"rank": 1, "nodeRank": 1, "ratio": "1.04"}}})
     until("it has recovered", lambda: scene.status()["reason"] != "Straggler")
-    events = scene.kube.list("Event", scene.namespace)
-    assert "Straggler" in {event["reason"] for event in events if event["involvedObject"]["kind"] == "FineTuneJob"}
+    until("an event tells it", lambda: "Straggler" in [reason for _type, reason in scene.told()])

@@ -36,8 +36,7 @@ def test_restarts_are_shown_while_they_happen_and_count_in_the_end(scene: Scene,
     scene.report(pod, progress(startStep=37, restart=restart(1, 1)))
     words = "Training: attempt 1, restarted in place once (last after Killed), resumes from checkpoint step 37."
     until("it trains again", lambda: scene.status()["message"] == words)
-    events = scene.kube.list("Event", scene.namespace)
-    assert [event["type"] for event in events if event["reason"] == "Restarting"] == ["Warning"]
+    until("an event tells it", lambda: ("Warning", "Restarting") in scene.told())
 
     # Nobody sees the next restarts happen. The last of them is in the termination message alone.
     own.operator.kill()

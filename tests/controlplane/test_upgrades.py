@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from finetune_api.stored_job import load
+from finetune_operator.workqueue import BACKOFF_MAX
 from finetune_trainer.reporting.api import CURVES_UNKNOWN
 
 from tests.controlplane.lane import Lane
 from tests.controlplane.releases import Left, resolved_job, restore
 from tests.controlplane.scene import FTJ, PREPARED, Scene, result
-from tests.kube import ApiError, Kube, Object, until
+from tests.kube import PATIENCE, ApiError, Kube, Object, until
 
 CRD = ("CustomResourceDefinition", "finetunejobs.finetune-operator.io")
 OLDER = "b605ce9"
@@ -150,6 +151,8 @@ def test_under_an_older_crd_the_operator_waits_and_says_what_to_do(scene: Scene,
     with pytest.raises(ApiError, match=re.escape(CURVES_UNKNOWN)):  # the trainer then reports without them
         scene.kube.apply(body, manager="finetune-trainer", part="status")
     crd.install()
+    longest = 1.25 * BACKOFF_MAX + PATIENCE
+    until("the operator has tried again", lambda: scene.batches(kind="prepare"), timeout=longest)
     scene.kubelet.finish(scene.running(), 0, json.dumps(result(0)))
     scene.reaches("Succeeded")
 

@@ -80,6 +80,15 @@ class Child:
                 self.received.append(message)
                 yield message
 
+    def listen_for(self, seconds: float) -> Iterator[Any]:
+        """Its messages as they arrive, for so long at most."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and select.select([self._line], [], [], left)[0]:
+            message = next(self.listen(), None)
+            if message is None:
+                return
+            yield message
+
     def wait(self) -> int:
         """Wait until it and all processes that it has forked have ended; its exit code."""
         for _ in self.listen():

@@ -140,3 +140,17 @@ def test_child_jobs_without_their_finetunejob_are_orphans() -> None:
         cache.child_jobs.put(child_job(number, **changes))
     cache.child_jobs.put(child_job(5, owner_uid="another", deleting=True))
     assert sorted(child.attempt for child in cache.orphans()) == [2, 3, 4]
+
+
+def test_the_answer_to_a_call_corrects_what_an_outdated_watch_shows_of_the_same_version() -> None:
+    """A watch from before an upgrade of the CRD leaves out the new fields. A late event of it changes nothing."""
+    store = JobStore()
+    whole = replace(job(), resource_version=3, status={"resolved": {"digest": "a", "job": "b"}})
+    outdated = replace(whole, status={"resolved": {"digest": "a"}})
+    assert store.put(outdated, watched=True)
+    assert store.put(whole)
+    assert not store.put(whole)
+    assert not store.put(outdated, watched=True)
+    assert store.get(whole.key) == whole
+    store.put(replace(outdated, resource_version=4), watched=True)
+    assert store.replace([replace(whole, resource_version=4)], listed_at=9) == {whole.key}

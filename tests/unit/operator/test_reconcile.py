@@ -169,6 +169,15 @@ async def test_a_delete_that_is_answered_409_although_nothing_changed_is_a_failu
         await own.reconcile(KEY)
 
 
+async def test_a_write_that_changes_nothing_is_a_failure() -> None:
+    """Not one that is made again at once, without end."""
+    view = make.job()
+    own, server, _ = world(view)
+    server.on_apply_status = lambda *_: raw_job(view, view.status, view.resource_version)  # type: ignore[method-assign]
+    with pytest.raises(ApiError, match="Install the CRD of the operator's chart"):
+        await own.reconcile(KEY)
+
+
 async def test_a_failure_is_told_once_it_lasts_and_written_once() -> None:
     own, server, clock = world(make.begun())
     server.fails["create"] = ApiError(500, "etcd is full")
