@@ -74,8 +74,9 @@ def test_a_retry_has_a_budget_of_its_own_and_forgets_no_attempt(scene: Scene, ow
     assert [(a["number"], a["failures"], a.get("retry")) for a in status["attempts"]] == [(1, 1, 1), (2, 1, None)]
     effects = own.proxy.effects(scene.namespace)
     own.operator.kill()
+    looks = own.proxy.listings
     own.operator.start()
-    own.proxy.wait_for_listings(1)
+    until("it has looked at everything", lambda: own.proxy.listings > looks)
     edit(scene, retry=2)
     scene.running(attempt=3)
     assert own.proxy.effects(scene.namespace)["create jobs"] == effects["create jobs"] + 1
