@@ -47,6 +47,17 @@ class Pair:
         assert len(leaders) <= 1, "two leaders"
         return leaders[0] if leaders else None
 
+    def leader_with_standby(self) -> Lane | None:
+        """The leader, if the other operator is ready to take over from it."""
+        leader = self.leader()
+        if leader is None:
+            return None
+        [standby] = [own for own in self.lanes if own is not leader]
+        # It counts the Lease's age from when it has first seen it.
+        said = standby.operator.said()
+        knows = said.rfind(f"is held by {leader.operator.identity}") > said.rfind("is the leader now")
+        return leader if knows and standby.operator.get("readyz") == (200, "ok\n") else None
+
     def takes_over(self, own: Lane) -> float:
         """Wait until an operator leads. Returns the seconds."""
         began = time.monotonic()

@@ -220,7 +220,7 @@ def changes(both: Pair) -> str:
                     absent.operator.wake()
                 else:
                     absent.operator.start(wait=False)
-        if ways and not gone and time.monotonic() - began > 3 and (own := both.leader()):
+        if ways and not gone and time.monotonic() - began > 3 and (own := both.leader_with_standby()):
             ways.pop(0)(own)
             gone.append((time.monotonic(), own))
 
