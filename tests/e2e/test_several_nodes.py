@@ -24,7 +24,7 @@ from tests.e2e.conftest import LONG, POD_MINUTES, TRAINING, Scene
 from tests.kube import until
 
 STEPS = 500
-pytestmark = pytest.mark.timeout(1800)  # four attempts of four processes, and as many in peace
+pytestmark = pytest.mark.timeout(2700)  # four attempts of four processes, and as many in peace
 MEMORY = "3Gi"
 """A pod and its /dev/shm have as much. Filling that outgrows the memory of the pod: its processes need some, too."""
 
@@ -124,7 +124,7 @@ def struck(scene: Scene) -> Struck:
         strike(scene, "struck")
         until(f"attempt {attempt} has ended", partial(has_ended, scene, "struck", attempt), POD_MINUTES, every=0.5)
         runs = partial(says_while_running, scene, "struck", attempt + 1)
-        said.append(until(f"attempt {attempt + 1} runs", runs, POD_MINUTES, every=0.5))
+        said.append(until(f"attempt {attempt + 1} runs", runs, 2 * POD_MINUTES, every=0.5))
     return Struck(scene.reaches("struck", "Succeeded", "Failed", timeout=2 * POD_MINUTES), said)
 
 
