@@ -32,7 +32,7 @@ NAMESPACE = "e2e"
 CLAIMS = {"models": "1Gi", "workspace": "1Gi"}
 ROWS = 48
 BROKEN_ROW = 7
-POD_MINUTES = 5 * 60.0
+POD_MINUTES = 8 * 60.0
 """Patience until a pod has started and done something short: on a busy machine its imports alone take a minute."""
 COME_AND_GO = (
     "certificatesigningrequests",
