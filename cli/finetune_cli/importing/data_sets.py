@@ -71,6 +71,10 @@ KNOWN = {
 }
 
 
+OPTIONAL = ("system", "history", "tools")
+"""Columns that LLaMA-Factory reads only if they are named."""
+
+
 def usual_format(stage: str) -> str:
     """The format of a data set without an entry."""
     return "text" if stage == "pt" else "preference" if stage in PREFERENCES else "kto" if stage == "kto" else "alpaca"
@@ -118,6 +122,13 @@ def _copy_names(out: Imported, name: str, entry: Info, found: dict[str, Any], st
         found["columns"] = kept
     for key in sorted(set(columns) - set(kept)):
         out.note(Fate.NOT_NEEDED, f"column {key} of data set {name}", f"format {form} does not read it")
+    if unnamed := [key for key in OPTIONAL if form in READ_BY[key] and key not in columns]:
+        out.note(
+            Fate.CHANGED,
+            f"columns of data set {name}",
+            f"LLaMA-Factory reads {' and '.join(unnamed)} of a row only where columns names them. Here rows that have"
+            " them are trained with them. Remove them from the rows if that is not wanted",
+        )
     tags = {key.removesuffix("_tag"): value for key, value in (entry.get("tags") or {}).items()}
     if tags and form in READ_BY["messages"]:
         found["tags"] = tags

@@ -146,6 +146,28 @@ def test_data_sets_are_read_from_a_users_file() -> None:
     assert "guessed" in out.notes[-1].why
 
 
+@pytest.mark.parametrize(
+    ("entry", "stage", "unnamed"),
+    [
+        ({"file_name": "a.json"}, "sft", "system and history and tools"),
+        ({"file_name": "a.json", "columns": {"system": "s", "history": "h"}}, "sft", "tools"),
+        ({"file_name": "a.json", "formatting": "sharegpt", "columns": {"system": "s"}}, "sft", "tools"),
+        ({"file_name": "a.json", "columns": {"system": "s", "history": "h", "tools": "t"}}, "sft", ""),
+        ({"file_name": "a.json", "columns": {"prompt": "text"}}, "pt", ""),
+    ],
+)
+def test_columns_that_are_read_here_without_being_named_are_named(
+    entry: dict[str, Any], stage: str, unnamed: str
+) -> None:
+    """Rows that have them mean another training here."""
+    out = Imported({})
+    data_sets.convert(out, "mine", stage, {"mine": entry}, "data", "data")
+    notes = [note.why for note in out.notes if note.setting == "columns of data set mine"]
+    assert [f"LLaMA-Factory reads {unnamed} of a row only where columns names them." in why for why in notes] == (
+        [True] if unnamed else []
+    )
+
+
 SCRIPT = """#!/bin/bash
 MODEL=Qwen/Qwen3-4B  # the model
 export NNODES=2
