@@ -189,11 +189,13 @@ def _without_workload(context: Context, child: ChildJobView, queue: QueueView) -
     elif queue.unknown == "no Kueue":
         spec = context.view.spec
         own = (spec if child.kind == "train" else section(spec, "prepare")).get("queue")
-        out = f"job out of the queue ({_change(field, 'remove')})" if own else "queue out of the presets; then suspend and resume the job"
+        leave = f"the job out of the queue ({_change(field, 'remove')})"
+        if not own:
+            leave = "the queue out of the presets, then suspend and resume the job"
         reason, message = (
             Reason.NO_WORKLOAD,
             f"The {'job names' if own else 'presets name'} queue {child.queue}, but this cluster has no Kueue, so"
-            f" nothing runs. Install Kueue, or take the {out}.",
+            f" nothing runs. Install Kueue, or take {leave}.",
         )
     elif (context.now - child.created).total_seconds() < TAKEN_UP_SECONDS:
         reason, message = Reason.NO_WORKLOAD, f"Kueue has not taken up Job {name} of queue {child.queue} yet."
