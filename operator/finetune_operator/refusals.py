@@ -36,7 +36,7 @@ class WatchRefusals:
     """See the module's docstring. It is a filter for `KOPF_LOGGER`."""
 
     known: Callable[[str], bool]
-    """Whether it is told elsewhere that a namespace cannot be used."""
+    """Whether the log says already that a namespace cannot be listed."""
     quiet: bool = False
     """Whether the log is to have nothing of what kopf says."""
     clock: Callable[[], float] = time.monotonic

@@ -40,7 +40,7 @@ DISCOVERY: dict[str, Any] = {
 
 
 class ApiServer:
-    """Serves Pods and ConfigMaps, of which there are none, and refuses a verb for ConfigMaps."""
+    """Serves empty lists of Pods and ConfigMaps, and refuses a verb for ConfigMaps."""
 
     def __init__(self, refused: str) -> None:
         self.refused = refused
