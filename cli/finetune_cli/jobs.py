@@ -36,6 +36,12 @@ def phase(job: Object) -> str:
     return str(status(job).get("phase") or "Pending")
 
 
+def queue(job: Object) -> str:
+    """The queue of the training pods, which the job names or the presets of its namespace; empty without one."""
+    presets = (status(job).get("resolved") or {}).get("presets") or {}
+    return str(job["spec"].get("queue") or (presets.get("filled") or {}).get("queue") or "")
+
+
 def ended(job: Object) -> bool:
     """Whether the job has ended, and no change of its spec is waiting to be seen."""
     seen = status(job).get("observedGeneration", 0)

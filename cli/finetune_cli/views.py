@@ -12,13 +12,17 @@ MARKS = {"ok": ("green", "ok     "), "note": ("yellow", "note   "), "problem": (
 
 
 def show_list(found: list[Object], everywhere: bool = False) -> None:
-    """A row per job."""
+    """A row per job. The queues have a column if a job is in one."""
     if not found:
         warn("No jobs found.")
         return
     at = clock.now()
     rows = [[*([job["metadata"]["namespace"]] if everywhere else []), *_row(job, at)] for job in found]
-    table([*(["NAMESPACE"] if everywhere else []), *HEADER], rows, phase_column=3 + everywhere)
+    header = [*(["NAMESPACE"] if everywhere else []), *HEADER]
+    if any(queues := [jobs.queue(job) for job in found]):
+        header.append("QUEUE")
+        rows = [[*row, queue] for row, queue in zip(rows, queues, strict=True)]
+    table(header, rows, phase_column=3 + everywhere)
 
 
 def _row(job: Object, at: Any) -> list[str]:

@@ -18,6 +18,7 @@ COLUMNS: list[tuple[str, str, str, int]] = [
     ("ETA", "string", ".status.progress.eta", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("From", "string", ".spec.model.fromJob", 1),
+    ("Queue", "string", ".spec.queue", 1),
     ("Attempt", "integer", ".status.attempt", 1),
     ("GPU-Hours", "string", ".status.gpu.hours", 1),
     ("Goodput", "string", ".status.gpu.goodput", 1),

@@ -13,7 +13,18 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from finetune_api import strict_yaml
 from finetune_api.base import ApiModel
 from finetune_api.chaining import reference_model
-from finetune_api.kubernetes import Cpu, Devices, DnsName, Image, Labels, PodAnnotations, PodLabels, Size, quantity
+from finetune_api.kubernetes import (
+    Cpu,
+    Devices,
+    DnsName,
+    Image,
+    Labels,
+    PodAnnotations,
+    PodLabels,
+    QueueName,
+    Size,
+    quantity,
+)
 from finetune_api.output import NotifySpec
 from finetune_api.placement import Toleration
 from finetune_api.resources import PrepareSpec, ResourcesSpec
@@ -47,6 +58,10 @@ class Defaults(ApiModel):
     """resources.podAnnotations."""
     priority_class_name: DnsName | None = None
     """resources.priorityClassName."""
+    queue: QueueName | None = None
+    """queue: the LocalQueue of Kueue that admits the training pods."""
+    prepare_queue: QueueName | None = None
+    """prepare.queue: the LocalQueue of Kueue that admits the pod that prepares."""
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31_536_000)
     """ttlSecondsAfterFinished."""
     notify: NotifySpec | None = None
@@ -73,6 +88,8 @@ class Bounds(ApiModel):
     """resources.image: images, repositories, or registries with a slash at their end."""
     sources: Prefixes | None = None
     """source and base of models, adapters and data sets: URIs, or what they begin with."""
+    queues: list[QueueName] | None = Field(default=None, max_length=64)
+    """queue and prepare.queue: the queues that a job may name. A job that names none gets that of the defaults."""
     trust_remote_code: bool | None = None
     """model.trustRemoteCode: false refuses it."""
 
@@ -99,6 +116,9 @@ class Presets(ApiModel):
         limit, most = self.defaults.cpu_limit, self.bounds.cpu
         if limit is not None and most is not None and not _at_most(limit, most):
             raise ValueError(f"defaults.cpuLimit is {limit}, but bounds.cpu is {most}: lower cpuLimit, or raise cpu")
+        for name, queue in (("queue", self.defaults.queue), ("prepareQueue", self.defaults.prepare_queue)):
+            if queue is not None and not _lists(self.bounds.queues, queue):
+                raise ValueError(f"defaults.{name} is {queue}, which bounds.queues does not allow: change one of them")
         return self
 
 
@@ -144,17 +164,20 @@ def allows(prefixes: Iterable[str] | None, value: str) -> bool:
     )
 
 
+def _lists(queues: Iterable[str] | None, queue: str) -> bool:
+    """Whether a list has a queue. None has all."""
+    return queues is None or queue in queues
+
+
 def fill(defaults: Defaults, spec: Parts) -> Parts:
     """What a spec leaves out and the defaults have, at its place in the spec."""
     given = defaults.to_dict()
-    limit, seconds = given.pop("cpuLimit", None), given.pop("ttlSecondsAfterFinished", None)
-    notify = given.pop("notify", None)
-    parts: Parts = {"ttlSecondsAfterFinished": seconds} if seconds is not None else {}
-    if notify is not None and spec.get("notify") is None:
-        parts["notify"] = notify
+    limit, queue = given.pop("cpuLimit", None), given.pop("prepareQueue", None)
+    whole = {name: given.pop(name, None) for name in ("ttlSecondsAfterFinished", "queue", "notify")}
+    parts: Parts = {name: value for name, value in whole.items() if value is not None and spec.get(name) is None}
     models: tuple[tuple[str, type[ApiModel], Parts], ...] = (
         ("resources", ResourcesSpec, given),
-        ("prepare", PrepareSpec, {}),
+        ("prepare", PrepareSpec, {"queue": queue} if queue is not None else {}),
     )
     for name, model, more in models:
         requested = str((spec.get(name) or {}).get("cpu", model.model_fields["cpu"].default))
@@ -219,6 +242,9 @@ def editable_excesses(bounds: Bounds, spec: FineTuneJobSpec) -> Iterator[str]:
             yield f"spec.{field} is {value}, and at most {most} is allowed (bounds.{bound})"
     if resources.image is not None and not allows(bounds.images, resources.image):
         yield _unlisted("resources.image", resources.image, bounds.images, "images")
+    for field, queue in (("queue", spec.queue), ("prepare.queue", prepare.queue)):
+        if queue is not None and not _lists(bounds.queues, queue):
+            yield _unlisted(field, queue, bounds.queues, "queues")
 
 
 def sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from finetune_operator.metrics import Metrics
 from finetune_operator.milestones import record
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.recorder import Recorder
+from finetune_operator.refusals import KOPF_LOGGER, WatchRefusals
 from finetune_operator.settings import Settings
 from finetune_operator.territory import Territory
 from finetune_operator.views.job import JobView
@@ -58,6 +59,8 @@ class Operator:
         self.background: list[asyncio.Task[None]] = []
         self.elector: Elector | None = None
         self.territory = Territory(cluster, settings)
+        # kopf logs every try of a watch. In a namespace that does not exist, that would never end.
+        self.refusals = WatchRefusals(self.territory.is_closed, quiet=bool(settings.watch_namespaces))
         self.listing = Listing(self.cache, cluster, self.lag, self.territory)
         self.unserved: list[str] = []
         """Why the operator cannot serve what it was installed for, at the last look at everything."""
@@ -140,6 +143,7 @@ class Operator:
         out = list(self.unserved) if self.listed else ["The first listing is not complete."]
         if self.unlisted:
             out.append(f"Cannot list the objects: {self.unlisted}")
+        out += self.refusals.lasting()
         if self.cluster.calm_seconds() < CALM_SECONDS:
             out.append("The API server is overloaded or does not answer.")
         if self.elector is not None and self.elector.obstacle:
@@ -160,6 +164,7 @@ class Operator:
         settings = kopf.OperatorSettings()
         namespaces = self.settings.watch_namespaces
         kopf_settings(settings, namespaces)
+        logging.getLogger(KOPF_LOGGER).addFilter(self.refusals)
         handlers = registry(self.cache, self.lag, self.queue.add)
         # On SIGTERM kopf waits 5 s for every task that it does not know, so ours have to end first.
         kopf.on.cleanup(registry=handlers)(self._stop_working)

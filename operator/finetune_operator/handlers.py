@@ -3,7 +3,6 @@
 Only on.event is used: it stores nothing on the objects, adds no finalizer and costs least.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain, repeat
 from typing import Any, cast
@@ -49,8 +48,6 @@ def kopf_settings(settings: kopf.OperatorSettings, namespaces: Collection[str] =
     if namespaces:
         # A namespace that may not be watched, because it does not exist, must not end the watches of the others.
         settings.networking.error_backoffs = Patience()
-        # It logs every try. The operator itself logs once that it cannot list the namespace.
-        logging.getLogger("kopf._cogs.clients.watching").setLevel(logging.CRITICAL)
     settings.posting.enabled = False
     settings.persistence.diffbase_storage = NoDiffs()
     settings.watching.server_timeout = 600

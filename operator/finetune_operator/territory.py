@@ -45,6 +45,10 @@ class Territory:
         """Whether a namespace cannot be listed."""
         return bool(self._closed)
 
+    def is_closed(self, namespace: str) -> bool:
+        """Whether this namespace cannot be listed."""
+        return namespace in self._closed
+
     def close(self, namespace: str, error: ApiError) -> None:
         """The namespace cannot be listed: it does not exist, is being deleted, or lacks the chart's Role."""
         self._closed[namespace] = error

@@ -22,6 +22,7 @@ EVERYTHING = {
     "trainer.image.digest": DIGEST,
     "ui.enabled": "true",
     "ui.image.digest": DIGEST,
+    "ui.cookieKeySecret": "cookie-key",
     "networkPolicy.enabled": "true",
     "networkPolicy.training.namespaces": "{team-a}",
 }

@@ -6,6 +6,7 @@ Each application has the name of its namespace. The first test has no operator, 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,6 @@ from tests.unit.argocd.states import ACTION_TESTDATA, TESTDATA
 from tests.unit.argocd.test_customization import ACTION_TESTS, HEALTH_TESTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-JOBS, REPORTS = 30, 3
 WAVE = {"metadata": {"annotations": {"argocd.argoproj.io/sync-wave": "1"}}}
 
 
@@ -101,12 +101,23 @@ def test_argo_cd_offers_the_actions_of_every_fixture(argo: ArgoCD, tmp_path: Pat
         assert dict(line.split() for line in table) == listed
 
 
-def test_progress_is_no_reason_to_compare(argo: ArgoCD, app: str, scene: Scene) -> None:
-    """Jobs report and report. Argo CD sees each report, and compares only when a job's health changes."""
+@pytest.mark.parametrize(
+    ("jobs", "reports", "seconds"),
+    [
+        pytest.param(30, 3, 0, id="at once"),
+        # As trainers do. Argo CD's cache begins its watches again meanwhile, after ten minutes.
+        pytest.param(200, 11, 60, id="ten minutes", marks=[pytest.mark.sweep, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_progress_is_no_reason_to_compare(
+    argo: ArgoCD, app: str, scene: Scene, jobs: int, reports: int, seconds: float
+) -> None:
+    """Jobs report and report: each every so many seconds, one after the other. Argo CD sees each report, and compares
+    only when a job's health changes."""
     running, succeeded = (
         yaml.safe_load((TESTDATA / f"{state}.yaml").read_text())["status"] for state in ("running", "succeeded")
     )
-    names = [f"job-{number}" for number in range(JOBS)]
+    names = [f"job-{number}" for number in range(jobs)]
     argo.application(app)
     argo.commit(app, {f"{name}.yaml": job(scene, name) for name in names})
     argo.becomes(app, "Progressing")
@@ -117,15 +128,18 @@ def test_progress_is_no_reason_to_compare(argo: ArgoCD, app: str, scene: Scene) 
     seen = argo.events_seen()
     for name in names:
         write(name, running)
-    for step in range(REPORTS):
-        for name in names:
+    began = time.monotonic()
+    for step in range(reports):
+        for place, name in enumerate(names):
+            due = began + (step + place / jobs) * seconds
+            time.sleep(max(0.0, due - time.monotonic()))
             write(name, {"progress": {"step": step, "summary": f"{step}/80"}})
-    reported = JOBS * (REPORTS + 1)
+    reported = jobs * (reports + 1)
     until("Argo CD has seen the reports", lambda: argo.events_seen() >= seen + reported, timeout=PATIENCE)
     write(names[7], succeeded)
     ended = "the change of a health is shown"
     until(ended, lambda: argo.resources(app)[names[7]]["status"] == "Healthy", timeout=PATIENCE)
-    assert argo.resources(app)[names[3]]["message"] == f"Running: Training. {REPORTS - 1}/80"
+    assert argo.resources(app)[names[3]]["message"] == f"Running: Training. {reports - 1}/80"
     # Each job was created, which is news. What follows is not.
     assert sorted(argo.refreshes(app)) == sorted([*names, names[7]])
 

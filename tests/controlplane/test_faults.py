@@ -5,7 +5,7 @@ fault. Whatever breaks, the job ends in the same state, as many things are creat
 excepted), and never do two Jobs of it live at once. How many cases were run is printed.
 
 Of cases that leave the same behind one is run: see `TELLING`, `crashes` and `breaks`. `make sweep` (pytest --sweep)
-runs the whole product of lives, calls and faults, and writes docs/fault-sweep.md.
+runs the whole product of lives, calls and faults, life by life (`fault_sweep`), and writes docs/fault-sweep.md.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def references(
 
 @pytest.fixture(scope="module")
 def outcomes(sweep: bool, references: dict[str, Reference]) -> Iterator[Outcomes]:
-    """What the tests of this module broke. A sweep writes it into its page."""
+    """What the tests of this module broke. A sweep writes it into the files of its lives."""
     made = Outcomes()
     yield made
     if sweep:
@@ -294,8 +294,7 @@ def test_crashed(
             print(f"\n{life}: {', '.join(map(str, reference.calls))}", end="")
         print("\ncrashed: ", end="")
         wrong = each(cases, run, LANES)
-    for place, (life, fault) in enumerate(cases):
-        outcomes.add(life, fault, wrong=place in wrong)
+    outcomes.add(cases, wrong)
     assert not wrong, "\n\n".join(wrong.values())
 
 
@@ -333,8 +332,7 @@ def test_refused_cut_or_slow(
         own.proxy.wait_for_listings(3)
         wrong = each(cases, compare, 1) | wrong
         used |= own.proxy.rights
-    for place, (_, life, fault) in enumerate(cases):
-        outcomes.add(life, fault, wrong=place in wrong)
+    outcomes.add([(life, fault) for _, life, fault in cases], wrong)
     assert not wrong, "\n\n".join(wrong.values())
 
 

@@ -87,6 +87,19 @@ def test_what_exceeds_a_bound_is_refused_by_name(scene: Scene, own: Lane) -> Non
     assert not scene.batches("many", "prepare")
 
 
+def test_jobs_join_the_queue_of_the_presets_and_no_other(scene: Scene, own: Lane) -> None:
+    own.operator.start(resync_seconds=RARELY)
+    set_presets(scene, "defaults: {queue: team, prepareQueue: team}\nbounds: {queues: [team]}")
+    scene.submit("fine")
+    [made] = until("the Job is there", lambda: scene.unfinished("fine"))
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert made["spec"]["suspend"] is True
+    assert scene.status("fine")["resolved"]["presets"]["filled"] == {"queue": "team", "prepare": {"queue": "team"}}
+    assert "queue" not in scene.job("fine")["spec"], "the user's object stays as it is"
+    scene.submit("other", queue="theirs")
+    scene.tells("InvalidSpec", "spec.queue is theirs, and only team is allowed (bounds.queues)", name="other")
+
+
 def test_jobs_wait_without_requests_until_broken_presets_are_repaired(scene: Scene, own: Lane) -> None:
     own.operator.start(resync_seconds=RARELY)
     scene.submit("runs")

@@ -20,7 +20,7 @@ from finetune_operator.plan.context import Context
 from finetune_operator.plan.decision import Need, missing
 from finetune_operator.plan.judgement import Verdict
 from finetune_operator.views.child_job import ChildJobView
-from finetune_operator.views.metadata import parse_time
+from finetune_operator.views.metadata import parse_time, section
 from finetune_operator.views.pod import PodView
 from finetune_operator.views.snapshot import Read, Snapshot
 from finetune_operator.views.workload import QueueView, Said, WorkloadView
@@ -187,10 +187,15 @@ def _without_workload(context: Context, child: ChildJobView, queue: QueueView) -
             f" -n {namespace} -l kueue.x-k8s.io/job-uid={child.uid}",
         )
     elif queue.unknown == "no Kueue":
+        spec = context.view.spec
+        own = (spec if child.kind == "train" else section(spec, "prepare")).get("queue")
+        leave = f"the job out of the queue ({_change(field, 'remove')})"
+        if not own:
+            leave = "the queue out of the presets, then suspend and resume the job"
         reason, message = (
             Reason.NO_WORKLOAD,
-            f"The job names queue {child.queue}, but this cluster has no Kueue, so nothing runs. Install Kueue, or take"
-            f" the job out of the queue ({_change(field, 'remove')}).",
+            f"The {'job names' if own else 'presets name'} queue {child.queue}, but this cluster has no Kueue, so"
+            f" nothing runs. Install Kueue, or take {leave}.",
         )
     elif (context.now - child.created).total_seconds() < TAKEN_UP_SECONDS:
         reason, message = Reason.NO_WORKLOAD, f"Kueue has not taken up Job {name} of queue {child.queue} yet."

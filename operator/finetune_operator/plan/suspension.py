@@ -123,8 +123,8 @@ class Suspension:
     def hold(self, status: FineTuneJobStatus, why: str) -> Plan:
         """The job is to be resumed, but its resources do not fit it. That is no failure: they can be changed."""
         message = (
-            f"The job cannot be resumed: {sentence(why)} Set spec.suspend to true, correct spec.resources, then set"
-            " suspend to false. Or delete the job."
+            f"The job cannot be resumed: {sentence(why)} Set spec.suspend to true, correct spec.resources, prepare or"
+            " queue, then set suspend to false. Or delete the job."
         )
         status = self._set(status, ConditionType.ACCEPTED, False, Reason.INVALID_SPEC, message)
         return Plan(self._at_rest(status, Reason.INVALID_SPEC, message))

@@ -54,6 +54,10 @@ def text(**sections: Any) -> str:
             text(defaults={"image": "evil.example/x:1"}, bounds={"images": ["registry.example/"]}),
             "defaults.image is evil.example/x:1, which bounds.images does not allow",
         ),
+        (text(defaults={"queue": "a b"}), "defaults.queue: "),
+        (text(bounds={"queues": ["a/b"]}), "bounds.queues.0: "),
+        (text(defaults={"queue": "x"}, bounds={"queues": ["team"]}), "defaults.queue is x, which bounds.queues does"),
+        (text(defaults={"prepareQueue": "x"}, bounds={"queues": []}), "defaults.prepareQueue is x, which bounds."),
         (text(defaults={"cpuLimit": "8"}, bounds={"cpu": "4"}), "defaults.cpuLimit is 8, but bounds.cpu is 4"),
         ("a: [", "no YAML: expected the node content, but found '<stream end>' at line 1, column 5"),
         ("\0", "no YAML: unacceptable character #x0000"),
@@ -112,6 +116,8 @@ DEFAULTS = Defaults.model_validate(
         "podLabels": {"team": "nlp"},
         "podAnnotations": {"note": "n"},
         "priorityClassName": "batch",
+        "queue": "team",
+        "prepareQueue": "cpus",
         "ttlSecondsAfterFinished": 0,
     }
 )
@@ -120,6 +126,7 @@ DEFAULTS = Defaults.model_validate(
 def test_everything_that_a_job_leaves_out_is_filled_in() -> None:
     parts = fill(DEFAULTS, SPEC)
     assert parts == {
+        "queue": "team",
         "ttlSecondsAfterFinished": 0,
         "resources": {
             "image": "registry.example/trainer:2",
@@ -130,9 +137,11 @@ def test_everything_that_a_job_leaves_out_is_filled_in() -> None:
             "podAnnotations": {"note": "n"},
             "priorityClassName": "batch",
         },
-        "prepare": {"cpuLimit": "8"},
+        "prepare": {"cpuLimit": "8", "queue": "cpus"},
     }
-    assert FineTuneJobSpec.model_validate(filled_in(SPEC, parts)).resources.image == "registry.example/trainer:2"
+    filled = FineTuneJobSpec.model_validate(filled_in(SPEC, parts))
+    assert filled.resources.image == "registry.example/trainer:2"
+    assert (filled.queue, filled.prepare.queue) == ("team", "cpus")
     assert fill(Defaults(), SPEC) == {}
 
 
@@ -140,6 +149,7 @@ def test_what_a_job_sets_stays() -> None:
     own = {
         **SPEC,
         "ttlSecondsAfterFinished": 60,
+        "queue": "own",
         "resources": {
             "cpu": "16",
             "image": "registry.example/own:1",
@@ -148,7 +158,7 @@ def test_what_a_job_sets_stays() -> None:
             "podLabels": {"team": "vision", "mine": "1"},
             "priorityClassName": "urgent",
         },
-        "prepare": {"cpuLimit": "3"},
+        "prepare": {"cpuLimit": "3", "queue": "own"},
     }
     parts = fill(DEFAULTS, own)
     assert parts == {
@@ -181,6 +191,11 @@ def test_what_a_job_sets_stays() -> None:
         ({"sources": ["pvc://", "hf://org"]}, {}, ""),
         ({"sources": ["pvc://"]}, {}, "spec.model.source is hf://org/base@main, and only pvc:// is allowed"),
         ({"sources": ["hf://"]}, {}, "spec.datasets[0].source is pvc://models/data/train.jsonl"),
+        ({"queues": ["team"]}, {"queue": "team", "prepare": {"queue": "team"}}, ""),
+        ({"queues": ["team"]}, {}, ""),
+        ({"queues": ["team"]}, {"queue": "team-b"}, "spec.queue is team-b, and only team is allowed (bounds.queues)"),
+        ({"queues": ["team"]}, {"prepare": {"queue": "b"}}, "spec.prepare.queue is b, and only team is allowed"),
+        ({"queues": []}, {"queue": "b"}, "spec.queue is b, and none is allowed (bounds.queues)"),
         ({"devices": {"rdma/hca": 1}}, {"resources": {"devices": {"rdma/hca": 2}}}, "devices of rdma/hca is 2"),
         ({"devices": {"rdma/hca": 1}}, {"resources": {"devices": {"rdma/hca": 1}}}, ""),
         ({"gpus": 1}, {"resources": {"devices": {"nvidia.com/mig-1g.5gb": 4}}}, "mig-1g.5gb is 4, and at most 0"),

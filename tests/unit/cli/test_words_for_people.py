@@ -10,7 +10,7 @@ import yaml
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Reason
-from finetune_cli import flags, manifest, starter, timeline, tree
+from finetune_cli import flags, manifest, starter, timeline, tree, views
 from finetune_cli.problem import Problem
 from finetune_cli.turns import TURNS
 from finetune_cli.why import explain, paragraph
@@ -39,6 +39,16 @@ def job(
             **status,
         },
     }
+
+
+def test_the_list_has_the_queues_of_jobs_if_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    views.show_list([job("plain")])
+    assert "QUEUE" not in capsys.readouterr().out
+    preset = {"presets": {"source": "s", "filled": {"queue": "of-the-team"}}}
+    views.show_list([job("plain"), job("own", spec={"queue": "mine"}), job("filled", resolved=preset)], everywhere=True)
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "QUEUE"
+    assert [row[header.index("QUEUE") :] for row in rows] == ["", "mine", "of-the-team"]
 
 
 def test_every_reason_of_the_api_has_a_turn() -> None:

@@ -14,6 +14,7 @@ from finetune_operator.views.child_job import accepted_terms
 from finetune_operator.views.job import JobView
 from finetune_operator.views.presets import PresetsView, presets_view
 from finetune_operator.views.snapshot import Read, Snapshot
+from finetune_operator.views.workload import QueueView
 
 from tests.unit.operator.make import (
     NOW,
@@ -90,6 +91,53 @@ def test_pods_get_what_the_job_leaves_out_and_the_status_says_it() -> None:
     [container] = pod["spec"]["containers"]
     assert container["image"] == "registry.example/preset:1"
     assert container["resources"]["limits"]["cpu"] == "6"
+
+
+QUEUES = having({"queue": "team", "prepareQueue": "cpus"}, queues=["team", "cpus", "night"])
+
+
+def queue_of(planned: Plan) -> tuple[str | None, bool]:
+    """The queue of the child job that is created, and whether only Kueue starts it."""
+    assert isinstance(planned.step, Create)
+    child = planned.step.manifests[-1]
+    return child["metadata"]["labels"].get("kueue.x-k8s.io/queue-name"), bool(child["spec"].get("suspend"))
+
+
+def test_child_jobs_join_the_queues_of_the_presets() -> None:
+    view = job()
+    view = with_status(view, step(view, QUEUES))
+    assert view.status["resolved"]["presets"]["filled"] == {"queue": "team", "prepare": {"queue": "cpus"}}
+    assert queue_of(step(view, QUEUES)) == ("cpus", True)
+    assert queue_of(step(accepted(QUEUES))) == ("team", True)
+    assert queue_of(step(accepted(QUEUES, queue="night"))) == ("night", True), "what the job names stays"
+    assert queue_of(step(accepted(having(queues=["team"])))) == (None, False), "a bound alone puts no job into a queue"
+
+
+def test_a_queue_that_is_not_allowed_is_refused_by_name() -> None:
+    planned = step(job(queue="other", prepare={"queue": "mine"}), QUEUES)
+    assert (planned.status.phase, planned.status.reason) == ("Failed", "InvalidSpec")
+    message = planned.status.message or ""
+    assert "spec.queue is other, and only team, cpus, night is allowed (bounds.queues)" in message
+    assert "spec.prepare.queue is mine" in message
+
+
+def test_a_suspended_job_cannot_move_to_a_queue_that_is_not_allowed() -> None:
+    view = edited(at_rest(), queue="other")
+    held = step(view, QUEUES)
+    assert (held.status.phase, held.status.reason) == ("Suspended", "InvalidSpec")
+    assert "spec.queue is other" in (held.status.message or "")
+    assert "correct spec.resources, prepare or queue" in (held.status.message or "")
+    view = edited(with_status(view, held), queue="night")
+    assert queue_of(step(with_status(view, step(view, QUEUES)))) == ("night", True)
+
+
+def test_a_queue_of_the_presets_without_kueue_is_not_called_the_jobs_own() -> None:
+    view = with_status(view := accepted(QUEUES), step(view))
+    waiting = replace(child_job(), suspended=True, queue="team")
+    planned = step(view, Snapshot((waiting,), queue=QueueView(unknown="no Kueue")))
+    assert planned.status.reason == "NoWorkload"
+    assert "The presets name queue team, but this cluster has no Kueue" in (planned.status.message or "")
+    assert "take the queue out of the presets" in (planned.status.message or "")
 
 
 def test_a_later_change_of_the_presets_concerns_no_attempt() -> None:
