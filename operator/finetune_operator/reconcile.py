@@ -150,9 +150,9 @@ class Reconciler:
             return
         try:
             written = operator_part(view.status)
-            told = tell(written, reason, words, view.generation, now)
-            if told != written and await self.serves(key[0]):
-                await self._replace(view, self.cluster.apply_status(view, told))
+            reported = tell(written, reason, words, view.generation, now)
+            if reported != written and await self.serves(key[0]):
+                await self._replace(view, self.cluster.apply_status(view, reported))
         except Exception as unwritten:
             log.warning("%s/%s: the failure is not in the status yet: %s", *key, unwritten)
 

@@ -228,8 +228,8 @@ def _under_way(
     runs = bool(pods) and all(pod.running or pod.gone or pod.exit_code is not None for pod in pods)
     if has_run and runs and not stopped and diagnosis.reason is not Reason.NODE_LOST:
         return _running(policy, context, status, attempt, child)
-    told = "" if has_run else avoidance.told(attempt)
-    status = policy.waiting(context, status, diagnosis.reason, " ".join(filter(None, [diagnosis.message, told])))
+    avoids = "" if has_run else avoidance.explanation(attempt)
+    status = policy.waiting(context, status, diagnosis.reason, " ".join(filter(None, [diagnosis.message, avoids])))
     if child.suspended:
         may_come = queueing.kueue_may_come(context.snapshot)
         return Plan(status, deadlines=(queueing.look_again(context, status, child),) if may_come else ())

@@ -65,7 +65,7 @@ def no_place(attempt: Attempt, why: str) -> str:
     )
 
 
-def told(attempt: Attempt) -> str:
+def explanation(attempt: Attempt) -> str:
     """What an attempt avoids, and why, as a sentence; empty if it avoids nothing."""
     if not attempt.avoids:
         return ""

@@ -42,8 +42,8 @@ def tell(status: Raw, reason: Reason, error: str, generation: int, now: datetime
     message = f"{held_up}: {sentence(words)} {_ADVICE[reason]}"
     old = listed.get(kind) or {"status": value, "lastTransitionTime": format_time(now)}
     listed[kind] = {**old, "type": kind, "observedGeneration": generation, "reason": reason, "message": message}
-    told = {**status, "conditions": list(listed.values())}
-    return told if over else {**told, "phase": phase, "reason": reason, "message": message}
+    reported = {**status, "conditions": list(listed.values())}
+    return reported if over else {**reported, "phase": phase, "reason": reason, "message": message}
 
 
 def is_told(status: FineTuneJobStatus) -> bool:

@@ -23,7 +23,7 @@ from finetune_operator.views.child_job import ChildJobView
 from finetune_operator.views.metadata import parse_time, section
 from finetune_operator.views.pod import PodView
 from finetune_operator.views.snapshot import Read, Snapshot
-from finetune_operator.views.workload import QueueView, Said, WorkloadView
+from finetune_operator.views.workload import Condition, QueueView, WorkloadView
 
 POLL_SECONDS, POLL_SECONDS_MAX = 2.0, 300.0
 """Shortest and longest time between two looks at a Workload."""
@@ -42,7 +42,7 @@ class Wait:
 
     reason: Reason
     message: str
-    said: Said | None
+    condition: Condition | None
     """The condition QuotaReserved, in Kueue's words where it has said anything. None: Kueue may have nothing to do with
     the child job."""
 
@@ -71,8 +71,10 @@ def wait(
         if child.queue:
             return _without_workload(context, child, queue)
         return None if attempt.running_time else _not_taken_up(context, child, queue)
-    reserved = workload.said("QuotaReserved") or Said(False, "Pending", "Kueue has not looked at the Workload yet.")
-    evicted = workload.said("Evicted")
+    reserved = workload.condition("QuotaReserved") or Condition(
+        False, "Pending", "Kueue has not looked at the Workload yet."
+    )
+    evicted = workload.condition("Evicted")
     if not workload.active:
         return Wait(Reason.DEACTIVATED, _deactivated(context, workload), _not(evicted or reserved))
     if evicted is not None and evicted.true:
@@ -110,13 +112,13 @@ def followed(attempt: Attempt, child: ChildJobView, waits: bool) -> Attempt:
 
 def queued(context: Context, status: FineTuneJobStatus, why: Wait) -> FineTuneJobStatus:
     """The status of a job whose child job waits."""
-    if why.said is not None:
+    if why.condition is not None:
         status = set_condition(
             status,
             ConditionType.QUOTA_RESERVED,
-            why.said.true,
-            why.said.reason or why.reason,
-            why.said.message,
+            why.condition.true,
+            why.condition.reason or why.reason,
+            why.condition.message,
             context.view.generation,
             context.now,
         )
@@ -165,9 +167,9 @@ def without_quota(status: FineTuneJobStatus, snapshot: Snapshot, generation: int
     return set_condition(status, ConditionType.QUOTA_RESERVED, False, reason, message, generation, now)
 
 
-def _not(said: Said) -> Said:
+def _not(condition: Condition) -> Condition:
     """Kueue's words about a Workload whose pods it takes away, although its quota is not free yet."""
-    return Said(False, said.reason, said.message)
+    return Condition(False, condition.reason, condition.message)
 
 
 def _not_taken_up(context: Context, child: ChildJobView, queue: QueueView) -> Wait | None:
@@ -205,7 +207,7 @@ def _without_workload(context: Context, child: ChildJobView, queue: QueueView) -
             f"Kueue has made no Workload for Job {name} of queue {child.queue}, so nothing runs. Check that Kueue runs,"
             f" that its integration batch/job is on, and that it manages namespace {namespace}.",
         )
-    return Wait(reason, message, Said(False, reason, message))
+    return Wait(reason, message, Condition(False, reason, message))
 
 
 def _change(field: str, verb: str = "change") -> str:
@@ -220,7 +222,7 @@ def _without_queue(child: ChildJobView) -> str:
 
 
 def _deactivated(context: Context, workload: WorkloadView) -> str:
-    evicted = workload.said("Evicted")
+    evicted = workload.condition("Evicted")
     why = f" ({sentence(evicted.message).rstrip('.')})" if evicted is not None and evicted.message else ""
     return (
         f"Workload {workload.name} is deactivated{why}: it has no quota, and nothing runs. To queue it again: kubectl"
@@ -230,7 +232,7 @@ def _deactivated(context: Context, workload: WorkloadView) -> str:
 
 
 def _evicted(
-    status: FineTuneJobStatus, evicted: Said, reserved: Said, workload: WorkloadView, pods: Sequence[PodView]
+    status: FineTuneJobStatus, evicted: Condition, reserved: Condition, workload: WorkloadView, pods: Sequence[PodView]
 ) -> str:
     why = f"Kueue took the pods away ({evicted.reason}: {sentence(evicted.message).rstrip('.')})."
     if any(not pod.gone for pod in pods):
@@ -246,8 +248,8 @@ def newest_checkpoint_step(status: FineTuneJobStatus) -> int | None:
     return status.checkpoint.step if status.checkpoint else newest_checkpoint(status)
 
 
-def _reserved(child: ChildJobView, workload: WorkloadView, reserved: Said) -> Wait:
-    admission = workload.said("Admitted")
+def _reserved(child: ChildJobView, workload: WorkloadView, reserved: Condition) -> Wait:
+    admission = workload.condition("Admitted")
     if admission is not None and admission.true:
         return Wait(Reason.ADMITTED, f"Kueue has admitted Job {child.name} and is about to start it.", reserved)
     why = "; ".join(workload.checks) or (admission.message if admission else "")

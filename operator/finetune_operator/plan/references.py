@@ -119,11 +119,11 @@ def _still_waits(job: FineTuneJob, status: FineTuneJobStatus, watched: Mapping[s
     that has ended is not in the message."""
     if status.reason != Reason.WAITING_FOR_JOB:
         return False
-    said = status.message or ""
+    message = status.message or ""
     for use, name in from_jobs(job.spec).items():
         title, other = _title(job, use, name), watched.get(name)
         over = other is not None and not other.deleting and _has_ended(other)
-        if (f"Waiting for {title}," in said) if over else (_wait(title, other) not in said):
+        if (f"Waiting for {title}," in message) if over else (_wait(title, other) not in message):
             return False
     return True
 

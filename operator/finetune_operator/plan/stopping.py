@@ -57,8 +57,8 @@ def stop(context: Context, status: FineTuneJobStatus, suspension: Suspension) ->
         return advance(TRAINING, context, status) if ends is None else ends
     planned = advance(TRAINING, context, status)
     if planned.status.phase is Phase.RUNNING and planned.status.reason == Reason.RUNNING:
-        told = set_phase(planned.status, Phase.RUNNING, Reason.STOPPED_BY_USER, SEEN_WITH_A_REPORT)
-        return Plan(told, planned.step, planned.deadlines, planned.events_about)
+        status = set_phase(planned.status, Phase.RUNNING, Reason.STOPPED_BY_USER, SEEN_WITH_A_REPORT)
+        return Plan(status, planned.step, planned.deadlines, planned.events_about)
     return planned
 
 

@@ -8,7 +8,7 @@ from finetune_operator.views.metadata import Raw, metadata, section
 
 
 @dataclass(frozen=True)
-class Said:
+class Condition:
     """A condition of a Workload, in Kueue's own words."""
 
     true: bool
@@ -25,13 +25,13 @@ class WorkloadView:
     """Name of its LocalQueue; empty if the child job names none."""
     active: bool
     """False: somebody, or Kueue, has taken it out of the queue for good."""
-    conditions: Mapping[str, Said] = field(default_factory=dict)
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
     """Admission checks that are not ready, with what they say."""
     position: int | None = None
     """Its place in the LocalQueue, from 1. None: not served, or far behind."""
 
-    def said(self, kind: str) -> Said | None:
+    def condition(self, kind: str) -> Condition | None:
         return self.conditions.get(kind)
 
     def is_true(self, kind: str) -> bool:
@@ -51,7 +51,7 @@ class QueueView:
 def workload_view(raw: Raw) -> WorkloadView:
     spec, status = section(raw, "spec"), section(raw, "status")
     conditions = {
-        str(found.get("type")): Said(
+        str(found.get("type")): Condition(
             found.get("status") == "True", str(found.get("reason", "")), str(found.get("message", ""))
         )
         for found in status.get("conditions") or []

@@ -15,7 +15,7 @@ from finetune_api.job import API_VERSION, KIND
 from finetune_api.status import NOT_OBSERVED
 from finetune_operator.views.job import JobView
 from finetune_operator.views.snapshot import Snapshot
-from finetune_operator.views.workload import QueueView, Said, WorkloadView
+from finetune_operator.views.workload import Condition, QueueView, WorkloadView
 
 from tests.unit.operator.make import (
     MOMENT,
@@ -82,7 +82,7 @@ def _held() -> JobView:
 
 def _queued(**changes: Any) -> JobView:
     """A job whose child job Kueue has not admitted."""
-    said = {"QuotaReserved": Said(False, "Pending", "insufficient unused quota for nvidia.com/gpu")}
+    said = {"QuotaReserved": Condition(False, "Pending", "insufficient unused quota for nvidia.com/gpu")}
     workload = replace(WorkloadView("job-demo", "team", True, said), **changes)
     snapshot = Snapshot((child_job(suspended=True, queue="team"),), queue=QueueView(workload))
     return _written(begun(queue="team"), snapshot)

@@ -10,7 +10,7 @@ import pytest
 from finetune_operator.views.child_job import ChildJobView
 from finetune_operator.views.job import JobView
 from finetune_operator.views.snapshot import Read, Snapshot
-from finetune_operator.views.workload import QueueView, Said, WorkloadView, position_of, workload_view
+from finetune_operator.views.workload import Condition, QueueView, WorkloadView, position_of, workload_view
 
 from tests.unit.operator.make import (
     NOW,
@@ -26,11 +26,11 @@ from tests.unit.operator.make import (
     with_status,
 )
 
-PENDING = Said(False, "Pending", "insufficient unused quota")
-TAKEN = Said(True, "Preempted", "Preempted to accommodate a workload")
+PENDING = Condition(False, "Pending", "insufficient unused quota")
+TAKEN = Condition(True, "Preempted", "Preempted to accommodate a workload")
 
 
-def workload(**conditions: Said) -> WorkloadView:
+def workload(**conditions: Condition) -> WorkloadView:
     return WorkloadView("job-demo", "team", True, {"QuotaReserved": PENDING, **conditions})
 
 
@@ -52,17 +52,21 @@ CASES: dict[str, tuple[QueueView, str, str]] = {
     "waits": (QueueView(workload()), "WaitingForQuota", "waits in queue team: insufficient unused quota."),
     "place": (QueueView(replace(workload(), position=3)), "WaitingForQuota", "queue team (place 3)"),
     "no queue": (
-        QueueView(workload(QuotaReserved=Said(False, "Inadmissible", "LocalQueue team doesn't exist"))),
+        QueueView(workload(QuotaReserved=Condition(False, "Inadmissible", "LocalQueue team doesn't exist"))),
         "QueueUnusable",
         "LocalQueue team doesn't exist.",
     ),
     "checks": (
-        QueueView(replace(workload(QuotaReserved=Said(True, "QuotaReserved", "")), checks=("nodes is Pending: soon",))),
+        QueueView(
+            replace(workload(QuotaReserved=Condition(True, "QuotaReserved", "")), checks=("nodes is Pending: soon",))
+        ),
         "WaitingForAdmission",
         "nodes is Pending: soon.",
     ),
     "admitted": (
-        QueueView(workload(QuotaReserved=Said(True, "QuotaReserved", ""), Admitted=Said(True, "Admitted", ""))),
+        QueueView(
+            workload(QuotaReserved=Condition(True, "QuotaReserved", ""), Admitted=Condition(True, "Admitted", ""))
+        ),
         "Admitted",
         "about to start",
     ),
