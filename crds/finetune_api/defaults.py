@@ -41,7 +41,8 @@ def apply_defaults(spec: FineTuneJobSpec) -> Defaulted:
         training = training.model_copy(update={"learning_rate": rates[tuning.method]})
     if training.packing is None:
         training = training.model_copy(update={"packing": "wrapped" if spec.stage == "pt" else "none"})
-    ranks = spec.resources.nodes * max(1, spec.resources.gpus_per_node)
+    # Neither is below 1 in a job that is accepted. Jobs that others wrote are refused with better words than ours here.
+    ranks = max(1, spec.resources.nodes) * max(1, spec.resources.gpus_per_node)
     micro = _micro_batch_size(training, ranks)
     return Defaulted(
         tuning=tuning,

@@ -25,7 +25,8 @@ def with_kstatus(
     ended, stalled = terminal(status), is_stalled(status)
     if ended is not None and outcome(before) is not None and ConditionType.RECONCILING not in before:
         return status
-    phase = status.phase or Phase.PENDING
+    # A phase of another release may be anything. It is no reason.
+    phase = next((known for known in Phase if known == status.phase), Phase.PENDING)
     reconciling = ended is None and not stalled
     if reconciling or find_condition(status, ConditionType.RECONCILING) is not None:
         message = NOT_ENDED if ended is None else ENDED

@@ -225,11 +225,18 @@ def test_a_thousand_strange_finetunejobs(raw: Raw) -> None:
     assert OTHER in planned_jobs(Served(raw, [CHILD_JOB], [POD], CLAIM))
 
 
+@pytest.mark.parametrize("count", [-1, 0])
 @pytest.mark.parametrize("field", ["nodes", "gpusPerNode"])
-def test_counts_that_this_release_would_refuse(field: str) -> None:
+def test_counts_that_this_release_would_refuse(field: str, count: int) -> None:
     for status in STATUSES:
         raw = finetunejob(status)
-        raw["spec"]["resources"][field] = -1
+        raw["spec"]["resources"][field] = count
+        assert OTHER in planned_jobs(Served(raw, [CHILD_JOB], [POD], CLAIM))
+
+
+def test_a_phase_that_is_too_long_for_a_reason() -> None:
+    for status in STATUSES:
+        raw = finetunejob({**status, "phase": "é" * 300})
         assert OTHER in planned_jobs(Served(raw, [CHILD_JOB], [POD], CLAIM))
 
 
