@@ -1,6 +1,6 @@
 """Debian packages and a Go toolchain for the cluster, installed if they are missing.
 
-Called by cluster.py, binaries.py and images.py before they need them. Installed packages are used as they are; nothing
+Called by cluster.py, binaries.py, images.py and tests of the web page before they need them. Installed packages are used as they are; nothing
 is upgraded.
 """
 
@@ -37,6 +37,7 @@ NODE = {
     "static busybox": "busybox-static",
 }
 ARGOCD = {"redis-server": "redis-server", "git": "git"}
+BROWSER = {"chromium": "chromium"}
 IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "gpg": "gpg"}
 
 GO_NEEDED = (1, 26)
