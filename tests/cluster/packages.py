@@ -1,7 +1,7 @@
 """Debian packages and a Go toolchain for the cluster, installed if they are missing.
 
-Called by cluster.py, binaries.py, images.py and tests of the web page before they need them. Installed packages are used as they are; nothing
-is upgraded.
+Called by cluster.py, binaries.py, images.py and browser.py before they need them. Installed packages are used as they
+are; nothing is upgraded.
 """
 
 from __future__ import annotations
