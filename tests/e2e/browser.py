@@ -5,6 +5,7 @@ Nothing is downloaded for it: playwright drives the Chromium of the machine, and
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ from tests.kube import until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 AXE = CHECKOUT / "ui" / "node_modules" / "axe-core" / "axe.min.js"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+"""For a server without TLS: a file of certificates has to be there all the same."""
 SECONDS = 60.0
 """Patience of the browser with what a test waits for."""
 FLAGS = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
@@ -158,11 +161,9 @@ def in_pod(server: Server, folder: Path) -> Iterator[tuple[str, int]]:
     """The page as its image starts it, for users who paste a token. Yields its address and the id of its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = {"SERVER": server.url, "PORT": str(port), "SECURE": "false"}
-    if server.authority:
-        authority = folder / "ca.crt"
-        authority.write_bytes(__import__("base64").b64decode(server.authority))
-        settings["CA_FILE"] = str(authority)
+    authority = folder / "ca.crt"
+    authority.write_bytes(base64.b64decode(server.authority) or CERTIFICATES.read_bytes())
+    settings = {"SERVER": server.url, "PORT": str(port), "SECURE": "false", "CA_FILE": str(authority)}
     environment = {f"FINETUNE_UI_{name}": value for name, value in settings.items()}
     with _running(("-m", "finetune_ui"), environment, folder / "pod.log") as log:
         until(f"the page listens ({log})", lambda: _answers(port))

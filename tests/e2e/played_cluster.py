@@ -124,7 +124,7 @@ class Played:
         step = min(status.get("progress", {}).get("step", 0) + STEPS_PER_BEAT, total)
         if status.get("progress", {}).get("step") == total:
             return {**status, "phase": "Succeeded", "reason": "Completed", "artifact": artifact(name)}
-        return {**status, "progress": progress(step, total, status["attempt"])}
+        return {**status, "progress": progress(step, total, status.get("attempt", 1))}
 
     def _pod(self, job: Object) -> None:
         known = {each["metadata"]["name"] for each in self.api.pods}

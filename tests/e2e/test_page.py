@@ -198,7 +198,8 @@ def test_a_run_is_created_watched_suspended_resumed_compared_and_kept(
     window.go(own)
     mark(window)
     window.press("Stop and keep")
-    window.press("Stop and keep")  # the page that asks
+    window.shows(f"End the training of {NAME} now")
+    window.press("Stop and keep")
     window.page.wait_for_url(window.address + own)
     expect(phase(window)).to_have_text("Succeeded", timeout=PODS)
     window.shows("PeftModel.from_pretrained")
