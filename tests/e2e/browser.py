@@ -31,8 +31,9 @@ SECONDS = 60.0
 """Patience of the browser with what a test waits for."""
 FLAGS = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 DESKTOP, PHONE = (1280, 800), (390, 844)
+ENTRANCE = re.compile(r"http://\S+/enter\?key=\S+")
 REPORT_VIOLATIONS = """document.addEventListener("securitypolicyviolation", (event) =>
-  console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`));"""
+  console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}`));"""
 RUN_AXE = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations.map((found) =>
   `${found.impact} ${found.id}: ${found.nodes.map((node) => node.html.slice(0, 160)).join(" | ")}`)"""
 OPEN = "(start) => { for (let at = start; at; at = at.parentElement) if (at.tagName === 'DETAILS') at.open = true; }"
@@ -153,7 +154,7 @@ def on_laptop(server: Server, namespace: str, folder: Path) -> Iterator[str]:
     kubeconfig.write_text(server.kubeconfig(namespace))
     command = ("-m", "finetune_cli", "ui", "--no-browser")
     with _running(command, {"KUBECONFIG": str(kubeconfig)}, folder / "laptop.log") as log:
-        yield until("the program prints its address", lambda: re.findall(r"http://\S+/enter\?key=\S+", log.read_text()))[0]
+        yield until("the program prints its address", lambda: ENTRANCE.findall(log.read_text()))[0]
 
 
 @contextmanager

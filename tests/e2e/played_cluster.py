@@ -1,4 +1,4 @@
-"""A cluster that is played: the small API server of the unit tests, and a thread that does to jobs what an operator does.
+"""A cluster that is played: the small API server of the unit tests, and a thread that plays the operator.
 
 No pod runs and nothing is trained; curves are formulas. `FINETUNE_PAGE=played pytest tests/e2e/test_page.py` tries the
 steps of the browser on it in a minute. The pictures in docs/ are taken on it.

@@ -50,10 +50,9 @@ class Place:
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     if os.environ.get("FINETUNE_PAGE") == "played":
         with played() as cluster:
-            made = {**yaml.safe_load((CHECKOUT / "examples" / "sft-lora.yaml").read_text())}
-            made["metadata"] = {"name": NAME, "namespace": NAMESPACE}
-            made["spec"]["training"]["maxSteps"] = 100_000
-            yield Place(Server(cluster.api.url, TOKEN), NAMESPACE, made, cluster.find)
+            nobody: Any = None
+            job = Scene(nobody, nobody, NAMESPACE).job(NAME, **LONG)
+            yield Place(Server(cluster.api.url, TOKEN), NAMESPACE, job, cluster.find)
         return
     scene: Scene = request.getfixturevalue("scene")
     with a_user(scene) as server:
@@ -102,11 +101,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def opened(place: Place, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     """The window that `kubectl finetune ui` opens."""
-    with on_laptop(place.server, place.namespace, tmp_path_factory.mktemp("laptop")) as entrance:
-        with visitor(browser, entrance.partition("/enter")[0]) as window:
-            window.page.goto(entrance)
-            assert window.page.url == f"{window.address}/ns/{place.namespace}/jobs", "the key has left the address"
-            yield window
+    folder = tmp_path_factory.mktemp("laptop")
+    with (
+        on_laptop(place.server, place.namespace, folder) as entrance,
+        visitor(browser, entrance.partition("/enter")[0]) as window,
+    ):
+        window.page.goto(entrance)
+        assert window.page.url == f"{window.address}/ns/{place.namespace}/jobs", "the key has left the address"
+        yield window
 
 
 @pytest.fixture
@@ -193,6 +195,9 @@ def test_a_run_is_created_watched_suspended_resumed_compared_and_kept(
 
     nothing_is_lost(window, place, browser, tmp_path)
     a_clone_is_compared_and_deleted(window, place)
+    window.go(own)
+    window.follow("Logs")
+    expect(window.page.locator("#log")).to_contain_text("loss")
     no_page_has_barriers(window, place)
 
     window.go(own)
@@ -304,7 +309,8 @@ def a_clone_is_compared_and_deleted(window: Visitor, place: Place) -> None:
 
 def deleted(window: Visitor, name: str) -> None:
     """By its button, and by the button of the page that asks."""
-    window.go(window.page.url.partition("/ns/")[2].split("/")[0].join(("/ns/", f"/jobs/{name}")))
+    namespace = window.page.url.partition("/ns/")[2].partition("/")[0]
+    window.go(f"/ns/{namespace}/jobs/{name}")
     window.press("Delete")
     window.shows(f"Delete {name}?")
     window.press("Delete")
