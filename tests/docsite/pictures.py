@@ -18,7 +18,6 @@ from tests.e2e.played_cluster import NAMESPACE, TOKEN, artifact, loss_at, now, p
 from tests.unit.ui.api_server import ApiServer, Object, job, pod, served
 
 PICTURES = CHECKOUT / "docs" / "pictures"
-COLOURS = 64
 BYTES = 150_000
 JOBS = f"/ns/{NAMESPACE}/jobs"
 
@@ -64,14 +63,14 @@ def desktop(window: Visitor) -> None:
 
 
 def take(window: Visitor, name: str) -> None:
-    """Write the picture of what the window shows, with few colours, because it is a page and no photograph."""
+    """Write the picture of what the window shows."""
     window.page.wait_for_load_state()
     window.page.wait_for_timeout(700)  # curves and log lines come after the page
-    shown = Image.open(io.BytesIO(window.page.screenshot(animations="disabled", caret="hide"))).convert("RGB")
+    shown = Image.open(io.BytesIO(window.page.screenshot(animations="disabled"))).convert("RGB")
     file = PICTURES / f"{name}.png"
-    shown.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    shown.save(file, optimize=True)
     size = file.stat().st_size
-    print(f"{file.relative_to(CHECKOUT)}  {shown.width} x {shown.height}  {size / 1000:.0f} kB")
+    print(f"{file.relative_to(CHECKOUT)}  {shown.width} x {shown.height}  {size / 1000:.0f} kB", flush=True)
     if size > BYTES:
         raise SystemExit(f"{file} has more than {BYTES} bytes")
 
@@ -81,7 +80,6 @@ def jobs() -> list[Object]:
     running = example("support-sft", "sft-lora", phase="Running", reason="Running", attempt=1)
     running["spec"]["training"]["maxSteps"] = 240
     running["status"] |= {
-        "message": "It is the trainer's turn.",
         "progress": progress(168, 240),
         "prepared": {"rows": 4812, "tokens": 1_204_388},
         "attempts": [{"number": 1, "startTime": now(540), "runningTime": now(500), "job": "support-sft-1"}],

@@ -58,7 +58,7 @@ def progress(step: int, total: int, attempt: int = 1, **shape: Any) -> Object:
         "loss": f"{loss_at(step, **shape):.4f}",
         "epoch": f"{3 * step / total:.2f}",
         "tokensPerSecond": "3150",
-        "eta": f"{max(1, (total - step) // 8)}s",
+        "eta": f"{max(1, (total - step) // 2)}s",
         "lastUpdateTime": now(),
         "curves": pack(curves(step, total, **shape)),
     }
