@@ -59,6 +59,7 @@ programs: setup assets
 	-$(PYTHON3) -m tests.cluster build
 	-$(PYTHON3) -m tests.images
 	-$(PY) -m tests.s3.server
+	-$(PYTHON3) -c 'from tests.cluster import packages; packages.ensure(packages.BROWSER)'
 
 images: assets ## Build all images (PUSH=local: and push them to the local cluster with that name)
 	$(PYTHON3) -m tests.images $(if $(PUSH),--push $(PUSH))

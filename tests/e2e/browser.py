@@ -6,6 +6,7 @@ Nothing is downloaded for it: playwright drives the Chromium of the machine, and
 from __future__ import annotations
 
 import base64
+import http.client
 import os
 import re
 import socket
@@ -190,6 +191,9 @@ def _running(command: tuple[str, ...], environment: Mapping[str, str], log: Path
 
 
 def _answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    connection.close()
     return False

@@ -55,8 +55,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             yield Place(Server(cluster.api.url, TOKEN), NAMESPACE, job, cluster.find)
         return
     scene: Scene = request.getfixturevalue("scene")
+
+    def found(name: str) -> Object | None:
+        return scene.kube.find("FineTuneJob", name, scene.namespace)
+
     with a_user(scene) as server:
-        found = lambda name: scene.kube.find("FineTuneJob", name, scene.namespace)  # noqa: E731
         yield Place(server, scene.namespace, scene.job(NAME, **LONG), found)
 
 
@@ -302,6 +305,7 @@ def a_clone_is_compared_and_deleted(window: Visitor, place: Place) -> None:
         assert window.page.get_by_role("columnheader", name=name, exact=True).count() >= 1
     row = window.page.get_by_role("row").filter(has_text="training.learningRate")
     assert "0.0005" in row.inner_text()
+    assert barriers(window) == {}
     deleted(window, CLONE)
     until("the clone is gone", lambda: place.find(CLONE) is None)
     assert place.find(NAME) is not None
@@ -326,7 +330,6 @@ def no_page_has_barriers(window: Visitor, place: Place) -> None:
         f"{own}/jobs/{NAME}",
         f"{own}/jobs/{NAME}/logs",
         f"{own}/jobs/{NAME}/confirm/delete",
-        f"{own}/compare?job={NAME}",
         f"{own}/jobs/no-such-job",
     ):
         window.go(path)
