@@ -59,6 +59,7 @@ programs: setup assets
 	-$(PYTHON3) -m tests.cluster build
 	-$(PYTHON3) -m tests.images
 	-$(PY) -m tests.s3.server
+	-$(PYTHON3) -c 'from tests.cluster import packages; packages.ensure(packages.BROWSER)'
 
 images: assets ## Build all images (PUSH=local: and push them to the local cluster with that name)
 	$(PYTHON3) -m tests.images $(if $(PUSH),--push $(PUSH))
@@ -107,12 +108,12 @@ setup: .venv/.complete $(ASSETS)/.complete ## Make .venv with the five packages 
 	touch $@
 
 # npm reads where packages come from in the settings of the machine. The lock has a hash of each, and no address.
-assets: $(ASSETS)/.complete ## Fetch what browsers load into the web page's package, as locked
+assets: $(ASSETS)/.complete ## Fetch what browsers load into the web page's package, as locked; and axe-core for its tests
 
 $(ASSETS)/.complete: ui/package.json ui/package-lock.json
 	@command -v npm >/dev/null || { apt-get update -qq && apt-get install -y -qq npm; } \
 		|| { echo "npm is missing. Install it and try again" >&2; exit 1; }
-	cd ui && npm ci --ignore-scripts --no-audit --no-fund --silent
+	cd ui && npm ci --include=dev --ignore-scripts --no-audit --no-fund --silent
 	mkdir -p $(ASSETS)
 	cd ui/node_modules && cp htmx.org/dist/htmx.min.js htmx-ext-sse/dist/sse.min.js uplot/dist/uPlot.iife.min.js uplot/dist/uPlot.min.css \
 		$(CURDIR)/$(ASSETS)/

@@ -70,10 +70,10 @@ def debian_packages(text: str, release: str) -> list[Component]:
 
 
 def npm_packages(lock: Path) -> list[Component]:
-    """The packages of a package-lock.json, with their licenses."""
+    """The packages of a package-lock.json, with their licenses, but for those that tests alone use."""
     components = []
     for path, entry in json.loads(lock.read_text(encoding="utf-8"))["packages"].items():
-        if not path:  # the root names what it needs
+        if not path or entry.get("dev"):  # the root names what it needs
             continue
         name = path.removeprefix("node_modules/")
         url = f"pkg:npm/{quote(name, safe='/')}@{entry['version']}"

@@ -1,7 +1,7 @@
 """Debian packages and a Go toolchain for the cluster, installed if they are missing.
 
-Called by cluster.py, binaries.py and images.py before they need them. Installed packages are used as they are; nothing
-is upgraded.
+Called by cluster.py, binaries.py, images.py and browser.py before they need them. Installed packages are used as they
+are; nothing is upgraded.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ NODE = {
     "static busybox": "busybox-static",
 }
 ARGOCD = {"redis-server": "redis-server", "git": "git"}
+BROWSER = {"chromium": "chromium"}
 IMAGES = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "gpg": "gpg"}
 
 GO_NEEDED = (1, 26)

@@ -121,7 +121,10 @@ def test_the_page_image_has_what_browsers_load_and_lists_it() -> None:
             "uPlot.min.css",
         }
         assert not list(root.glob("opt/**/node_modules"))
-    assert {"htmx.org", "htmx-ext-sse", "uplot"} <= {part["name"] for part in bill["components"]}
+        assert not list(root.glob("opt/**/axe*.js")), "a tool of the tests"
+    listed = {part["name"] for part in bill["components"]}
+    assert {"htmx.org", "htmx-ext-sse", "uplot"} <= listed
+    assert "axe-core" not in listed
 
 
 def test_the_operator_image_is_small() -> None:

@@ -84,9 +84,11 @@ def test_every_go_module_has_its_sum(module: Path) -> None:
 def test_what_browsers_load_is_pinned_and_has_hashes() -> None:
     """And no address: npm's settings on the machine say where packages come from."""
     lock = json.loads((CHECKOUT / "ui" / "package-lock.json").read_text())
-    wanted = json.loads((CHECKOUT / "ui" / "package.json").read_text())["dependencies"]
+    asked = json.loads((CHECKOUT / "ui" / "package.json").read_text())
     packages = {path.removeprefix("node_modules/"): entry for path, entry in lock["packages"].items() if path}
-    assert {name: entry["version"] for name, entry in packages.items()} == wanted
+    versions = {name: entry["version"] for name, entry in packages.items()}
+    assert versions == {**asked["dependencies"], **asked["devDependencies"]}
+    assert {name for name, entry in packages.items() if entry.get("dev")} == set(asked["devDependencies"])
     for entry in packages.values():
         assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", entry["integrity"])
         assert "resolved" not in entry

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from tests.kube import until
 from tests.unit.ui.api_server import ApiServer, job, pod
 from tests.unit.ui.conftest import Browser, csrf
+from tests.unit.ui.form.browser import page as parsed
 
 LIST = "/ns/team-a/jobs"
 
@@ -149,6 +150,16 @@ def test_buttons_are_grey_when_they_make_no_sense(client: TestClient, api: ApiSe
     text = client.get(f"{LIST}/one").text
     grey = dict(re.findall(r'<button id="button-(\w+)"( disabled)?', text))
     assert grey == {"suspend": " disabled", "retry": "", "stop": " disabled", "delete": ""}
+    assert "Suspend, Stop and keep: Not possible while the job is Failed." in text
+
+
+def test_a_grey_button_names_the_text_that_says_why(client: TestClient, api: ApiServer) -> None:
+    """A pointer is not needed to read it, as it is for a title."""
+    api.put(job("one", phase="Succeeded", reason="Completed"))
+    there = parsed(client.get(f"{LIST}/one").text)
+    grey = [given for tag, given in there.tags if tag == "button" and "disabled" in given]
+    assert {given["id"] for given in grey} == {"button-suspend", "button-retry", "button-stop"}
+    assert {tag for tag, given in there.tags for each in grey if given.get("id") == each["aria-describedby"]} == {"p"}
 
 
 def shows(client: TestClient, where: str, words: str) -> bool:

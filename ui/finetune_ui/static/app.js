@@ -34,7 +34,7 @@
     const source = document.getElementById("curve-data");
     const place = document.getElementById("plots");
     if (!source || !place || typeof uPlot === "undefined") return;
-    for (const chart of JSON.parse(source.dataset.charts)) {
+    for (const [at, chart] of JSON.parse(source.dataset.charts).entries()) {
       const known = plots.get(chart.id);
       const shape = chart.labels.join("|");
       if (known && known.shape === shape && known.figure.isConnected) {
@@ -50,7 +50,7 @@
       figure.setAttribute("aria-label", chart.summaries.join(". "));
       caption.textContent = chart.name;
       figure.append(caption);
-      place.append(figure);
+      place.insertBefore(figure, place.children[at] ?? null); // a chart with a new line stays in its place
       const plot = new uPlot(options(chart, figure.clientWidth - 18, source.dataset.step), chart.data, figure);
       plots.set(chart.id, { plot, figure, shape, first: chart.data[0][0], last: chart.data[0].at(-1) });
     }
