@@ -92,11 +92,11 @@ def delay(api: ApiServer, window: Visitor, step: int) -> float:
         window.page.evaluate(SEEN)
         api.opened.wait(10)
         time.sleep(1)
-    time.sleep(random.Random(step).uniform(0.2, 2.5))
+    time.sleep(random.Random(step).uniform(0, 2.5))
     changed = running("watched", step)
     began = time.time()
     api.put(changed)
-    drawn = until(f"step {step} is drawn", lambda: window.page.evaluate(f"window.seen['{step}'] ?? 0"), every=0.2)
+    drawn = until(f"step {step} is drawn", lambda: window.page.evaluate(f"window.seen['{step}'] ?? 0"), every=0.02)
     return float(drawn) - began
 
 
@@ -177,7 +177,7 @@ def megabytes(process: int) -> float:
 def spread(found: list[float]) -> str:
     """The median and the 95th percentile."""
     most = statistics.quantiles(found, n=20)[-1] if len(found) > 1 else found[0]
-    return f"p50 {statistics.median(found):.2f} s, p95 {most:.2f} s, most {max(found):.2f} s ({len(found)})"
+    return f"p50 {statistics.median(found):.3f} s, p95 {most:.3f} s, most {max(found):.3f} s ({len(found)})"
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ REPORT_VIOLATIONS = """document.addEventListener("securitypolicyviolation", (eve
   console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}`));"""
 RUN_AXE = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations.map((found) =>
   `${found.impact} ${found.id}: ${found.nodes.map((node) => node.html.slice(0, 160)).join(" | ")}`)"""
+TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 OPEN = "(start) => { for (let at = start; at; at = at.parentElement) if (at.tagName === 'DETAILS') at.open = true; }"
 
 
@@ -62,7 +63,7 @@ class Visitor:
     context: BrowserContext
     page: Page
     address: str
-    """Of the web page, without a path."""
+    """The address of the web page, without a path."""
     problems: list[str] = field(default_factory=list)
     """Errors and warnings of the console, violations of the policy, and scripts that failed."""
 
@@ -105,7 +106,9 @@ class Visitor:
         )
 
     def resize(self, size: tuple[int, int]) -> None:
+        """Another size. Curves get theirs in the next frame."""
         self.page.set_viewport_size({"width": size[0], "height": size[1]})
+        self.page.evaluate(TWO_FRAMES)
 
 
 @contextmanager
