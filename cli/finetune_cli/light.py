@@ -47,7 +47,7 @@ def _lighten(params: list[Any]) -> None:
 def _process(param: Any, convert: Any, ctx: Any, value: Any) -> Any:
     several = param.multiple or param.nargs == -1
     if value is None or value == () or value == []:
-        if param.required:
+        if param.required and not ctx.resilient_parsing:
             return convert(ctx, value)  # which says what is missing
         value = [] if several else None
     elif not _fits(value, getattr(getattr(param, "type_descriptor", None), "annotation", None), several):

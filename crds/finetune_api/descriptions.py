@@ -7,6 +7,7 @@ every process that imports the API, and takes two fifths of the time of that imp
 import ast
 import inspect
 from functools import cache
+from itertools import pairwise
 from sys import modules
 
 
@@ -31,7 +32,7 @@ def _of_module(name: str) -> dict[str, dict[str, str]]:
 
 def _of_body(body: list[ast.stmt]) -> dict[str, str]:
     found = {}
-    for attribute, after in zip(body, body[1:], strict=False):
+    for attribute, after in pairwise(body):
         match attribute, after:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 found[name] = inspect.cleandoc(text)

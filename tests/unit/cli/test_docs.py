@@ -62,6 +62,9 @@ def test_completion_loads_nothing_that_takes_long() -> None:
     asked = {"_FINETUNE_COMPLETE": "complete_bash", "COMP_WORDS": "finetune wa", "COMP_CWORD": "1"}
     assert not HEAVY & loaded("", **asked)
     assert not HEAVY & loaded("list --n", "finetune_cli.kubectl_completion")
+    # Names of jobs come from the cluster.
+    cluster = loaded("why a", "finetune_cli.kubectl_completion", KUBECONFIG="/does/not/exist")
+    assert not {"torch", "rich", "pydantic", "finetune_api"} & cluster
 
 
 @pytest.mark.parametrize(
