@@ -76,7 +76,7 @@ audit-chart: setup ## Run kubeconform, kube-score and checkov on the chart: no f
 	$(PY) -m tests.chart_audit
 
 sweep: setup ## Run the slow tests: all combinations, faults at every call (writes docs/fault-sweep.md), examples on a real model
-	$(PY) -m pytest --sweep -m sweep tests/e2e tests/controlplane tests/trainer
+	$(PY) -m pytest --sweep -m sweep tests/e2e tests/controlplane tests/trainer tests/unit
 	$(PY) -m pytest tests/trainer/test_examples.py tests/trainer/training/test_learns.py tests/controlplane/test_faults.py \
 		--sweep $(if $(LIVES),--lives '$(LIVES)') --timeout 14400
 

@@ -88,9 +88,19 @@ def _matches(found: Object, query: dict[str, str]) -> bool:
     return named and labels.items() <= (found["metadata"].get("labels") or {}).items()
 
 
+class Server(ThreadingHTTPServer):
+    """Its end waits for no connection."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that broke is no news."""
+
+
 @contextmanager
-def served(store: Store) -> Iterator[str]:
-    """The URL of a server of these objects."""
+def served(store: Store, port: int = 0) -> Iterator[str]:
+    """The URL of a server of these objects. At the end, its connections break."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -128,6 +138,8 @@ def served(store: Store) -> Iterator[str]:
             self._answer(200, store.delete(collection, name))
 
         def _asked(self) -> tuple[str, dict[str, str]]:
+            if over.is_set():
+                raise ConnectionAbortedError
             store.asked.append(self.path)
             url = urlsplit(self.path)
             return url.path, {key: values[0] for key, values in parse_qs(url.query).items()}
@@ -152,10 +164,10 @@ def served(store: Store) -> Iterator[str]:
             with suppress(OSError):  # the reader has gone
                 try:
                     for part in parts:
-                        if part:
-                            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
                         if over.is_set():
                             return
+                        if part:
+                            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
                 except Cut:
                     return
                 self.wfile.write(b"0\r\n\r\n")
@@ -164,9 +176,7 @@ def served(store: Store) -> Iterator[str]:
             """Nothing is printed."""
 
     over = threading.Event()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.block_on_close = False
+    server = Server(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

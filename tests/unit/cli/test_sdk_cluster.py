@@ -43,7 +43,7 @@ class Operator:
         pod = f"{name}-{job['metadata']['uid'][:5]}-1-0"
         labels = {paths.LABEL_JOB: name, paths.LABEL_KIND: "train", paths.LABEL_ATTEMPT: "1"}
         self._store.logs[pod] = self._log
-        self._pod(pod, labels, {"running": {}}, "Running")
+        self._pod(pod, labels, {"running": {"startedAt": BEGUN}}, "Running")
         losses = [2.5 - 0.1 * step for step in range(STEPS)]
         for step, loss in enumerate(losses, start=1):
             time.sleep(STEP_SECONDS)
