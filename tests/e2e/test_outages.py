@@ -112,7 +112,12 @@ def test_every_line_is_printed_once_through_all_of_this(
     [pod] = scene.pods(NAME)
     name = pod["metadata"]["name"]
     Pod(scene.kubectl, name)("python", "-c", CRASH)
-    until("its restart is told", lambda: scene.status(NAME)["attempts"][0].get("restarts"), POD_MINUTES, every=0.5)
+    until(
+        "the status reports its restart",
+        lambda: scene.status(NAME)["attempts"][0].get("restarts"),
+        POD_MINUTES,
+        every=0.5,
+    )
     until("it trains on", lambda: trains_from_a_checkpoint(scene, 1), POD_MINUTES, every=0.5)
     first = whole(scene.kubectl("logs", name, "--tail=-1"))
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}

@@ -3,6 +3,7 @@ their pods, whose logs the kubelet sends. Who plays the operator is the test."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ breaks."""
 NAMESPACE = "team"
 JOBS, PODS, EVENTS = paths.jobs(NAMESPACE), paths.pods(NAMESPACE), paths.core("events", NAMESPACE)
 
+COMPRESSED = 128 * 1024
+"""Bytes from which on the API server compresses an answer."""
+
 
 class Cut(Exception):
     """The connection breaks here."""
@@ -36,6 +40,8 @@ class Store:
         """Called with the name of each job that somebody creates."""
         self.asked: list[str] = []
         """Paths of all requests, with their queries."""
+        self.sent = 0
+        """Bytes of all answers but streams."""
         self._history: list[tuple[str, str, str]] = []
         self._changed = threading.Condition()
 
@@ -152,6 +158,10 @@ def served(store: Store, port: int = 0) -> Iterator[str]:
             text = json.dumps(body).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
+            if len(text) > COMPRESSED and "gzip" in self.headers.get("Accept-Encoding", ""):
+                text = gzip.compress(text, 1)
+                self.send_header("Content-Encoding", "gzip")
+            store.sent += len(text)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
