@@ -17,7 +17,7 @@ include tests/cluster/cluster.mk
 demo: setup ## Train a model on the local Kubernetes (CONTEXT=name: on your own cluster; CPU=1: without GPUs)
 	$(PY) -m examples.demo cluster $(if $(CONTEXT),--context $(CONTEXT)) $(if $(CPU),--cpu)
 
-demo-laptop: setup ## Run the same FineTuneJob with the trainer alone: no Kubernetes, no root
+demo-laptop: .venv/.complete ## Run the same FineTuneJob with the trainer alone: no Kubernetes, no root
 	$(PY) -m examples.demo laptop
 
 # The slow tiers start first: e2e and controlplane beside each other. The third worker computes in what they leave of the CPU.
@@ -84,7 +84,7 @@ sweep: setup ## Run the slow tests: all combinations, faults at every call (writ
 # python3 -m tests.bench.gpu_check (docs/benchmarks.md).
 gpu-check: ## Measure speed and memory on a GPU in ten minutes (ARGS="--cpu", "--only dpo", "--minutes 5")
 	@if $(PYTHON3) -m tests.bench.gpu.container --available; then $(PYTHON3) -m tests.bench.gpu.container $(ARGS); \
-		else $(MAKE) --no-print-directory setup && $(PY) -m tests.bench.gpu_check $(ARGS); fi
+		else $(MAKE) --no-print-directory .venv/.complete && $(PY) -m tests.bench.gpu_check $(ARGS); fi
 
 clean: cluster-down ## Stop the cluster and remove everything built in the checkout
 	rm -rf .venv .tools build dist .cluster ui/node_modules $(ASSETS)
