@@ -93,11 +93,8 @@ class Job:
         parts = [f"<b>{html.escape(self.name)}</b>", html.escape(self.status)]
         if progress.get("summary"):
             parts.append(f"<code>{bar(progress['percent'])}</code> {html.escape(progress['summary'])}")
-        parts += [
-            f"{name} {html.escape(progress[key])}"
-            for name, key in (("loss", "loss"), ("ETA", "eta"))
-            if progress.get(key)
-        ]
+        shown = (("loss", "loss"),) if self.ended else (("loss", "loss"), ("ETA", "eta"))
+        parts += [f"{name} {html.escape(progress[key])}" for name, key in shown if progress.get(key)]
         if not progress and self.message:
             parts.append(html.escape(self.message))
         return "<div>" + " &nbsp; ".join(parts) + drawing.svg(self.curves.get(plots.LOSS, ()), plots.LOSS) + "</div>"
