@@ -4,11 +4,13 @@ typer converts each value by pydantic, also None and texts. To import pydantic t
 completion and a short command do. So a value that has its type already, or is empty, is taken as it is.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.models import CommandFunctionType
 
 
 class LightCommand(TyperCommand):
@@ -32,7 +34,7 @@ class LightGroup(TyperGroup):
 class Program(typer.Typer):
     """A program whose commands are light."""
 
-    def command(self, name: str | None = None, **more: Any) -> Any:
+    def command(self, name: str | None = None, **more: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
         """A decorator, as that of typer."""
         return super().command(name, cls=LightCommand, **more)
 

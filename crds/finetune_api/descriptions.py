@@ -15,7 +15,8 @@ def of_fields(cls: type) -> dict[str, str]:
     """Attribute -> description, of the class and of its bases. Attributes without a docstring are left out."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        found |= _of_module(base.__module__).get(base.__qualname__, {}) if base.__module__ in modules else {}
+        if not base.__module__.startswith(("builtins", "pydantic")):
+            found |= _of_module(base.__module__).get(base.__qualname__, {})
     return found
 
 
@@ -24,7 +25,7 @@ def _of_module(name: str) -> dict[str, dict[str, str]]:
     """Class -> attribute -> description, of the classes at the top of a module. Empty if its source is not there."""
     try:
         source = inspect.getsource(modules[name])
-    except (OSError, TypeError):
+    except (KeyError, OSError, TypeError):
         return {}
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     return {node.name: _of_body(node.body) for node in classes}

@@ -94,7 +94,7 @@ def test_a_later_job_of_the_name_does_not_show_progress_of_the_earlier(
     client = TrainerClient("local", workspace=tmp_path)
     client.train(starter.filled("sft", "job"))
     assert client.get_job("job").status == "Preparing"
-    with pytest.raises(Problem, match="the job job continues. It is Preparing$") as caught:
+    with pytest.raises(Problem, match=r"the job job continues\. It is Preparing$") as caught:
         client.wait_for_job_status("job", timeout=0)
     assert caught.value.code is Exit.TIMEOUT
     client.delete_job("job")
