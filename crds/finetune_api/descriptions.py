@@ -1,7 +1,7 @@
 """The descriptions of fields: the docstring after each attribute, read from the source when a schema is generated.
 
 pydantic can do the same when a class is made (``use_attribute_docstrings``). That parses the source of every model in
-every process that imports the API, and takes two fifths of the time of that import. Only schemas need descriptions.
+every process that imports the API, and takes a quarter of the time of that import. Only schemas need descriptions.
 """
 
 import ast
