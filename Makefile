@@ -17,7 +17,7 @@ include tests/cluster/cluster.mk
 demo: setup ## Train a model on the local Kubernetes (CONTEXT=name: on your own cluster; CPU=1: without GPUs)
 	$(PY) -m examples.demo cluster $(if $(CONTEXT),--context $(CONTEXT)) $(if $(CPU),--cpu)
 
-demo-laptop: setup ## Run the same FineTuneJob with the trainer alone: no Kubernetes, no root
+demo-laptop: .venv/.complete ## Run the same FineTuneJob with the trainer alone: no Kubernetes, no root
 	$(PY) -m examples.demo laptop
 
 # The slow tiers start first: e2e and controlplane beside each other. The third worker computes in what they leave of the CPU.
@@ -77,7 +77,7 @@ audit-chart: setup ## Run kubeconform, kube-score and checkov on the chart: no f
 	$(PY) -m tests.chart_audit
 
 sweep: setup ## Run the slow tests: all combinations, faults at every call (writes docs/fault-sweep.md), examples on a real model
-	$(PY) -m pytest --sweep -m sweep tests/e2e tests/controlplane tests/trainer
+	$(PY) -m pytest --sweep -m sweep tests/e2e tests/controlplane tests/trainer tests/unit
 	$(PY) -m pytest tests/trainer/test_examples.py tests/trainer/training/test_learns.py --sweep --timeout 14400
 	$(MAKE) --no-print-directory sweep-faults
 
@@ -88,7 +88,7 @@ sweep-faults: setup ## Faults at every call of the lives that have no result of 
 # python3 -m tests.bench.gpu_check (docs/benchmarks.md).
 gpu-check: ## Measure speed and memory on a GPU in ten minutes (ARGS="--cpu", "--only dpo", "--minutes 5")
 	@if $(PYTHON3) -m tests.bench.gpu.container --available; then $(PYTHON3) -m tests.bench.gpu.container $(ARGS); \
-		else $(MAKE) --no-print-directory setup && $(PY) -m tests.bench.gpu_check $(ARGS); fi
+		else $(MAKE) --no-print-directory .venv/.complete && $(PY) -m tests.bench.gpu_check $(ARGS); fi
 
 clean: cluster-down ## Stop the cluster and remove everything built in the checkout
 	rm -rf .venv .tools build dist .cluster ui/node_modules $(ASSETS)

@@ -113,7 +113,8 @@ class TrainerClient:
             if job.ended:
                 raise Problem(f"The job {name} has ended as {job.status}: {job.message}", Exit.FAILED)
             if time.monotonic() >= end:
-                raise Problem(f"The job {name} is {job.status} after {timeout:g} seconds: {job.message}", Exit.TIMEOUT)
+                text = f"The {timeout:g} seconds of timeout are over, and the job {name} continues. It is {job.status}"
+                raise Problem(": ".join(part for part in (text, job.message) if part), Exit.TIMEOUT)
             time.sleep(polling_interval)
 
     def delete_job(self, name: str) -> None:

@@ -1,12 +1,17 @@
 """A job as the SDK returns it: typed by the API's own models, and drawn in notebooks."""
 
 import html
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status.job_status import FineTuneJobStatus
-from finetune_cli import jobs
+from finetune_cli import chart, jobs, plots
+from finetune_cli.problem import Problem
 from finetune_cli.progress import bar
+
+from finetune import drawing
+
+if TYPE_CHECKING:
+    from finetune_api.spec import FineTuneJobSpec
+    from finetune_api.status.job_status import FineTuneJobStatus
 
 COMPLETE = "Complete"
 """Kubeflow's name for Succeeded."""
@@ -28,13 +33,17 @@ class Job:
         self.name: str = found["metadata"]["name"]
 
     @property
-    def spec(self) -> FineTuneJobSpec:
+    def spec(self) -> "FineTuneJobSpec":
         """What to train."""
+        from finetune_api.spec import FineTuneJobSpec
+
         return FineTuneJobSpec.read(self.object["spec"])
 
     @property
-    def details(self) -> FineTuneJobStatus:
+    def details(self) -> "FineTuneJobStatus":
         """The whole status."""
+        from finetune_api.status.job_status import FineTuneJobStatus
+
         return FineTuneJobStatus.read(self.object.get("status") or {})
 
     @property
@@ -59,6 +68,14 @@ class Job:
         return {name: float(value) for name, value in (jobs.status(self.object).get("metrics") or {}).items()}
 
     @property
+    def curves(self) -> dict[str, list[chart.Point]]:
+        """Metric, such as loss -> its (step, value), at most 256. Empty before there are any."""
+        try:
+            return plots.curves_of(self.object)
+        except Problem:
+            return {}
+
+    @property
     def artifact(self) -> str | None:
         """URI of the result."""
         return (jobs.status(self.object).get("artifact") or {}).get("uri")
@@ -76,11 +93,8 @@ class Job:
         parts = [f"<b>{html.escape(self.name)}</b>", html.escape(self.status)]
         if progress.get("summary"):
             parts.append(f"<code>{bar(progress['percent'])}</code> {html.escape(progress['summary'])}")
-        parts += [
-            f"{name} {html.escape(progress[key])}"
-            for name, key in (("loss", "loss"), ("ETA", "eta"))
-            if progress.get(key)
-        ]
+        shown = (("loss", "loss"),) if self.ended else (("loss", "loss"), ("ETA", "eta"))
+        parts += [f"{name} {html.escape(progress[key])}" for name, key in shown if progress.get(key)]
         if not progress and self.message:
             parts.append(html.escape(self.message))
-        return "<div>" + " &nbsp; ".join(parts) + "</div>"
+        return "<div>" + " &nbsp; ".join(parts) + drawing.svg(self.curves.get(plots.LOSS, ()), plots.LOSS) + "</div>"

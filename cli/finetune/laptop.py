@@ -7,6 +7,7 @@ notebook that starts again finds its jobs.
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,6 +23,8 @@ from finetune.job import Event
 
 PAUSE_SECONDS = 0.5
 END_SECONDS = 30.0
+TAIL_BYTES = 1 << 16
+PREPARING = ("Fetching", "Validating", "Tokenizing")
 
 
 class Laptop:
@@ -110,23 +113,30 @@ class Laptop:
 
     def _status(self, name: str, folder: Path) -> dict[str, Any]:
         results = self._workspace / "jobs" / name
-        log = results / "reports" / "trainer_log.jsonl"
-        seen = _newest(log)
-        progress = _progress(seen) if seen else None
+        reported = results / "reports" / "status.json"
+        progress = (_read(reported).get("status") or {}).get("progress")
+        if progress and reported.stat().st_mtime < (folder / "job.json").stat().st_mtime:
+            progress = None  # of an earlier job of this name
         if not self._ended(folder):
-            return {"phase": "Running" if progress else "Preparing", "progress": progress}
+            prepares = not progress or progress.get("activity") in PREPARING
+            return {"phase": "Preparing" if prepares else "Running", "progress": progress}
         code = int((folder / "exit").read_text()) if (folder / "exit").exists() else Exit.FAILED
-        lines = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         ended = time.gmtime((folder / "exit").stat().st_mtime if (folder / "exit").exists() else None)
-        done = code == 0
-        return {
-            "phase": "Succeeded" if done else "Failed",
-            "message": lines[-1][:1024] if lines else f"the trainer ended with {code}",
+        reason, message = _end(folder / "log", code)
+        found = {
+            "phase": "Failed" if code else "Succeeded",
+            "reason": reason,
+            "message": message[:1024],
             "progress": progress,
             "completionTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", ended),
-            "artifact": {"uri": str(results / "artifact")} if done else None,
-            "metrics": _metrics(results / "reports" / "all_results.json") if done else None,
         }
+        if code:
+            return found
+        result = _read(results / "RESULT.json").get("result") or {}
+        artifact = {**(result.get("artifact") or {}), "uri": str(results / "artifact")}
+        # If the workspace had the result already, nothing was trained now.
+        progress = progress or (_read(reported).get("status") or {}).get("progress")
+        return {**found, "artifact": artifact, "metrics": result.get("metrics"), "progress": progress}
 
     def _ended(self, folder: Path) -> bool:
         if (folder / "exit").exists():
@@ -149,35 +159,19 @@ class Laptop:
         return self._folder(name)
 
 
-def _newest(log: Path) -> dict[str, Any] | None:
-    """The newest logged step."""
-    if not log.exists():
-        return None
-    for line in reversed(log.read_text(encoding="utf-8").splitlines()):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if "total_steps" in found:
-            return dict(found)
-    return None
+def _read(file: Path) -> dict[str, Any]:
+    """A document of the trainer. Empty before it exists."""
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError):
+        return {}
 
 
-def _progress(seen: dict[str, Any]) -> dict[str, Any]:
-    step, total = int(seen.get("current_steps", 0)), int(seen["total_steps"])
-    percent = 100 * step // max(1, total)
-    found = {
-        "kind": "train",
-        "step": step,
-        "totalSteps": total,
-        "percent": percent,
-        "summary": f"{step}/{total} ({percent}%)",
-    }
-    return {**found, **({"loss": f"{float(seen['loss']):.4f}"} if seen.get("loss") is not None else {})}
-
-
-def _metrics(file: Path) -> dict[str, str] | None:
-    if not file.exists():
-        return None
-    loaded = json.loads(file.read_text(encoding="utf-8"))
-    return {name: str(value) for name, value in loaded.items() if isinstance(value, int | float)}
+def _end(log: Path, code: int) -> tuple[str | None, str]:
+    """The reason and the message with which the trainer ended; or the last line, if it could not say them."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        text = file.read().decode(errors="replace").strip()
+    if found := re.search(r".*launch Ended with \d+ \((\w+)\): (.*)", text, re.DOTALL):
+        return found[1], found[2]
+    return None, text.splitlines()[-1] if text else f"the trainer ended with {code}"

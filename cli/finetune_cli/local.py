@@ -1,6 +1,6 @@
 """What the trainer does on this machine, as a process of its own: it checks rows, estimates memory, and trains.
 
-The trainer and torch come with the extra: pip install 'finetune-cli[local]'.
+The trainer and torch come with the extra `local`.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from finetune_cli.problem import Exit, Problem
 
 MISSING = (
     "The trainer is not installed beside the command line, and this needs it. Install it:"
-    " pip install 'finetune-cli[local]'"
+    " pip install ./crds ./trainer_image './cli[local]' (in a checkout of finetune-operator)"
 )
 HUB = "https://huggingface.co"
 CONFIG_SECONDS = 30
@@ -49,6 +49,7 @@ def estimate(job: dict[str, Any], model: str | None, gpus: Sequence[int]) -> lis
     """Memory by tuning method and number of GPUs."""
     from finetune_cli.output import to_yaml
 
+    command()  # says at once if it is missing
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(model) if model else _config(job, Path(scratch))
         file = Path(scratch) / "job.yaml"

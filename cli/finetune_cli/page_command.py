@@ -33,6 +33,6 @@ def _server() -> Any:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         raise Problem(
-            f"The page needs the Python package {missing}, which is not installed: pip install finetune-ui (in a"
-            " checkout: pip install ./ui)"
+            f"The page needs the Python package {missing}, which is not installed: pip install ./ui (in a checkout"
+            " of finetune-operator)"
         ) from error

@@ -63,7 +63,10 @@ def check_image(file: str) -> None:
     if Path(file).suffix not in IMAGES:
         raise Problem(f"{file} has no ending that names an image. Endings: {', '.join(IMAGES)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise Problem("Images are drawn by matplotlib, which is not installed: pip install 'finetune-cli[plot]'")
+        raise Problem(
+            "Images are drawn by matplotlib, which is not installed: pip install './cli[plot]' (in a checkout of"
+            " finetune-operator), or pip install matplotlib"
+        )
 
 
 def save(found: dict[str, list[chart.Point]], file: str, metric: str) -> None:

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from finetune_cli.completion import job_names
+from finetune_cli.light import LightGroup, Program
 
-app = typer.Typer(
+app = Program(
     name="finetune",
+    cls=LightGroup,
     help="Fine-tune language models on Kubernetes: run, watch and understand FineTuneJobs. docs/cli.md has examples.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -54,7 +54,7 @@ def timeline(job: dict[str, Any], happened: list[Object] = []) -> list[Entry]:  
         count = (event.get("series") or {}).get("count") or event.get("count") or 1
         often = f" ({count} times)" if count > 1 else ""
         entries.append(Entry(str(time)[:19] + "Z", f"Event {event.get('reason')}{often}", event.get("message") or ""))
-    return sorted(set(entries), key=lambda entry: entry.time)
+    return sorted(dict.fromkeys(entries), key=lambda entry: entry.time)
 
 
 def _of_attempt(kind: str, attempt: dict[str, Any]) -> list[Entry]:

@@ -1,5 +1,6 @@
 """Chains of jobs: which jobs start from the results of which."""
 
+from collections import defaultdict
 from typing import Any
 
 from finetune_cli import jobs
@@ -21,14 +22,23 @@ def related(all_jobs: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The job, and all jobs before and after it."""
     named = {job["metadata"]["name"]: job for job in all_jobs}
     before = {each: set(needs(job).values()) for each, job in named.items()}
-    after = {each: {other for other in named if each in before[other]} for each in named}
+    after = users(named)
     found, waiting = set(), [name]
     while waiting:
         each = waiting.pop()
         if each not in found:
             found.add(each)
-            waiting += [*before.get(each, ()), *after.get(each, ())]
+            waiting += [*before.get(each, ()), *(other for other, _ in after[each])]
     return [job for job in all_jobs if job["metadata"]["name"] in found]
+
+
+def users(named: dict[str, Any]) -> defaultdict[str, list[tuple[str, str]]]:
+    """Name -> (job that uses its artifact, use)."""
+    found: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for other, job in named.items():
+        for use, need in needs(job).items():
+            found[need].append((other, use))
+    return found
 
 
 def draw(all_jobs: list[dict[str, Any]]) -> list[str]:
@@ -37,33 +47,36 @@ def draw(all_jobs: list[dict[str, Any]]) -> list[str]:
     named = {job["metadata"]["name"]: job for job in all_jobs}
     missing = sorted({name for job in all_jobs for name in needs(job).values()} - set(named))
     roots = [*missing, *(name for name, job in named.items() if not needs(job))]
-    lines: list[str] = []
-    shown: set[str] = set()
+    drawing = _Drawing(named)
     for name in roots:
-        _below(named, name, "", "", "", lines, shown)
+        drawing.below(name)
     for name in named:  # jobs that wait for each other in a circle
-        if name not in shown:
-            _below(named, name, "", "", "", lines, shown)
-    return lines
+        if name not in drawing.shown:
+            drawing.below(name)
+    return drawing.lines
 
 
-def _below(
-    named: dict[str, Any], name: str, head: str, inside: str, use: str, lines: list[str], shown: set[str]
-) -> None:
-    job = named.get(name)
-    first = name not in shown
-    shown.add(name)
-    what = _label(job) if job else "(does not exist)"
-    lines.append(f"{head}{name}  {what}" + (f"  uses it as {use}" if use else "") + ("" if first else "  (see above)"))
-    if not first:
-        return
-    users = [
-        (other, each) for other, other_job in named.items() for each, need in needs(other_job).items() if need == name
-    ]
-    for number, (other, each) in enumerate(users):
-        last = number == len(users) - 1
-        branch, deeper = ("└─ ", "   ") if last else ("├─ ", "│  ")
-        _below(named, other, inside + branch, inside + deeper, each, lines, shown)
+class _Drawing:
+    def __init__(self, named: dict[str, Any]) -> None:
+        self._named = named
+        self._users = users(named)
+        self.lines: list[str] = []
+        self.shown: set[str] = set()
+
+    def below(self, name: str, head: str = "", inside: str = "", use: str = "") -> None:
+        """The line of a job, and under it those of the jobs that use its artifact."""
+        job = self._named.get(name)
+        first = name not in self.shown
+        self.shown.add(name)
+        what = _label(job) if job else "(does not exist)"
+        end = (f"  uses it as {use}" if use else "") + ("" if first else "  (see above)")
+        self.lines.append(f"{head}{name}  {what}{end}")
+        if not first:
+            return
+        followers = self._users[name]
+        for number, (other, each) in enumerate(followers, start=1):
+            branch, deeper = ("└─ ", "   ") if number == len(followers) else ("├─ ", "│  ")
+            self.below(other, inside + branch, inside + deeper, each)
 
 
 def _label(job: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from pydantic.config import JsonDict
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from finetune_api import descriptions
 from finetune_api.lenient import LENIENT, kept
 
 
@@ -55,7 +56,6 @@ class ApiModel(BaseModel):
         populate_by_name=True,
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
         protected_namespaces=(),
     )
 
@@ -88,8 +88,17 @@ class ApiModel(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core_schema)
+        resolved = handler.resolve_ref_schema(schema)
+        properties = resolved["properties"]
+        for name, text in descriptions.of_fields(cls).items():
+            if name in cls.model_fields:
+                alias = cls.model_fields[name].alias or name
+                field = properties[alias if alias in properties else name]
+                # A section that says the same of itself says it once.
+                if "$ref" not in field or handler.resolve_ref_schema(field).get("description") != text:
+                    field["description"] = text
         if cls.RULES:
-            handler.resolve_ref_schema(schema).update(validated([cel(rule.cel, rule.message) for rule in cls.RULES]))
+            resolved.update(validated([cel(rule.cel, rule.message) for rule in cls.RULES]))
         return schema
 
 

@@ -60,6 +60,14 @@ LONG: dict[str, Any] = {
     # Without a limit they take what CPU there is from everything else, for steps that nobody needs.
     "resources": {**RESOURCES, "cpuLimit": "700m"},
 }
+CRASH = """
+import os, pathlib, signal
+for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    pid = int(line.parent.name)
+    if pid != os.getpid() and b"finetune_trainer.launcher.worker" in line.read_bytes():
+        os.kill(pid, signal.SIGSEGV)
+"""
+"""A program for a pod that trains: its ranks crash."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -230,6 +238,15 @@ def scene(whole_cluster: Cluster, trainer_image: str, operator: str, tmp_path_fa
         pod.upload(folder / "tiny", f"/volumes/models/{volume.MODEL}")
         pod.upload(data, "/volumes/models/data")
     return Scene(kube, kubectl, NAMESPACE)
+
+
+def curve(scene: Scene, trainer_image: str, name: str) -> list[dict[str, Any]]:
+    """The lines of the job's log in the workspace, one for each step."""
+    manifest = demo.files_pod(trainer_image)
+    manifest["metadata"]["namespace"] = scene.namespace
+    with scene.kubectl.pod(manifest) as pod:
+        log = pod("cat", f"/workspace/jobs/{name}/reports/trainer_log.jsonl")
+    return [json.loads(line) for line in log.splitlines()]
 
 
 def claim(name: str, size: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from finetune_trainer.workspace.files import digest_folder
 
 from examples.demo import volume
 from examples.demo.kubectl import Pod
-from tests.e2e.conftest import BROKEN_ROW, LONG, POD_MINUTES, ROWS, TRAINING, Scene
+from tests.e2e.conftest import BROKEN_ROW, CRASH, LONG, POD_MINUTES, ROWS, TRAINING, Scene
 from tests.e2e.pod_times import PodTimes
 from tests.kube import until
 
@@ -207,13 +207,6 @@ def test_a_drained_pod_is_followed_by_one_that_goes_on_where_it_was(scene: Scene
 
 
 LOGGED = r"step (\d+)/\d+  loss"
-CRASH = """
-import os, pathlib, signal
-for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-    pid = int(line.parent.name)
-    if pid != os.getpid() and b"finetune_trainer.launcher.worker" in line.read_bytes():
-        os.kill(pid, signal.SIGSEGV)
-"""
 
 
 def test_a_rank_that_crashes_is_started_again_in_its_pod(scene: Scene) -> None:

@@ -245,7 +245,8 @@ def it_moves(window: Visitor, beyond: int = 0) -> None:
     expect(summary(window)).to_have_text(total, timeout=PODS)
     until(f"the page shows a step beyond {beyond}", lambda: step(window) > beyond, POD_MINUTES)
     loss = window.page.locator("#plots figure").first
-    expect(loss.locator("canvas")).to_have_count(1)
+    # The trainer writes its curves once a minute.
+    expect(loss.locator("canvas")).to_have_count(1, timeout=PODS)
     before, drawn = summary(window).inner_text(), str(loss.get_attribute("aria-label"))
     assert drawn.startswith("loss: "), "the loss is the first chart, also after a line was added to it"
     expect(summary(window)).not_to_have_text(before, timeout=PODS)

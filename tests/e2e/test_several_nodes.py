@@ -6,7 +6,6 @@ set of rows, and every resume exact, both have the same loss in every step.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,7 +19,7 @@ from examples.demo import cluster as demo
 from examples.demo.kubectl import DemoError, Kubectl, Pod
 from tests import cluster
 from tests.cluster import Cluster, node, process
-from tests.e2e.conftest import LONG, POD_MINUTES, TRAINING, Scene
+from tests.e2e.conftest import LONG, POD_MINUTES, TRAINING, Scene, curve
 from tests.kube import until
 
 STEPS = 500
@@ -87,15 +86,6 @@ def saved_by(scene: Scene, name: str, attempt: int) -> Callable[[], int | None]:
 
 def has_ended(scene: Scene, name: str, attempt: int) -> bool:
     return bool(scene.status(name)["attempts"][attempt - 1]["state"] == "Ended")
-
-
-def curve(scene: Scene, trainer_image: str, name: str) -> list[dict[str, Any]]:
-    """The lines of the job's log in the workspace, one for each step."""
-    manifest = demo.files_pod(trainer_image)
-    manifest["metadata"]["namespace"] = scene.namespace
-    with scene.kubectl.pod(manifest) as pod:
-        log = pod("cat", f"/workspace/jobs/{name}/reports/trainer_log.jsonl")
-    return [json.loads(line) for line in log.splitlines()]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import random
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -91,7 +92,7 @@ class Client:
         for tries in range(1, TRIES + 1):
             try:
                 response, text = self._once(method, path, data, kind, query)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, zlib.error) as error:
                 self.close()
                 refused = isinstance(error, ConnectionRefusedError)
                 if tries == TRIES or isinstance(error, ssl.SSLError) or not (refused or method != "POST"):
@@ -167,11 +168,13 @@ class Client:
             self._connection = connect(self.settings, self._trust(), CONNECT_SECONDS)
             self._connection.connect()
             self._connection.sock.settimeout(READ_SECONDS)
-        self._connection.request(
-            method, self._url(path, query), body=data, headers=self._headers(kind if data else None)
-        )
+        # A list of many jobs is several megabytes, of which much repeats. The API server compresses what is large.
+        headers = {**self._headers(kind if data else None), "Accept-Encoding": "gzip"}
+        self._connection.request(method, self._url(path, query), body=data, headers=headers)
         response = self._connection.getresponse()
         text = response.read()
+        if response.headers.get("Content-Encoding") == "gzip":
+            text = zlib.decompress(text, wbits=zlib.MAX_WBITS | 16)
         if response.will_close:
             self.close()
         return response, text

@@ -75,7 +75,7 @@ def until_the_end(client: Client, job: Object, wanted: Wanted, query: dict[str, 
         elif what == "job" and final is None:
             final = value
             # The watch of the pods may be behind: what exists at the end is looked up once more.
-            active += sum(begin(pod) for pod in pods.of_job(client, value))
+            active += sum(begin(pod) for pod in _patiently(lambda: iter(pods.of_job(client, job))))
     return final
 
 

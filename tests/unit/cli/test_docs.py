@@ -3,17 +3,19 @@ pages use is tried in tests/unit/docs."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import typer.main
 from finetune_cli.app import app
 from finetune_cli.problem import Exit
 
 PAGE = Path("docs/cli.md").read_text()
 VERBS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-HEAVY = {"torch", "kubernetes", "pydantic", "yaml", "finetune_api", "finetune_trainer", "http.client", "ssl"}
+HEAVY = {"torch", "rich", "kubernetes", "pydantic", "yaml", "finetune_api", "finetune_trainer", "http.client", "ssl"}
 
 
 def first_cells(title: str) -> set[str]:
@@ -33,19 +35,43 @@ def test_the_page_has_every_exit_code() -> None:
     assert first_cells("Exit codes") == {str(code.value) for code in Exit}
 
 
-def test_help_loads_nothing_that_takes_long() -> None:
-    """What --help imports decides how long completion takes; a test that measures time would fail on busy machines."""
-    program = (
-        "import sys; sys.argv = ['finetune', '--help']\n"
-        "from finetune_cli.__main__ import main\n"
+def loaded(words: str, program: str = "finetune_cli.__main__", **environment: str) -> set[str]:
+    """The modules of a process that has run the program."""
+    code = (
+        f"import sys; sys.argv = ['finetune', *{words.split()}]\n"
+        f"from {program} import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print('LOADED', *sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.rpartition("LOADED")[2].split())
-    assert "finetune_cli.app" in loaded
-    assert not HEAVY & loaded
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    found = set(done.stdout.rpartition("LOADED")[2].split())
+    assert "finetune_cli.app" in found
+    return found
+
+
+# What is imported decides how long a start takes; a test that measures time would fail on busy machines.
+@pytest.mark.parametrize("words", ["--help", "list --help", "run --help"])
+def test_help_loads_nothing_that_takes_long(words: str) -> None:
+    assert not HEAVY & loaded(words)
+
+
+def test_completion_loads_nothing_that_takes_long() -> None:
+    asked = {"_FINETUNE_COMPLETE": "complete_bash", "COMP_WORDS": "finetune wa", "COMP_CWORD": "1"}
+    assert not HEAVY & loaded("", **asked)
+    assert not HEAVY & loaded("list --n", "finetune_cli.kubectl_completion")
+    # Names of jobs come from the cluster.
+    cluster = loaded("why a", "finetune_cli.kubectl_completion", KUBECONFIG="/does/not/exist")
+    assert not {"torch", "rich", "pydantic", "finetune_api"} & cluster
+
+
+@pytest.mark.parametrize(
+    "words", ["list -n team -A", "why my-job", "watch my-job", "logs -f my-job", "stop a b --keep"]
+)
+def test_a_command_that_only_asks_the_cluster_needs_no_models(words: str) -> None:
+    assert not {"torch", "rich", "pydantic", "finetune_api"} & loaded(words, KUBECONFIG="/does/not/exist")
 
 
 def test_kubectl_gets_candidates_and_a_directive() -> None:

@@ -21,7 +21,7 @@ users: [{name: u, user: {token: secret}}]
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_command, "PACKAGE", "finetune_ui_that_is_missing")
-    with pytest.raises(Problem, match="pip install finetune-ui"):
+    with pytest.raises(Problem, match=r"pip install \./ui"):
         page_command._server()
 
 
