@@ -187,13 +187,13 @@ def test_a_run_is_created_watched_suspended_resumed_compared_and_kept(
 
     mark(window)
     it_moves(window)
+    reached = step(window)
     window.press("Suspend")
     expect(phase(window)).to_have_text("Suspended", timeout=PODS)
     expect(window.page.locator("#button-suspend")).to_have_count(0)
-    saved = step(window)
     window.press("Resume")
     expect(phase(window)).to_have_text("Running", timeout=PODS)
-    it_moves(window, saved)
+    it_moves(window, reached)
     assert marked(window), "all of this came without loading the page again"
 
     nothing_is_lost(window, place, browser, tmp_path)
