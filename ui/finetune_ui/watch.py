@@ -129,9 +129,10 @@ class Hub:
         finally:
             watched.viewers.discard(changed)
             if not watched.viewers:
-                watched.close()
+                # Whatever becomes of it, the next viewer has a watch that lives.
                 if self.watches.get(key) is watched:
                     del self.watches[key]
+                watched.close()
 
     def close(self) -> None:
         """End all watches."""

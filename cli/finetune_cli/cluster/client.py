@@ -137,8 +137,9 @@ class Client:
         """End the streams that other threads read: their reads end or fail, and every later call raises Problem."""
         self._interrupted = True
         for connection in tuple(self._streams):
-            with suppress(OSError, AttributeError):  # it is not connected yet, or not any more
-                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+            if (used := connection.sock) is not None:  # else it is not connected yet, or not any more
+                with suppress(OSError):
+                    socket.socket.shutdown(used, socket.SHUT_RDWR)
 
     def dial(self, path: str, **query: Any) -> tuple[socket.socket, str, dict[str, str]]:
         """A connection for another protocol than HTTP: its socket, the target of the request and its headers. Raises

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import threading
 
 import pytest
+from finetune_cli.cluster import client as client_module
 from finetune_cli.cluster.client import Client
 from finetune_cli.cluster.kubeconfig import Settings
 from finetune_cli.problem import Exit, Problem
@@ -42,3 +44,35 @@ def test_an_interrupted_stream_ends_and_the_client_calls_nobody_again() -> None:
     with pytest.raises(Problem, match="interrupted") as caught:
         client.get("/anything")
     assert caught.value.code is Exit.INTERRUPTED
+
+
+def test_a_stream_that_is_not_connected_yet_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that is left at once."""
+    connecting, interrupted, over = threading.Event(), threading.Event(), threading.Event()
+    caught: list[BaseException] = []
+
+    class Slow(http.client.HTTPConnection):
+        def connect(self) -> None:
+            connecting.set()
+            interrupted.wait(10)
+            super().connect()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(client_module, "connect", lambda *_: Slow("127.0.0.1", port))
+        client = Client(Settings(f"http://127.0.0.1:{port}", "team", "here"))
+
+        def read() -> None:
+            try:
+                list(client.stream("/watch"))
+            except Exception as error:
+                caught.append(error)
+            over.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        assert connecting.wait(10)
+        client.interrupt()
+        interrupted.set()
+        server.accept()[0].close()
+        assert over.wait(10)
+    assert len(caught) == 1
