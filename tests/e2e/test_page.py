@@ -173,7 +173,7 @@ def put(control: Locator, text: str) -> None:
         control.fill(text)
 
 
-@pytest.mark.sweep  # it takes eight minutes: curves come once a minute
+@pytest.mark.sweep  # it takes five minutes: curves come once a minute
 def test_a_run_is_created_watched_suspended_resumed_compared_and_kept(
     window: Visitor, place: Place, browser: Browser, tmp_path: Path
 ) -> None:
