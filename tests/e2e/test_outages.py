@@ -97,6 +97,7 @@ def test_an_api_server_that_is_away_for_a_minute_costs_a_job_nothing(
     try:
         end = time.monotonic() + OUTAGE_SECONDS
         until("the minute is over", lambda: time.monotonic() > end, OUTAGE_SECONDS + 10)
+        assert answer(scene) == {}, "nobody has started the API server again"
     finally:
         whole_cluster.start_process("kube-apiserver")
     until("the API server answers", lambda: answer(scene), POD_MINUTES, every=0.5)

@@ -12,3 +12,4 @@ def test_a_notebook_trains_in_a_cluster(scene: Scene) -> None:
     client = TrainerClient(kubeconfig=str(scene.kube.kubeconfig), namespace=scene.namespace)
     small = {"prepare.cpu": "100m", "prepare.memory": "2Gi", "resources": RESOURCES}
     sdk_scenario.play(client, "pvc://models/tiny", "pvc://models/data/rows.jsonl=openai", POD_MINUTES, **small)
+    assert scene.kube.find("FineTuneJob", sdk_scenario.NAME, scene.namespace) is None, "it was deleted in the cluster"
