@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from examples.demo import volume
 from examples.demo.kubectl import Kubectl
 from tests import cluster, images
 from tests.cluster import Cluster
+from tests.e2e.failure import cluster_state
 from tests.kube import Kube, until
 from tests.trainer.support import tiny
 
@@ -75,6 +76,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(6 * POD_MINUTES))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure says how the cluster was."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("whole_cluster")
+    if report.failed and cluster is not None:
+        report.sections.append(("the cluster then", cluster_state(cluster.env, NAMESPACE)))
+    return report
 
 
 @pytest.fixture(scope="package")

@@ -98,33 +98,35 @@ class Struck:
     """What status said while each attempt after the first ran."""
 
 
-def says_while_running(scene: Scene, name: str, attempt: int) -> str | None:
-    """What status says of an attempt that has reported where it resumed."""
+def says_while_running(scene: Scene, name: str, after: int) -> tuple[int, str] | None:
+    """An attempt that has reported where it resumed, later than `after`, and what status says of it."""
     status = scene.status(name)
-    running = status["phase"] == "Running" and status["attempt"] == attempt
-    return str(status["message"]) if running and "checkpoint step" in status["message"] else None
+    running = status["phase"] == "Running" and status["attempt"] > after
+    return (status["attempt"], str(status["message"])) if running and "checkpoint step" in status["message"] else None
 
 
 @pytest.fixture(scope="module")
 def struck(scene: Scene) -> Struck:
     scene.kubectl.apply(pair(scene, "struck"))
-    said = []
-    for attempt, (strike, _) in enumerate(FAULTS, start=1):
+    said, attempt = [], 1
+    for strike, _ in FAULTS:
         until(f"attempt {attempt} has saved", saved_by(scene, "struck", attempt), 2 * POD_MINUTES, every=0.5)
         strike(scene, "struck")
         until(f"attempt {attempt} has ended", partial(has_ended, scene, "struck", attempt), POD_MINUTES, every=0.5)
-        runs = partial(says_while_running, scene, "struck", attempt + 1)
-        said.append(until(f"attempt {attempt + 1} runs", runs, 2 * POD_MINUTES, every=0.5))
+        runs = partial(says_while_running, scene, "struck", attempt)
+        attempt, message = until(f"an attempt after {attempt} runs", runs, 2 * POD_MINUTES, every=0.5)
+        said.append(message)
     return Struck(scene.reaches("struck", "Succeeded", "Failed", timeout=2 * POD_MINUTES), said)
 
 
 def test_each_end_is_named_and_the_next_attempt_says_from_which_checkpoint(struck: Struck) -> None:
     assert struck.status["phase"] == "Succeeded", struck.status["message"]
-    ends = struck.status["attempts"]
-    assert [end["reason"] for end in ends[:-1]] == [reason for _, reason in FAULTS]
+    # Four processes on a busy machine are uneven. If a rank straggles when an attempt ends, the next one looks for
+    # another node, of which there is none.
+    ends = [end for end in struck.status["attempts"][:-1] if end["reason"] != "Unschedulable"]
+    assert [end["reason"] for end in ends] == [reason for _, reason in FAULTS]
     assert "3Gi" in ends[1]["message"], "the limit that was outgrown"
-    assert struck.status["attempt"] == len(FAULTS) + 1
-    steps = [end["checkpointStep"] for end in ends[:-1]]
+    steps = [end["checkpointStep"] for end in ends]
     assert steps == sorted(steps)
     for step, said in zip(steps, struck.said, strict=True):
         resumed = re.search(r"resumes from checkpoint step (\d+)", said)

@@ -129,7 +129,7 @@ class Hub:
         finally:
             watched.viewers.discard(changed)
             if not watched.viewers:
-                # Whatever becomes of it, the next viewer has a watch that lives.
+                # Whatever happens to it, the next viewer has a watch that lives.
                 if self.watches.get(key) is watched:
                     del self.watches[key]
                 watched.close()

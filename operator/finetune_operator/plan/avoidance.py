@@ -2,10 +2,11 @@
 
 The end of an attempt points to a node if the node was lost, if the trainer reports an error of the hardware, or if a
 rank there computed much slower than the others. That is a suspicion, not a proof. So a few nodes are avoided at most,
-for some hours, and only while the pods find other nodes.
+for some hours, and only while the pods find other nodes. Where they once found none, they would wait in vain again: on
+a cluster of one node, after each end of a job whose ranks are uneven.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from finetune_api.status import Attempt, FineTuneJobStatus, Progress, Reason
@@ -42,13 +43,24 @@ def _node(pods: Sequence[PodView], rank: int | None) -> str | None:
 def avoided(attempts: Sequence[Attempt], now: datetime) -> list[str]:
     """The nodes that an attempt avoids that begins now. `attempts`: those before it, oldest first."""
     nodes: list[str] = []
-    for entry in reversed(attempts):
-        if entry.retry is not None or entry.reason == Reason.UNSCHEDULABLE:
-            break  # somebody has looked at the nodes; or there was no place without them
-        ended = parse_time(entry.end_time) if entry.end_time else now
-        if entry.suspect and entry.suspect not in nodes and now < ended + timedelta(seconds=AVOIDED_SECONDS):
+    for entry in _recent(attempts, now):
+        if entry.reason == Reason.UNSCHEDULABLE:
+            break  # there was no place without them
+        if entry.suspect and entry.suspect not in nodes:
             nodes.append(entry.suspect)
-    return nodes[:NODES_MAX]
+    needed = {
+        node for entry in _recent(attempts, now) if entry.reason == Reason.UNSCHEDULABLE for node in entry.avoids or []
+    }
+    return [node for node in nodes if node not in needed][:NODES_MAX]
+
+
+def _recent(attempts: Sequence[Attempt], now: datetime) -> Iterator[Attempt]:
+    """The attempts of the last hours, newest first, since somebody has looked at the nodes."""
+    for entry in reversed(attempts):
+        ended = parse_time(entry.end_time) if entry.end_time else now
+        if entry.retry is not None or now >= ended + timedelta(seconds=AVOIDED_SECONDS):
+            return
+        yield entry
 
 
 def gives_up_at(attempt: Attempt, began: datetime) -> datetime | None:

@@ -107,13 +107,15 @@ def test_a_few_nodes_are_avoided_at_most() -> None:
     assert view.status["attempts"][-1]["avoids"] == ["bad-4", "bad-3", "bad-2"], "the newest"
 
 
+def nowhere_for(number: int) -> Snapshot:
+    """The pods of this attempt find no node."""
+    why = "2 node(s) didn't match Pod's node affinity"
+    return Snapshot((child_job(number),), tuple(pod(number, rank, unschedulable=why) for rank in (0, 1)))
+
+
 def test_without_another_place_it_takes_the_node_after_all() -> None:
     view = again(failed(), 10)
-    number = view.status["attempt"]
-    nowhere = Snapshot(
-        (child_job(number),),
-        tuple(pod(number, rank, unschedulable="2 node(s) didn't match Pod's node affinity") for rank in (0, 1)),
-    )
+    nowhere = nowhere_for(view.status["attempt"])
     planned = step(view, nowhere, after=11)
     assert "It avoids node node-2" in (planned.status.message or "")
     assert wait(planned, after=11) == PLACE_SECONDS - 1
@@ -128,6 +130,35 @@ def test_without_another_place_it_takes_the_node_after_all() -> None:
     view = with_status(view, step(view, Snapshot(), after=now))
     assert view.status["attempt"] == 3, "at once"
     assert "avoids" not in view.status["attempts"][2]
+
+
+def without_place(view: JobView, after: float) -> tuple[JobView, float]:
+    """The pods of the last attempt find no place until it gives up, and the next attempt begins; when."""
+    nowhere = nowhere_for(view.status["attempt"])
+    gone = Snapshot()
+    for snapshot, seconds in ((nowhere, 0), (nowhere, PLACE_SECONDS), (gone, PLACE_SECONDS), (gone, PLACE_SECONDS)):
+        view = with_status(view, step(view, snapshot, after=after + seconds))
+    return view, after + PLACE_SECONDS
+
+
+def test_it_does_not_wait_twice_for_a_place_that_there_is_not() -> None:
+    view, now = without_place(again(failed(), 10), 10)
+    view = again(broken(view, after=now), now + 60)
+    assert view.status["attempts"][2]["suspect"] == "node-2"
+    assert "avoids" not in view.status["attempts"][3], "there was no place without node-2"
+    assert "avoids" not in view.status["message"]
+
+
+def test_a_new_suspect_is_avoided_where_another_could_not_be() -> None:
+    view, now = without_place(again(failed(), 10), 10)
+    view = again(broken(view, node="node-5", after=now), now + 60)
+    assert view.status["attempts"][3]["avoids"] == ["node-5"]
+
+
+def test_whether_there_is_a_place_is_tried_again_after_hours() -> None:
+    view, now = without_place(again(failed(), 10), 10)
+    view = again(broken(view, after=now + AVOIDED_SECONDS), now + AVOIDED_SECONDS + 60)
+    assert view.status["attempts"][3]["avoids"] == ["node-2"]
 
 
 @pytest.mark.parametrize("after", [PLACE_SECONDS + 20, 3 * PLACE_SECONDS])
