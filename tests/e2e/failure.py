@@ -13,9 +13,9 @@ from examples.demo import cluster as demo
 from examples.demo.kubectl import DemoError, Kubectl
 
 LINES = 15
-"""Of each log."""
+"""Lines of each log."""
 LETTERS = 1500
-"""Of a status. What follows a failure should not hide the next one."""
+"""Letters of a status. One failure should not hide another."""
 
 
 def cluster_state(env: dict[str, str], namespace: str) -> str:

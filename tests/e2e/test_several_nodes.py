@@ -121,8 +121,8 @@ def struck(scene: Scene) -> Struck:
 
 def test_each_end_is_named_and_the_next_attempt_says_from_which_checkpoint(struck: Struck) -> None:
     assert struck.status["phase"] == "Succeeded", struck.status["message"]
-    # Four processes on a busy machine are uneven. If a rank straggles when an attempt ends, the next one looks for
-    # another node, of which there is none.
+    # Four processes on a busy machine are uneven. If a rank straggles when an attempt ends, the next attempt
+    # looks for another node and finds none.
     ends = [end for end in struck.status["attempts"][:-1] if end["reason"] != "Unschedulable"]
     assert [end["reason"] for end in ends] == [reason for _, reason in FAULTS]
     assert "3Gi" in ends[1]["message"], "the limit that was outgrown"
