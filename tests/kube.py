@@ -71,6 +71,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
         "mutatingwebhookconfigurations",
         False,
     ),
+    "APIService": ("apis/apiregistration.k8s.io/v1", "apiservices", False),
     "Workload": ("apis/kueue.x-k8s.io/v1beta2", "workloads", True),
     "LocalQueue": ("apis/kueue.x-k8s.io/v1beta2", "localqueues", True),
     "ClusterQueue": ("apis/kueue.x-k8s.io/v1beta2", "clusterqueues", False),

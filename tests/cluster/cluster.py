@@ -184,6 +184,7 @@ def _certificates(state: State, at: plane.Endpoint) -> None:
         hosts=(at.address, "127.0.0.1", plane.SERVICE_ADDRESS, *names),
     )
     certs.ensure(state, "admin", "finetune-local", "system:masters")
+    certs.ensure(state, "aggregator", plane.AGGREGATOR)
     certs.ensure(state, "controller-manager", "system:kube-controller-manager")
     kubeconfig.write(state, state.kubeconfig, "admin", at.server)
 

@@ -15,6 +15,8 @@ from tests.cluster.state import State
 SERVICE_SUBNET = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
 POD_SUBNET = "10.244.0.0/16"
+AGGREGATOR = "finetune-local:aggregator"
+"""The name by which the API server shows itself to other servers of the API."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,14 @@ def start_api_server(state: State, at: Endpoint) -> None:
         f"--service-account-signing-key-file={pki / 'service-accounts.key'}",
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
         f"--service-cluster-ip-range={SERVICE_SUBNET}",
+        # For other servers of the API, which take the user's name from a client with this certificate only.
+        f"--requestheader-client-ca-file={pki / 'ca.crt'}",
+        f"--requestheader-allowed-names={AGGREGATOR}",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={pki / 'aggregator.crt'}",
+        f"--proxy-client-key-file={pki / 'aggregator.key'}",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
         # Tests change pods as a service mesh does. The policies are beta, which is off by default.

@@ -100,8 +100,7 @@ class Kueue:
             "internalCertManagement": {"enable": False},
             "integrations": {"frameworks": ["batch/job"]},
             "managedJobsNamespaceSelector": {"matchExpressions": [{"key": SEEN, "operator": "Exists"}]},
-            # It would be another server of the API, which the API server here does not know.
-            "featureGates": {"VisibilityOnDemand": False},
+            "featureGates": {"VisibilityOnDemand": False},  # see visibility.py
             **settings,
         }
         (self.home / "configuration.yaml").write_text(yaml.safe_dump(configuration))
@@ -142,8 +141,9 @@ def kueue(kube: Kube, home: Path, *inside: str) -> Iterator[Kueue]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     authority = _certificate(home / "certs")
-    # The program reads this path, whatever its configuration says: its root is a folder of ours. It needs no libraries.
-    shutil.copytree(home / "certs", home / "etc/kueue/metrics/certs")
+    # The program reads these paths, whatever its configuration says: its root is our folder. It needs no libraries.
+    for folder in ("etc/kueue/metrics/certs", "visibility"):
+        shutil.copytree(home / "certs", home / folder)
     (home / "tmp").mkdir()
     shutil.copy(binaries.path("kueue"), home / "kueue")
     crds = [_crd(file, port, authority) for file in sorted((source / "crd" / "bases").glob("*.yaml"))]

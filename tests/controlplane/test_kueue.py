@@ -20,6 +20,7 @@ from tests.controlplane.kueue import JOB_UID, QUEUE, SEEN, Kueue, kueue
 from tests.controlplane.lane import Lane
 from tests.controlplane.operator_process import OperatorProcess
 from tests.controlplane.scene import FTJ, GARBAGE_SECONDS, Scene, result
+from tests.controlplane.visibility import visible
 from tests.kube import Kube, Object, until
 
 CHECKPOINT = {"attempt": 1, "step": 40, "path": "jobs/job/checkpoints/1-x/40", "time": "2026-01-31T12:00:00Z"}
@@ -150,6 +151,11 @@ def submit(scene: Scene, name: str = "job", **changes: Any) -> None:
     until(f"{name} is prepared", lambda: scene.status(name).get("attempt"))
 
 
+def priority_class(scene: Scene, name: str, value: int) -> None:
+    head = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "WorkloadPriorityClass"}
+    scene.kube.apply({**head, "metadata": {"name": name}, "value": value, "description": ""})
+
+
 @pytest.mark.usefixtures("operator")
 def test_two_jobs_on_a_quota_of_one_run_in_order(seen: Scene) -> None:
     submit(seen, "first")
@@ -165,6 +171,22 @@ def test_two_jobs_on_a_quota_of_one_run_in_order(seen: Scene) -> None:
     done(seen, pod, "first")
     assert condition(seen, name="first")[:2] == ("False", "Completed")
     done(seen, admitted(seen, "second"), "second")
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_job_that_waits_tells_its_place_in_the_queue(seen: Scene, queues: Kueue) -> None:
+    priority_class(seen, "patient", -1)
+    with visible(queues):
+        submit(seen, "first")
+        pod = admitted(seen, "first")
+        submit(seen, "third", queuePriorityClass="patient")
+        says(seen, "WaitingForQuota", "waits in queue team (place 1)", name="third")
+        submit(seen, "second")
+        says(seen, "WaitingForQuota", "(place 1)", name="second")
+        says(seen, "WaitingForQuota", "(place 2)", name="third")
+        done(seen, pod, "first")
+        admitted(seen, "second")
+        says(seen, "WaitingForQuota", "(place 1)", name="third")
 
 
 @pytest.mark.usefixtures("operator")
@@ -209,8 +231,7 @@ def test_twenty_preemptions_in_a_row_cost_no_attempt(seen: Scene, queues: Kueue)
 
 @pytest.mark.usefixtures("operator")
 def test_a_job_of_a_higher_priority_preempts(seen: Scene) -> None:
-    head = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "WorkloadPriorityClass"}
-    seen.kube.apply({**head, "metadata": {"name": "urgent"}, "value": 1000, "description": ""})
+    priority_class(seen, "urgent", 1000)
     submit(seen, "slow")
     pod = admitted(seen, "slow")
     submit(seen, "urgent", queuePriorityClass="urgent")

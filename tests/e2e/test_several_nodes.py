@@ -20,6 +20,7 @@ from examples.demo.kubectl import DemoError, Kubectl, Pod
 from tests import cluster
 from tests.cluster import Cluster, node, process
 from tests.e2e.conftest import LONG, POD_MINUTES, TRAINING, Scene, curve
+from tests.injection import gated
 from tests.kube import until
 
 STEPS = 500
@@ -41,13 +42,15 @@ def pair(scene: Scene, name: str) -> dict[str, Any]:
     return job
 
 
-def pod_of(scene: Scene, name: str, index: int) -> str:
-    """The name of the running pod with that completion index."""
+INDEX = "batch.kubernetes.io/job-completion-index"
+
+
+def pod_of(scene: Scene, name: str, index: int, phase: str = "Running") -> str:
+    """The name of the pod of that phase with that completion index."""
     for pod in scene.pods(name):
-        found = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
-        if found == str(index) and pod["status"]["phase"] == "Running":
+        if pod["metadata"]["labels"][INDEX] == str(index) and pod["status"]["phase"] == phase:
             return str(pod["metadata"]["name"])
-    raise AssertionError(f"no running pod {index} of {name}")
+    raise AssertionError(f"no pod {index} of {name} is {phase}")
 
 
 def evict(scene: Scene, name: str) -> None:
@@ -102,7 +105,8 @@ def says_while_running(scene: Scene, name: str, after: int) -> tuple[int, str] |
     """An attempt that has reported where it resumed, later than `after`, and what status says of it."""
     status = scene.status(name)
     running = status["phase"] == "Running" and status["attempt"] > after
-    return (status["attempt"], str(status["message"])) if running and "checkpoint step" in status["message"] else None
+    resumed = running and "resumes from checkpoint step" in status["message"]
+    return (status["attempt"], str(status["message"])) if resumed else None
 
 
 @pytest.fixture(scope="module")
@@ -143,24 +147,25 @@ def test_the_loss_goes_on_unbroken(scene: Scene, struck: Struck, trainer_image: 
     assert [line["loss"] for line in curves["struck"]] == [line["loss"] for line in curves["alone"]]
 
 
-SECOND = "node-2"
-LOST_NODE_TIMEOUT = 20
-"""Seconds, for the operator of these tests. The shortest grace period of a job is as long."""
+FIRST, SECOND = "node-1", "node-2"
+TIMEOUTS = {"FINETUNE_LOST_NODE_TIMEOUT": (20, 300), "FINETUNE_PARTLY_SCHEDULED_TIMEOUT": (5, 60)}
+"""Seconds, for the operator of these tests and by the chart. The shortest grace period of a job is 20 s, too."""
 
 
 @pytest.fixture(scope="module")
 def second_node(whole_cluster: Cluster, scene: Scene, operator: str) -> Iterator[Cluster]:
-    """The cluster with a second node, and an operator that gives up pods on silent nodes early. Other tests get
-    neither."""
+    """The cluster with a second node, and an operator that gives up early pods on silent nodes and nodes for a part of
+    the pods. Other tests get neither."""
     made = cluster.up(whole_cluster.state.name, nodes=2)
     of_operator = Kubectl(whole_cluster.env, operator)
-    of_operator("set", "env", f"deployment/{demo.RELEASE}", f"FINETUNE_LOST_NODE_TIMEOUT={LOST_NODE_TIMEOUT}")
+    early, usual = ([f"{name}={values[i]}" for name, values in TIMEOUTS.items()] for i in range(2))
+    of_operator("set", "env", f"deployment/{demo.RELEASE}", *early)
     of_operator("rollout", "status", f"deployment/{demo.RELEASE}", "--timeout=5m")
     scene.kubectl("uncordon", SECOND)
     until("the second node is ready", lambda: is_ready(scene), POD_MINUTES, every=0.5)
     yield made
     scene.kubectl("cordon", SECOND)
-    of_operator("set", "env", f"deployment/{demo.RELEASE}", "FINETUNE_LOST_NODE_TIMEOUT=300")
+    of_operator("set", "env", f"deployment/{demo.RELEASE}", *usual)
 
 
 def is_ready(scene: Scene) -> bool:
@@ -203,13 +208,60 @@ def is_unbroken(lines: list[dict[str, Any]]) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
+PLACE = "example.com/place"
+
+
+def places(scene: Scene, node: str, count: int | None) -> None:
+    """Let a node have so many places for pods that ask for one, as a device plugin does. None: it knows of none."""
+    amount = {PLACE: None if count is None else str(count)}
+    scene.kube.patch("Node", node, {"status": {"capacity": amount, "allocatable": amount}}, part="status")
+
+
+def has_places(scene: Scene, name: str, count: int) -> bool:
+    """Whether so many of the job's pods have one."""
+    return sum("nodeName" in pod["spec"] for pod in scene.pods(name)) == count
+
+
+def test_two_jobs_that_hold_places_of_each_other_take_turns(scene: Scene, second_node: Cluster) -> None:
+    """Each holds a place on a node and needs two. A third place comes later, and does not lead to the same again."""
+    del second_node
+    names = ("older", "younger")
+    second_pods = {"finetune-operator.io/kind": "train", INDEX: "1"}
+    for node_name in (FIRST, SECOND):
+        places(scene, node_name, 1)
+    try:
+        # One by one, or a job would have both.
+        with gated(scene.kube, scene.namespace, second_pods, "example.com/later"):
+            for name in names:
+                job = scene.job(name, backoffLimit=0)
+                job["spec"]["training"] |= {"microBatchSize": 4}
+                job["spec"]["resources"] |= {"nodes": 2, "gpuResource": PLACE}
+                scene.kubectl.apply(job)
+            for name in names:
+                until(f"{name} has a place", partial(has_places, scene, name, 1), POD_MINUTES, every=0.5)
+        for name in names:
+            waits = pod_of(scene, name, 1, "Pending")
+            scene.kube.patch("Pod", waits, {"spec": {"schedulingGates": None}}, scene.namespace)
+        until("the older has both places", partial(has_places, scene, "older", 2), POD_MINUTES, every=0.5)
+        places(scene, FIRST, 2)
+        ends = {name: scene.reaches(name, "Succeeded", "Failed", timeout=2 * POD_MINUTES) for name in names}
+    finally:
+        for node_name in (FIRST, SECOND):
+            places(scene, node_name, None)
+    assert {name: end["phase"] for name, end in ends.items()} == dict.fromkeys(names, "Succeeded")
+    assert len(ends["older"]["attempts"]) == 1, "it keeps its place"
+    gave_way = ends["younger"]["attempts"][0]
+    assert (gave_way["reason"], gave_way["failures"]) == ("PartlyScheduled", 0)
+    assert "Job older, which is older, also holds some nodes and lacks others" in gave_way["message"]
+
+
 def test_a_drained_node_hands_its_job_to_another(scene: Scene, second_node: Cluster, trainer_image: str) -> None:
     del second_node
     trains_on_second_node(scene, "handed-over")
     scene.kubectl("drain", SECOND, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=3m")
     try:
-        says = partial(says_while_running, scene, "handed-over", 2)
-        assert "resumes from checkpoint step" in until("it trains again", says, POD_MINUTES, every=0.5)
+        says = partial(says_while_running, scene, "handed-over", 1)
+        until("it trains again", says, POD_MINUTES, every=0.5)
     finally:
         scene.kubectl("uncordon", SECOND)
     drained, _ = stop(scene, "handed-over")["attempts"]
@@ -231,8 +283,8 @@ def test_what_lives_on_on_a_silent_node_harms_nothing(scene: Scene, second_node:
     try:
         until("the node is lost", lambda: scene.status("left-behind")["reason"] == "NodeLost", POD_MINUTES, every=0.5)
         assert lives(), "nobody has ended it"
-        says = partial(says_while_running, scene, "left-behind", 2)
-        assert "resumes from checkpoint step" in until("another trains", says, POD_MINUTES, every=0.5)
+        says = partial(says_while_running, scene, "left-behind", 1)
+        until("another trains", says, POD_MINUTES, every=0.5)
         until("the old run ends by itself", lambda: not lives(), POD_MINUTES, every=0.5)
         left = scene.kube.get("Pod", pod["metadata"]["name"], scene.namespace)
         assert left["metadata"]["uid"] == pod["metadata"]["uid"], "it is never deleted by force"
