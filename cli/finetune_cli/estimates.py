@@ -40,7 +40,7 @@ def gpus_of(job: Object) -> int:
 
 def known(job: Object, every: Iterable[Object]) -> tuple[str, int] | None:
     """(name of a job, bytes of each GPU) if a job has been prepared whose settings are the same as far as they decide
-    the memory: its prepare pod has seen the rows. ``job`` has its defaults. None if there is no such job."""
+    the memory: its prepare pod has seen the rows. ``job`` has its defaults. None if no job was."""
     wanted = _deciding(job)
     for other in sorted(every, key=lambda each: str(each["metadata"].get("creationTimestamp")), reverse=True):
         size = (jobs.status(other).get("prepared") or {}).get("gpuMemoryBytes")

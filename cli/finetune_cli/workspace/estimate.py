@@ -75,7 +75,7 @@ def alone(job: Object, every: Iterable[Object]) -> Object:
     by_name = {each["metadata"]["name"]: each for each in every}
     spec = _without_jobs(copy.deepcopy(job["spec"]), by_name)
     spec["model"].pop("trustRemoteCode", None)  # nothing of the model runs
-    (spec.get("tuning") or {}).pop("adapter", None)  # the estimate begins a new one
+    (spec.get("tuning") or {}).pop("adapter", None)  # the estimate counts an adapter of its own
     return {**job, "spec": spec}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.training import TrainingSpec
+from finetune_cli import estimates
 from finetune_cli.cluster.client import Client
 from finetune_cli.problem import Exit, Problem
 from finetune_cli.workspace import estimate, waiting
@@ -124,6 +126,11 @@ def test_the_image_is_that_of_the_job_else_of_the_release_else_of_the_newest_job
     assert estimate.image_for(job("new"), every) == "newer"
     with pytest.raises(Problem, match=r"spec\.resources\.image"):
         estimate.image_for(job("new"), every[2:])
+
+
+def test_a_field_that_decides_no_memory_is_a_field_of_the_api() -> None:
+    """A field that was renamed would count as one that decides, and hide what is known."""
+    assert {field.alias for field in TrainingSpec.model_fields.values()} >= estimates.HARMLESS
 
 
 @pytest.mark.parametrize("every", [[], [job("a", model={"fromJob": "b"}), job("b", model={"fromJob": "a"})]])
