@@ -103,9 +103,17 @@ def _keys(spec: dict[str, Any]) -> list[dict[str, Any]]:
     found = [_key("HF_TOKEN", secrets["huggingFace"], True)] if secrets.get("huggingFace") else []
     if secrets.get("s3"):
         found += [_key(name, secrets["s3"], required) for name, required in S3_KEYS.items()]
-    hidden = ",".join(sorted(each["name"] for each in found))
-    found += [{"name": "FINETUNE_SECRET_VARIABLES", "value": hidden}] if hidden else []
-    return [*found, *((spec.get("resources") or {}).get("env") or ())]
+    # Those of the job come last, so they win.
+    found += [_own(variable) for variable in (spec.get("resources") or {}).get("env") or ()]
+    hidden = ",".join(sorted(each["name"] for each in found if "secretKeyRef" in each.get("valueFrom", {})))
+    return [*found, *([{"name": "FINETUNE_SECRET_VARIABLES", "value": hidden}] if hidden else [])]
+
+
+def _own(variable: dict[str, Any]) -> dict[str, Any]:
+    """A variable of spec.resources.env as a pod has it."""
+    if "value" in variable:
+        return {"name": variable["name"], "value": variable["value"]}
+    return {"name": variable["name"], "valueFrom": {key: each for key, each in variable.items() if key != "name"}}
 
 
 def _key(name: str, secret: str, required: bool) -> dict[str, Any]:

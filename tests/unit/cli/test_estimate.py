@@ -79,7 +79,9 @@ def test_the_pod_reaches_what_the_operators_pods_reach_and_reads_no_workspace(cl
             "imagePullSecrets": [{"name": "pull"}],
         },
     }
-    made = estimate.pod_of(client, job("new", secrets={"huggingFace": "hub", "s3": "bucket"}), IMAGE)
+    own = [{"name": "AWS_REGION", "value": "eu"}, {"name": "KEY", "secretKeyRef": {"name": "mine", "key": "k"}}]
+    asked = job("new", secrets={"huggingFace": "hub", "s3": "bucket"}, resources={"env": own})
+    made = estimate.pod_of(client, asked, IMAGE)
     spec, (container,) = made["spec"], made["spec"]["containers"]
     assert (container["image"], spec["imagePullSecrets"]) == (IMAGE, [{"name": "pull"}])
     assert made["metadata"]["ownerReferences"] == []
@@ -88,8 +90,10 @@ def test_the_pod_reaches_what_the_operators_pods_reach_and_reads_no_workspace(cl
     assert environment["HF_ENDPOINT"]["value"] == "http://mirror"
     assert not {"FINETUNE_IMAGE", "HF_HUB_OFFLINE"} & environment.keys()
     assert environment["HF_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "hub", "key": "HF_TOKEN"}}
-    assert environment["AWS_REGION"]["valueFrom"]["secretKeyRef"]["optional"] is True
-    assert "HF_TOKEN" in environment["FINETUNE_SECRET_VARIABLES"]["value"]
+    assert environment["AWS_ENDPOINT_URL"]["valueFrom"]["secretKeyRef"]["optional"] is True
+    assert environment["AWS_REGION"] == own[0], "what the job sets comes last, so it wins"
+    assert environment["KEY"] == {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "k"}}}
+    assert {"HF_TOKEN", "KEY"} <= set(environment["FINETUNE_SECRET_VARIABLES"]["value"].split(","))
     places = {each["mountPath"]: each.get("readOnly", False) for each in container["volumeMounts"]}
     assert places == {"/tmp": False, "/volumes/models": True, "/ca": True}
     assert authority in spec["volumes"]
