@@ -83,8 +83,11 @@ def pod_of(client: Client, job: Object, image: str) -> Object:
     """The pod, which is like the operator's newest pod in what it reaches."""
     meta = job["metadata"]
     found = list(client.items(paths.pods(meta["namespace"]), labelSelector=MANAGED))
-    newest = max(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default={"spec": {}})["spec"]
-    container = next((each for each in newest.get("containers") or () if each["name"] == paths.CONTAINER), {})
+    last = max(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
+    newest: dict[str, Any] = last["spec"] if last else {}
+    container: dict[str, Any] = next(
+        (each for each in newest.get("containers") or () if each["name"] == paths.CONTAINER), {}
+    )
     ways = [each for each in container.get("env") or () if each["name"] in WAYS and "value" in each]
     where = place.of_models(client, job)
     secrets = tuple(secret["name"] for secret in newest.get("imagePullSecrets") or ())
