@@ -106,6 +106,12 @@ def estimate(
     file: Annotated[str, typer.Argument(help="A file with a FineTuneJob.")],
     gpus: Annotated[list[int], typer.Option(help="Numbers of GPUs.")] = [1, 2, 4, 8],  # noqa: B006
     model_folder: Annotated[str | None, typer.Option(help="Folder with the model's config.json.")] = None,
+    in_cluster: Annotated[
+        bool, typer.Option("--in-cluster", help="Estimate in a pod, so that the trainer is not needed here.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds that a pod may take to start.")] = 600,
+    namespace: Namespace = None,
+    context: Context = None,
     output: Output = None,
 ) -> None:
     """Estimate the memory of each GPU, by tuning method and number of GPUs."""
@@ -113,7 +119,18 @@ def estimate(
 
     job = manifest.jobs_of(file)[0]
     manifest.check(job, file)
-    found = local.estimate(job, model_folder, gpus)
+    if in_cluster and model_folder:
+        raise Problem("A pod cannot read a folder of this machine: use either --in-cluster or --model-folder.")
+    if in_cluster:
+        from finetune_cli import jobs
+        from finetune_cli.workspace import estimate as estimator
+
+        client = client_of(context, namespace)
+        every = jobs.all_of(client)
+        job["metadata"]["namespace"] = client.namespace
+        found = estimator.in_cluster(client, job, every, gpus, estimator.image_for(job, every), timeout)
+    else:
+        found = local.estimate(job, model_folder, gpus)
     if output:
         views.show_data(found, output)
     else:

@@ -5,12 +5,9 @@ The trainer and torch come with the extra `local`.
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,6 @@ MISSING = (
     "The trainer is not installed beside the command line, and this needs it. Install it:"
     " pip install ./crds ./trainer_image './cli[local]' (in a checkout of finetune-operator)"
 )
-HUB = "https://huggingface.co"
-CONFIG_SECONDS = 30
 
 
 def command(*arguments: str) -> list[str]:
@@ -51,33 +46,15 @@ def estimate(job: dict[str, Any], model: str | None, gpus: Sequence[int]) -> lis
 
     command()  # says at once if it is missing
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(model) if model else _config(job, Path(scratch))
         file = Path(scratch) / "job.yaml"
         file.write_text(to_yaml(job), encoding="utf-8")
-        words = ["estimate", "--job", str(file), "--workspace", scratch, "--model", str(folder)]
+        words = ["estimate", "--job", str(file), "--workspace", scratch]
+        words += ["--model", model] if model else []
         words += [word for number in gpus for word in ("--gpus", str(number))]
         done = subprocess.run(command(*words), capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"the trainer ended with {done.returncode}"]
-        raise Problem(lines[-1], Exit.FAILED)
+        hint = "" if model else ". A folder that has the model's config.json can be named: --model-folder DIR"
+        raise Problem(lines[-1] + hint, Exit.FAILED)
     rows: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
     return rows
-
-
-def _config(job: dict[str, Any], folder: Path) -> Path:
-    """The config.json of a hub model. Weights are not needed."""
-    source = str(job["spec"]["model"].get("source") or "")
-    if not source.startswith("hf://"):
-        raise Problem(
-            f"The config of {source or 'the model'} is not here. Name a folder that has it: --model-folder DIR"
-        )
-    name, _, revision = source.removeprefix("hf://").partition("@")
-    url = f"{os.environ.get('HF_ENDPOINT', HUB)}/{name}/resolve/{revision or 'main'}/config.json"
-    headers = {"Authorization": f"Bearer {os.environ['HF_TOKEN']}"} if os.environ.get("HF_TOKEN") else {}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=CONFIG_SECONDS) as answer:
-            (folder / "config.json").write_bytes(answer.read())
-    except (urllib.error.URLError, OSError) as error:
-        text = f"The config of {source} cannot be fetched ({error}). Name a folder that has it: --model-folder DIR"
-        raise Problem(text, Exit.UNREACHABLE) from error
-    return folder

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune_cli import clock, jobs, timeline
+from finetune_cli import clock, estimates, jobs, timeline
 from finetune_cli.cluster.client import Client, Object
 from finetune_cli.doctor import Finding
 from finetune_cli.output import Format, paint, phase, table, to_yaml, warn
@@ -78,11 +78,9 @@ def show_comparison(names: list[str], parts: dict[str, list[list[str]]]) -> None
 
 def show_estimate(job: Object, found: list[dict[str, Any]]) -> None:
     """A row for each method, a column for each number of GPUs."""
-    numbers = sorted({row["gpus"] for row in found})
-    length = (job["spec"].get("training") or {}).get("cutoffLength", 2048)
+    numbers, rows = estimates.table(found)
+    length = estimates.length_of(job)
     print(f"Memory of each GPU in GiB, with a micro-batch of one row of {length} tokens and all layers recomputed:")
-    cells = {(row["method"], row["gpus"]): f"{row['bytes'] / 2**30:.1f}" for row in found}
-    methods = list(dict.fromkeys(row["method"] for row in found))
     header = ["METHOD", *(f"{number} GPU{'S'[: number != 1]}" for number in numbers)]
-    table(header, [[method, *(cells[method, number] for number in numbers)] for method in methods])
+    table(header, rows)
     print("Several GPUs share the model (parallelism fsdp), but for qlora. docs/models.md explains the terms.")

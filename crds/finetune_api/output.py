@@ -35,6 +35,16 @@ class OutputSpec(ApiModel):
     evaluation.everySteps."""
 
 
+S3_KEYS = {
+    "AWS_ACCESS_KEY_ID": True,
+    "AWS_SECRET_ACCESS_KEY": True,
+    "AWS_SESSION_TOKEN": False,
+    "AWS_ENDPOINT_URL": False,
+    "AWS_REGION": False,
+}
+"""Keys of the Secret that secrets.s3 names, and whether each is required."""
+
+
 class SecretsSpec(ApiModel):
     """Names of Secrets in the job's namespace. Only the pods read them."""
 

@@ -134,6 +134,8 @@ def test_the_form_makes_a_job_of_each_stage_that_the_server_accepts(window: Visi
     assert yaml.safe_load(window.page.locator("section pre").inner_text()) == job
     window.press("Check")
     window.shows("It is not created yet")
+    expect(window.page.get_by_role("button", name="Estimate the memory")).to_be_enabled()
+    assert barriers(window) == {}
     assert place.find(f"page-{stage}") is None
 
 
@@ -307,6 +309,10 @@ def a_clone_is_compared_and_deleted(window: Visitor, place: Place) -> None:
         assert window.page.get_by_role("columnheader", name=name, exact=True).count() >= 1
     row = window.page.get_by_role("row").filter(has_text="training.learningRate")
     assert "0.0005" in row.inner_text()
+    mark(window)
+    progress = window.page.get_by_role("row").filter(has_text="100000")
+    expect(progress).not_to_have_text(progress.inner_text(), timeout=PODS)
+    assert marked(window), "the comparison follows its jobs"
     assert barriers(window) == {}
     deleted(window, CLONE)
     until("the clone is gone", lambda: place.find(CLONE) is None)

@@ -184,6 +184,12 @@ CASES: list[Case] = [
         f"{POD} containers ui env FINETUNE_UI_NAMESPACES value",
         "c",
     ),
+    (
+        {**PAGE, "trainer.image.repository": "mine/trainer", "trainer.image.tag": "2"},
+        "Deployment -ui",
+        f"{POD} containers ui env FINETUNE_UI_TRAINER_IMAGE value",
+        "mine/trainer:2",
+    ),
     ({**PAGE, "ui.cookieKeySecret": "keys"}, "Deployment -ui", f"{POD} volumes cookie secret secretName", "keys"),
     (
         {**PAGE, "ui.cookieKeySecret": "keys"},

@@ -17,6 +17,7 @@ import argparse  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NoReturn  # noqa: E402
@@ -97,7 +98,7 @@ def parser() -> Parser:
         "estimate", parents=[common], help="estimate GPU memory by tuning method and number of GPUs, as JSON"
     )
     estimate.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="directory with the config.json of the model"
+        "--model", type=Path, metavar="DIR", help="directory with the config.json of the model; default: it is fetched"
     )
     estimate.add_argument("--gpus", type=_positive, action="append", metavar="N", help="default: 1, 2, 4 and 8")
     commands.add_parser("notify", help="tell a webhook how a job ended, as the environment says")
@@ -144,10 +145,10 @@ def main(arguments: Sequence[str], stop: Stop) -> int:
     try:
         workspace = mounts.workspace_root(args.workspace, in_cluster=jobfile.read_attempt(args.job) is not None)
         job = jobfile.read_job(args.job, workspace, allow_remote_code=args.allow_remote_code)
-        if args.command == "estimate":
-            estimate(job, args)
-            return ExitCode.DONE
         volumes = mounts.volume_folders(job, workspace, options.volumes)
+        if args.command == "estimate":
+            estimate(job, volumes, args)
+            return ExitCode.DONE
         folders = layout(workspace, job.name, 1, args.command, volumes)
         (generate if args.command == "generate" else export)(job, folders, args)
     except TrainerError as error:
@@ -177,13 +178,17 @@ def export(job: ResolvedJob, folders: Folders, args: argparse.Namespace) -> None
     print(f"The merged model is in {args.out}")
 
 
-def estimate(job: ResolvedJob, args: argparse.Namespace) -> None:
+def estimate(job: ResolvedJob, volumes: dict[str, Path], args: argparse.Namespace) -> None:
     """Print what each tuning method needs on some numbers of GPUs."""
-    if not (args.model / "config.json").is_file():
+    if args.model and not (args.model / "config.json").is_file():
         raise NotFound(f"--model {args.model}: has no config.json. Name the folder of the model")
-    from finetune_trainer.prepare.memory_table import estimates  # imports torch
+    from finetune_trainer.fetch.model_config import fetch_config
 
-    print(json.dumps(list(estimates(job, args.model, args.gpus or (1, 2, 4, 8)))))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = args.model or fetch_config(str(job.model.source), volumes, Path(scratch))
+        from finetune_trainer.prepare.memory_table import estimates  # imports torch
+
+        print(json.dumps(list(estimates(job, model, args.gpus or (1, 2, 4, 8)))))
 
 
 def _volume(text: str) -> tuple[str, Path]:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from finetune_ui import guard
 from finetune_ui.guard import changed, shown
-from finetune_ui.pages import actions, compare, entry, job, jobs, logs, namespaces, report, train
+from finetune_ui.pages import actions, compare, entry, estimate, job, jobs, logs, namespaces, report, train
 from finetune_ui.security import Guard, TooLarge
 from finetune_ui.session import Sessions
 from finetune_ui.settings import Settings
@@ -71,8 +71,10 @@ def private() -> list[Route]:
         shown(NAMESPACE + "/jobs", jobs.jobs_page),
         shown(NAMESPACE + "/live", jobs.jobs_live),
         shown(NAMESPACE + "/compare", compare.compare_page),
+        shown(NAMESPACE + "/compare/live", compare.compare_live),
         shown(NAMESPACE + "/train", train.train_page),
         changed(NAMESPACE + "/train", train.train_change),
+        shown(NAMESPACE + "/estimate/{name:name}", estimate.estimate_part),
         shown(JOB, job.job_page),
         shown(JOB + "/live", job.job_live),
         shown(JOB + "/timeline", job.job_timeline),

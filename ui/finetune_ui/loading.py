@@ -3,6 +3,8 @@
 from finetune_cli import jobs
 from finetune_cli.cluster.client import Object
 
+from finetune_ui.texts import text
+
 CAUSAL, SCORES = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
 
@@ -24,14 +26,14 @@ def _python(job: Object, artifact: Object) -> str:
             f'from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained("{name}")\n{tokenizer}'
         )
     if artifact.get("baseAdapter"):
-        return f"# An earlier adapter lies below this adapter: {name}/README.md has the lines for both."
-    base = artifact.get("base") or job["spec"]["model"].get("source") or "the base model"
+        return f"# {text('job.adapter_below', name=name)}"
+    base = artifact.get("base") or job["spec"]["model"].get("source") or text("job.base")
     return "\n".join(
         [
             "from peft import PeftModel",
             f"from transformers import {kind}, AutoTokenizer",
             "",
-            f"base = {kind}.from_pretrained(BASE{labels})  # BASE: a copy of {base}",
+            f"base = {kind}.from_pretrained(BASE{labels})  # BASE: {text('job.base_copy', base=base)}",
             f'model = PeftModel.from_pretrained(base, "{name}")',
             tokenizer,
         ]

@@ -6,6 +6,8 @@ Plain ASGI, so that streams pass it as they come.
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from finetune_ui.texts import text
+
 BODY_BYTES = 1 << 20
 """Most bytes of a form. A FineTuneJob has at most some ten thousand."""
 POLICY = "; ".join(
@@ -59,7 +61,7 @@ class Guard:
 
         headers, size = Headers(scope=scope), 0
         if scope["method"] not in SAFE and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            await _plain(guarded, 403, b"This change was asked for by another site.")
+            await _plain(guarded, 403, text("errors.other_site"))
             return
 
         async def counted() -> Message:
@@ -77,13 +79,13 @@ class Guard:
             await self._app(scope, counted, guarded)
         except TooLarge:
             if not sent:
-                await _plain(guarded, 413, b"The form is too large.")
+                await _plain(guarded, 413, text("errors.large"))
         except Exception:
             if not sent:  # else it is logged, and the browser has its answer
                 raise
 
 
-async def _plain(send: Send, status: int, text: bytes) -> None:
+async def _plain(send: Send, status: int, words: str) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+    await send({"type": "http.response.body", "body": words.encode()})

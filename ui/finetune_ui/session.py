@@ -21,6 +21,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from finetune_ui.settings import Settings
+from finetune_ui.texts import text
 
 SECONDS = 12 * 3600
 """How long a cookie is accepted."""
@@ -54,7 +55,7 @@ class Sessions:
         try:
             self._box = Fernet(key)
         except ValueError as error:
-            raise Problem("The cookie key is no Fernet key: 32 random bytes in URL-safe base64.") from error
+            raise Problem(text("login.no_key")) from error
         self._secret = hashlib.sha256(b"csrf" + key).digest()
         self._settings = settings
         self._laptop = User(LAPTOP, settings.server.context, settings.server, Credentials(settings.server))
@@ -85,7 +86,7 @@ class Sessions:
     def of_token(self, token: str, name: str = "") -> User:
         """The user with this token. Whether the API server knows the token is not asked here."""
         if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise Problem("This is no token.", Exit.DENIED)
+            raise Problem(text("login.no_token"), Exit.DENIED)
         server = replace(self._settings.server, user={"token": token})
         return User(hashlib.sha256(token.encode()).hexdigest(), name, server, Credentials(server))
 
@@ -94,7 +95,7 @@ class Sessions:
         content = {"laptop": True} if self._settings.laptop else {"token": user.server.user["token"], "name": user.name}
         value = self._box.encrypt(zlib.compress(json.dumps(content).encode())).decode()
         if len(value) > COOKIE_BYTES:
-            raise Problem("The token is too long for a cookie. Ask the administrator for a proxy that logs people in.")
+            raise Problem(text("login.long_token"))
         self._set(response, self.cookie, value, SECONDS)
 
     def log_out(self, response: Response) -> None:

@@ -31,6 +31,8 @@ class Settings:
     port: int = 8080
     namespaces: tuple[str, ...] = ()
     """Namespaces that are offered to a user who may not list them."""
+    trainer_image: str = ""
+    """The trainer image of the release. Empty: jobs tell it."""
 
     @property
     def cookie_prefix(self) -> str:
@@ -56,5 +58,6 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         cookie_key=Path(key).read_bytes().strip() if key else None,
         secure=value("SECURE", "true") == "true",
         port=int(value("PORT", "8080")),
+        trainer_image=value("TRAINER_IMAGE"),
         namespaces=tuple(name for name in value("NAMESPACES").split(",") if name),
     )

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from finetune_ui.fetches import Fetches
 from finetune_ui.kube import Kube
-from finetune_ui.reports import Reports
 from finetune_ui.rights import Rights
 from finetune_ui.session import Sessions
 from finetune_ui.settings import Settings
@@ -19,10 +19,10 @@ class State:
     kube: Kube = field(default_factory=Kube)
     hub: Hub = field(default_factory=Hub)
     rights: Rights = field(default_factory=Rights)
-    reports: Reports = field(default_factory=Reports)
+    fetches: Fetches = field(default_factory=Fetches)
 
     def close(self) -> None:
         """End what runs."""
         self.hub.close()
-        self.reports.close()
+        self.fetches.close()
         self.kube.close()

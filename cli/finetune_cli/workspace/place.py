@@ -6,7 +6,7 @@ from finetune_cli import jobs, paths
 from finetune_cli.cluster.client import Client, Object
 from finetune_cli.cluster.errors import ApiError
 from finetune_cli.problem import Exit, Problem
-from finetune_cli.workspace.pod import Place, claim_of
+from finetune_cli.workspace.pod import Place, claim_of, model_claims
 
 ON_ANY_NODE = {"ReadWriteMany", "ReadOnlyMany"}
 ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
@@ -15,19 +15,38 @@ ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
 def find(client: Client, job: Object) -> Place:
     """The place for a pod that reads the workspace. Raises Problem if the workspace no longer exists."""
     claim = claim_of(job)
-    found = _claim(client, job, claim)
+    return Place(claim, _where(client, job, claim, _claim(client, job, claim)), _pull_secrets(client, job))
+
+
+def of_models(client: Client, job: Object) -> Place:
+    """The place for a pod that reads the models of a job that does not exist yet. Raises Problem for a claim that does
+    not exist."""
+    nodes = []
+    for claim in model_claims(job):
+        found = _found(client, job, claim)
+        if found is None:
+            raise Problem(f"There is no claim {claim} in namespace {job['metadata']['namespace']}.", Exit.NOT_FOUND)
+        nodes.append(_where(client, job, claim, found))
+    return Place(None, next((node for node in nodes if node), None))
+
+
+def _where(client: Client, job: Object, claim: str, found: Object) -> str | None:
+    """The node that has the claim mounted, if no other can."""
     modes = set((found.get("status") or {}).get("accessModes") or (found.get("spec") or {}).get("accessModes") or ())
-    node = None if modes & ON_ANY_NODE else _node(client, job["metadata"]["namespace"], claim)
-    return Place(claim, node, _pull_secrets(client, job))
+    return None if modes & ON_ANY_NODE else _node(client, job["metadata"]["namespace"], claim)
 
 
-def _claim(client: Client, job: Object, claim: str) -> Object:
+def _found(client: Client, job: Object, claim: str) -> Object | None:
     try:
-        found = client.find(paths.core("persistentvolumeclaims", job["metadata"]["namespace"], claim))
+        return client.find(paths.core("persistentvolumeclaims", job["metadata"]["namespace"], claim))
     except ApiError as error:
         if error.status != 403:
             raise
         return {}  # without this right, the scheduler finds out
+
+
+def _claim(client: Client, job: Object, claim: str) -> Object:
+    found = _found(client, job, claim)
     if found is None:
         copy = (jobs.status(job).get("artifact") or {}).get("published")
         hint = f" A copy of the artifact is at {copy}." if copy else ""

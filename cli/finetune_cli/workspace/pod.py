@@ -23,7 +23,7 @@ NOT_MOUNTED = ("datasets", "evaluation", "output")
 """Parts of a resolved job with sources that no model needs."""
 GATE = "kueue.x-k8s.io/queue-name"
 NO_MESH = {"sidecar.istio.io/inject": "false", "istio.io/dataplane-mode": "none"}
-"""The pod calls nobody. A proxy beside it would only delay it."""
+"""A proxy beside the pod would only delay it."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,18 @@ class Need:
     """Whether the claims with the base model are mounted, beside the workspace."""
     queue: str | None = None
     """A LocalQueue of Kueue. None: as the job says."""
+    image: str | None = None
+    """None: the image that the operator has accepted for the job."""
+    environment: tuple[dict[str, Any], ...] | None = None
+    """Variables of a pod that calls hubs and buckets. None: it calls nobody."""
 
 
 @dataclass(frozen=True)
 class Place:
     """Where the pod runs, and how the node gets the image."""
 
-    claim: str
+    claim: str | None
+    """The claim of the workspace. None: the pod has no workspace."""
     node: str | None = None
     """The node that has the workspace mounted. None: the scheduler chooses."""
     pull_secrets: tuple[str, ...] = ()
@@ -55,7 +60,7 @@ def manifest(job: Object, need: Need, place: Place) -> Object:
     """The pod, with a name that no other pod has."""
     meta, spec = job["metadata"], spec_of(job)
     resources: dict[str, Any] = spec.get("resources") or {}
-    others = [claim for claim in _model_claims(job) if claim != place.claim] if need.models else []
+    others = [claim for claim in model_claims(job) if claim != place.claim] if need.models else []
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": need.seconds,
@@ -73,10 +78,10 @@ def manifest(job: Object, need: Need, place: Place) -> Object:
         "tolerations": resources.get("tolerations"),
         "imagePullSecrets": [{"name": name} for name in _pull_secrets(resources, place)],
         **_placement(spec, need, place),
-        "containers": [_container(image_of(job), resources, need, place.claim, others)],
+        "containers": [_container(need.image or image_of(job), resources, need, place.claim, others)],
         "volumes": [
             {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
-            {"name": "workspace", "persistentVolumeClaim": {"claimName": place.claim}},
+            *([{"name": "workspace", "persistentVolumeClaim": {"claimName": place.claim}}] if place.claim else ()),
             *(
                 {"name": f"source-{number}", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
                 for number, claim in enumerate(others)
@@ -98,12 +103,17 @@ def manifest(job: Object, need: Need, place: Place) -> Object:
                 **_queue(spec, need),
             },
             "annotations": {"linkerd.io/inject": "disabled", **(resources.get("podAnnotations") or {})},
-            "ownerReferences": [
-                {"apiVersion": paths.API_VERSION, "kind": "FineTuneJob", "name": meta["name"], "uid": meta["uid"]}
-            ],
+            "ownerReferences": _owners(meta),
         },
         "spec": {field: value for field, value in pod.items() if value not in (None, [], {})},
     }
+
+
+def _owners(meta: Mapping[str, Any]) -> list[Object]:
+    """The job, unless it does not exist yet."""
+    if "uid" not in meta:
+        return []
+    return [{"apiVersion": paths.API_VERSION, "kind": "FineTuneJob", "name": meta["name"], "uid": meta["uid"]}]
 
 
 def spec_of(job: Object) -> dict[str, Any]:
@@ -132,7 +142,9 @@ def image_of(job: Object) -> str:
     return str(image)
 
 
-def _container(image: str, resources: dict[str, Any], need: Need, claim: str, others: list[str]) -> dict[str, Any]:
+def _container(
+    image: str, resources: dict[str, Any], need: Need, claim: str | None, others: list[str]
+) -> dict[str, Any]:
     fixed: dict[str, str] = {"memory": need.memory}
     if need.gpu:
         fixed[resources.get("gpuResource") or "nvidia.com/gpu"] = "1"
@@ -147,7 +159,7 @@ def _container(image: str, resources: dict[str, Any], need: Need, claim: str, ot
             {"name": "HOME", "value": "/tmp"},
             {"name": "TMPDIR", "value": "/tmp"},
             {"name": "HF_HOME", "value": "/tmp/hf"},
-            {"name": "HF_HUB_OFFLINE", "value": "1"},
+            *([{"name": "HF_HUB_OFFLINE", "value": "1"}] if need.environment is None else need.environment),
         ],
         "resources": {"requests": {"cpu": need.cpu, **fixed}, "limits": {**limit, **fixed}},
         "securityContext": {
@@ -158,9 +170,11 @@ def _container(image: str, resources: dict[str, Any], need: Need, claim: str, ot
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},
             # Read-only here and not in the volume: a node mounts a claim once, and a training may write to it.
-            {"name": "workspace", "mountPath": WORKSPACE, "readOnly": True},
             # The base model may lie on the claim of the workspace too.
-            {"name": "workspace", "mountPath": f"{VOLUMES}/{claim}", "readOnly": True},
+            *(
+                {"name": "workspace", "mountPath": path, "readOnly": True}
+                for path in ((WORKSPACE, f"{VOLUMES}/{claim}") if claim else ())
+            ),
             *(
                 {"name": f"source-{number}", "mountPath": f"{VOLUMES}/{other}", "readOnly": True}
                 for number, other in enumerate(others)
@@ -191,7 +205,7 @@ def _pull_secrets(resources: Mapping[str, Any], place: Place) -> list[str]:
     return list(dict.fromkeys([*(resources.get("imagePullSecrets") or ()), *place.pull_secrets]))
 
 
-def _model_claims(job: Object) -> list[str]:
+def model_claims(job: Object) -> list[str]:
     """The claims of the models that the job names, after the artifacts of other jobs took the place of fromJob."""
     from finetune_api import stored_job
 

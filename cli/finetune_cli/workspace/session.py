@@ -84,21 +84,35 @@ class Reader:
 def opened(client: Client, job: Object, need: Need, timeout: float) -> Iterator[Reader]:
     """A pod that reads the workspace of the job, for the duration of the block. Raises Problem, also for a command in
     the block that fails or whose connection breaks."""
+    with _rights_named():
+        made = manifest(job, need, place.find(client, job))
+    with running(client, made, timeout) as reader:
+        yield reader
+
+
+@contextmanager
+def running(client: Client, made: Object, timeout: float) -> Iterator[Reader]:
+    """As `opened`, for any pod."""
+    with _rights_named(), _signals():
+        _remove_ended(client, made)
+        with _created(client, made) as reader:
+            waiting.until_it_runs(client, reader.path, timeout)
+            try:
+                yield reader
+            except CommandFailed as error:
+                raise reader.failed(error) from error
+            except Broken as error:
+                raise reader.broke(error) from error
+            except ApiError as error:
+                if error.status == 403:
+                    raise
+                raise reader.broke(error) from error
+
+
+@contextmanager
+def _rights_named() -> Iterator[None]:
     try:
-        with _signals():
-            _remove_ended(client, job)
-            with _created(client, manifest(job, need, place.find(client, job))) as reader:
-                waiting.until_it_runs(client, reader.path, timeout)
-                try:
-                    yield reader
-                except CommandFailed as error:
-                    raise reader.failed(error) from error
-                except Broken as error:
-                    raise reader.broke(error) from error
-                except ApiError as error:
-                    if error.status == 403:
-                        raise
-                    raise reader.broke(error) from error
+        yield
     except ApiError as error:
         if error.status == 403:
             raise Problem(f"{error}{RIGHTS}", Exit.DENIED) from error
@@ -122,10 +136,11 @@ def _created(client: Client, made: Object) -> Iterator[Reader]:
             _remove(client, reader)
 
 
-def _remove_ended(client: Client, job: Object) -> None:
+def _remove_ended(client: Client, made: Object) -> None:
     """Remove pods of earlier commands that were killed. They have ended by themselves."""
-    meta = job["metadata"]
-    for pod in client.items(paths.pods(meta["namespace"]), labelSelector=f"{paths.LABEL_READS}={meta['name']}"):
+    meta = made["metadata"]
+    selector = f"{paths.LABEL_READS}={meta['labels'][paths.LABEL_READS]}"
+    for pod in client.items(paths.pods(meta["namespace"]), labelSelector=selector):
         if waiting.ended(pod):
             client.delete(paths.pods(meta["namespace"], pod["metadata"]["name"]))
 

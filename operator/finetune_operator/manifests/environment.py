@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api.container import EnvVar
 from finetune_api.contract import AttemptFacts
+from finetune_api.output import S3_KEYS
 from finetune_api.spec import FineTuneJobSpec
 
 from finetune_operator.manifests import outbound
@@ -16,14 +17,6 @@ from finetune_operator.settings import Settings
 Variable = dict[str, Any]
 
 METRICS_PORT = 9464
-_S3_KEYS = {
-    "AWS_ACCESS_KEY_ID": True,
-    "AWS_SECRET_ACCESS_KEY": True,
-    "AWS_SESSION_TOKEN": False,
-    "AWS_ENDPOINT_URL": False,
-    "AWS_REGION": False,
-}
-"""Keys of the Secret, and whether each is required."""
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """User name and password, or a token."""
 
@@ -76,7 +69,7 @@ def _buckets(spec: FineTuneJobSpec, settings: Settings) -> list[Variable]:
     out = [_plain("AWS_ENDPOINT_URL", settings.s3_endpoint)] if settings.s3_endpoint else []
     if spec.secrets.s3:
         # The later of two variables with the same name wins if its key exists: a Secret may have its own endpoint.
-        out += [_key(name, spec.secrets.s3, required=required) for name, required in _S3_KEYS.items()]
+        out += [_key(name, spec.secrets.s3, required=required) for name, required in S3_KEYS.items()]
     return out
 
 

@@ -7,6 +7,7 @@ import pytest
 from finetune_trainer.artifact.publish import CLAIM, publish
 from finetune_trainer.errors import AccessDenied, InvalidSpec, NotFound, SourceUnreachable
 from finetune_trainer.fetch import FetchContext, download, fetch, s3, s3_client
+from finetune_trainer.fetch.model_config import fetch_config
 from finetune_trainer.fetch.retry import TransientError
 
 from tests.s3.server import ACCESS, S3, SECRET
@@ -49,6 +50,15 @@ def test_a_published_artifact_can_be_fetched(server: S3, context: FetchContext, 
     fetched = fetch("s3://models/tuned", "model", context)
     assert (fetched.path / "model.safetensors").read_bytes() == WEIGHTS
     assert fetch("s3://models/tuned", "model", context) == fetched
+
+
+def test_the_config_of_a_model_is_fetched_alone(artifact: Path, tmp_path: Path) -> None:
+    publish("s3://models/configured", artifact, DIGEST)
+    folder = tmp_path / "config"
+    folder.mkdir()
+    assert (fetch_config("s3://models/configured", {}, folder) / "config.json").read_text() == "{}"
+    with pytest.raises(NotFound, match="s3://models/nothing"):
+        fetch_config("s3://models/nothing", {}, folder)
 
 
 def test_another_artifact_is_not_overwritten(server: S3, artifact: Path) -> None:

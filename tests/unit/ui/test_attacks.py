@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from finetune_api.curves import pack
 from finetune_ui.app import Page, private
-from finetune_ui.reports import Fetch
+from finetune_ui.fetches import Fetch
 from finetune_ui.security import BODY_BYTES
 from starlette.testclient import TestClient
 
@@ -161,8 +161,8 @@ def test_no_message_of_the_api_server_becomes_code(client: TestClient, monkeypat
 
 def test_no_sample_of_the_data_becomes_code(client: TestClient, page: Page, api: ApiServer) -> None:
     user = page.state.ui.sessions.of_token("token-of-a")
-    for fetch in (Fetch(user.client(), 1e12, text=SCRIPT), Fetch(user.client(), 1e12, problem=SCRIPT)):
-        page.state.ui.reports._fetches[user.key, "uid-team-a-mine"] = fetch
+    for fetch in (Fetch(user.client(), 1e12, result=SCRIPT), Fetch(user.client(), 1e12, problem=SCRIPT)):
+        page.state.ui.fetches._fetches[user.key, "report uid-team-a-mine"] = fetch
         text = client.get("/ns/team-a/jobs/mine/report").text
         assert "&lt;script&gt;" in text
         assert "<script>" not in text

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from finetune_api.curves import pack
 from finetune_ui.app import Page
 
 from tests.kube import until
@@ -136,6 +137,7 @@ def test_a_watch_of_another_user_opens_nothing(api: ApiServer, stream: Opened) -
     stream("/ns/team-b/live", "token-of-b").next()
     assert stream("/ns/team-b/live", "token-of-a").status == 403
     assert stream("/ns/team-b/jobs/theirs/live", "token-of-a").status == 403
+    assert stream("/ns/team-b/compare/live?job=theirs&job=other", "token-of-a").status == 403
 
 
 def test_a_page_of_a_job_follows_its_phase_and_its_end(api: ApiServer, stream: Opened) -> None:
@@ -151,6 +153,46 @@ def test_a_page_of_a_job_follows_its_phase_and_its_end(api: ApiServer, stream: O
     assert page.next()[0] == "timeline"
     api.remove("team-a", "one")
     assert "Somebody has deleted this job" in page.next()[1]
+
+
+def test_a_comparison_follows_its_jobs_and_shares_the_watch(
+    api: ApiServer, page: Page, browser: Browser, stream: Opened
+) -> None:
+    """New points are in the curve, new results and settings in the tables. A job that is deleted stays."""
+    for name in ("one", "two", "three"):
+        api.put(job(name, progress=progressing(10)))
+    address = "/ns/team-a/compare?job=one&job=two"
+    linked = browser().get(address).text.partition('sse-connect="')[2].partition('"')[0].replace("&amp;", "&")
+    pages = [stream(linked), stream("/ns/team-a/jobs/one/live")]
+    for each in pages:
+        each.next()
+    assert api.opened.wait(10)
+    assert len(api.watches) == 1
+    api.put(job("three", progress=progressing(90)))
+    curves = pack({"loss": [(1, 2.5), (2, 0.5)]})
+    api.put(job("two", progress={**progressing(60), "curves": curves}))
+    name, text = pages[0].next()
+    assert name == "rows"
+    assert '<th scope="row">progress</th><td>10/100 (10%)</td><td>60/100 (60%)</td>' in text
+    assert "two: 2.5 at step 1, 0.5 at step 2" in text
+    assert "<option selected>loss</option>" in text
+    assert "All settings are equal" in text
+    assert "90/100" not in text, "another job of the namespace is no part of it"
+    changed = job("two", progress={**progressing(60), "curves": curves})
+    changed["spec"]["training"] = {"epochs": 7}
+    api.put(changed)
+    text = pages[0].next()[1]
+    assert '<th scope="row">training.epochs</th><td>1</td><td>7</td>' in text
+    assert 'id="metrics"' not in text, "the choice of a curve stays as it is while somebody uses it"
+    api.remove("team-a", "two")
+    text = pages[0].next()[1]
+    assert "Deleted in the meantime: two" in text
+    assert "60/100" in text
+    for each in pages:
+        each.close()
+    assert api.closed.wait(20)
+    until("the watch ends with the last page", lambda: not page.state.ui.hub.watches)
+    assert api.watches == []
 
 
 def lines(page: Stream) -> str:

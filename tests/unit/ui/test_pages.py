@@ -177,7 +177,7 @@ def test_the_report_is_fetched_on_demand_and_shown_to_who_asked(
             raise Problem("It has no report yet.")
         return "48 rows, the first: Hello"
 
-    monkeypatch.setattr("finetune_ui.reports.data_report", data_report)
+    monkeypatch.setattr("finetune_ui.pages.report.data_report", data_report)
     for name, words in (("one", "48 rows, the first: Hello"), ("broken", "It has no report yet.")):
         api.put(job(name))
         where = f"{LIST}/{name}/report"

@@ -121,10 +121,12 @@ def _card(uri: str, place: HubPath, repo_type: str, commit: str, files: dict[str
 
 
 def read_file(repository: str, commit: str, name: str, uri: str) -> bytes:
-    """The content of a small file of a model repository."""
+    """The content of a small file of a model repository, at a commit, a branch or a tag."""
     with translate_errors(uri):
         tree = HfApi(endpoint=endpoint()).get_paths_info(repository, [name], revision=commit, repo_type="model")
-    file = next(file for file in tree if isinstance(file, RepoFile))
+    file = next((file for file in tree if isinstance(file, RepoFile)), None)
+    if file is None:
+        raise NotFound(f"{uri}: the repository has no {name}")
     with _remote_file(uri, repository, "model", commit, file, name).open(0) as stream:
         return b"".join(stream.chunks)
 

@@ -97,6 +97,13 @@ def host() -> str:
     return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
 
+def read_object(bucket: str, key: str, uri: str) -> bytes:
+    """The content of a small object."""
+    with translate_errors(f"{uri}: {key}"):
+        content: bytes = client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    return content
+
+
 def list_objects(s3: Any, bucket: str, prefix: str) -> dict[str, dict[str, Any]]:
     """Key -> metadata of the object ``prefix`` and of all objects below it, without folder markers."""
     below = f"{prefix}/" if prefix else ""

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from finetune_api.crd import schema
 
-from finetune_ui.form import texts
-from finetune_ui.form.layout import FREE, MEANINGFUL_EMPTY, METADATA
+from finetune_ui.form.layout import FREE, MEANINGFUL_EMPTY, metadata
+from finetune_ui.texts import below, text
 
 Kind = Literal[
     "text",  # a line
@@ -59,7 +59,7 @@ class Field:
 def tree() -> Field:
     """The whole object: metadata and spec."""
     spec = schema()["properties"]["spec"]
-    node = {"type": "object", "properties": {"metadata": METADATA, "spec": spec}, "required": ["metadata", "spec"]}
+    node = {"type": "object", "properties": {"metadata": metadata(), "spec": spec}, "required": ["metadata", "spec"]}
     return _field("", "", node, True)
 
 
@@ -121,17 +121,20 @@ def _label(name: str) -> str:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)]
     if not words:
         return name
-    text = " ".join(texts.ABBREVIATIONS.get(word, word) for word in words)
-    return text if words[0] in texts.ABBREVIATIONS and not text[0].islower() else text[0].upper() + text[1:]
+    known = below("form.word")
+    found = " ".join(known.get(word, word) for word in words)
+    return found if words[0] in known and not found[0].islower() else found[0].upper() + found[1:]
 
 
 def _bounds_in_words(node: dict[str, Any]) -> str:
     words = []
     if "minimum" in node:
-        words.append(texts.BOUNDS["above" if node.get("exclusiveMinimum") else "from"].format(f"{node['minimum']:,}"))
+        key = "form.above" if node.get("exclusiveMinimum") else "form.from"
+        words.append(text(key, bound=f"{node['minimum']:,}"))
     if "maximum" in node:
-        words.append(texts.BOUNDS["below" if node.get("exclusiveMaximum") else "to"].format(f"{node['maximum']:,}"))
-    return texts.BOUNDS_SENTENCE.format(", ".join(words)) if words else ""
+        key = "form.below" if node.get("exclusiveMaximum") else "form.to"
+        words.append(text(key, bound=f"{node['maximum']:,}"))
+    return text("form.allowed", bounds=", ".join(words)) if words else ""
 
 
 STEP = re.compile(r"\.?([A-Za-z0-9_]+)|\[(\d{1,4})\]")

@@ -3,25 +3,19 @@
 Everything here is a list of paths. A field that no list names still has its control: in the last group, and folded.
 """
 
-METADATA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "description": "Name of the job, at most 40 lower-case letters, digits and '-'."},
-        "namespace": {"type": "string", "description": "Namespace that the job runs in."},
-        "labels": {
-            "type": "object",
-            "additionalProperties": {"type": "string"},
-            "description": "Labels of the job, by which jobs are found.",
-        },
-        "annotations": {
-            "type": "object",
-            "additionalProperties": {"type": "string"},
-            "description": "Annotations of the job, which tools read.",
-        },
-    },
-    "required": ["name"],
-}
-"""The part of metadata that people write. The schema of a CRD leaves metadata to the API server."""
+from typing import Any
+
+from finetune_ui.texts import text
+
+
+def metadata() -> dict[str, Any]:
+    """The part of metadata that people write. The schema of a CRD leaves metadata to the API server."""
+    words: dict[str, Any] = {"type": "object", "additionalProperties": {"type": "string"}}
+    line = {"type": "string"}
+    kinds: dict[str, dict[str, Any]] = {"name": line, "namespace": line, "labels": words, "annotations": words}
+    properties = {name: {**kind, "description": text(f"form.metadata.{name}")} for name, kind in kinds.items()}
+    return {"type": "object", "properties": properties, "required": ["name"]}
+
 
 STAGE = "spec.stage"
 STAGE_SECTIONS = ("spec.rm", "spec.dpo", "spec.kto", "spec.ppo")

@@ -8,7 +8,8 @@ from finetune_cli.importing.notes import Imported
 from finetune_cli.problem import Problem
 from finetune_cli.starter import filled
 
-from finetune_ui.form import plain, texts
+from finetune_ui import texts
+from finetune_ui.form import plain
 
 SERVER_METADATA = (
     *("creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "finalizers", "generation"),
@@ -32,12 +33,12 @@ def load(text: str) -> dict[str, Any]:
     large, is not YAML, has a key twice, has several documents, or is another object."""
     job = plain.document(text)
     if job is None:
-        raise Problem(texts.NOTHING)
+        raise Problem(texts.text("form.nothing"))
     if not isinstance(job, dict):
-        raise Problem(texts.NO_MAPPING)
+        raise Problem(texts.text("form.no_mapping"))
     if (job.get("apiVersion"), job.get("kind")) != (API_VERSION, KIND):
         kind = " ".join(str(job.get(key) or "?")[:60] for key in ("kind", "apiVersion"))
-        raise Problem(texts.OTHER_KIND.format(kind, API_VERSION))
+        raise Problem(texts.text("form.other_kind", kind=kind, version=API_VERSION))
     return _without_server_fields(job)
 
 
@@ -63,15 +64,19 @@ def import_llamafactory(text: str) -> Imported:
     that come with LLaMA-Factory; nothing is read from the server's disk. Raises Problem with a message for the user."""
     configuration = plain.document(text)
     if configuration is None:
-        raise Problem(texts.NOTHING)
+        raise Problem(texts.text("form.nothing"))
     if not isinstance(configuration, dict) or "kind" in configuration:
-        raise Problem(texts.NO_MAPPING if not isinstance(configuration, dict) else texts.NO_IMPORT.format("kind"))
+        raise Problem(
+            texts.text("form.no_mapping")
+            if not isinstance(configuration, dict)
+            else texts.text("form.no_import", problem="kind")
+        )
     try:
         imported = llamafactory.convert(configuration)
         plain.check(imported.job)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         # The importer expects values as LLaMA-Factory accepts them: learning_rate: [1] is none.
-        raise Problem(texts.NO_IMPORT.format(error)) from error
+        raise Problem(texts.text("form.no_import", problem=error)) from error
     return imported
 
 

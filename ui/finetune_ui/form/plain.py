@@ -10,7 +10,7 @@ import yaml
 from finetune_api import strict_yaml
 from finetune_cli.problem import Problem
 
-from finetune_ui.form import texts
+from finetune_ui import texts
 
 MAX_BYTES = 64 * 1024
 """The operator accepts no larger job: it travels in an annotation of the pods."""
@@ -24,14 +24,14 @@ def documents(text: str) -> list[Any]:
     """The documents of a YAML text, without empty documents. Raises Problem."""
     size = len(text.encode("utf-8", "replace"))
     if size > MAX_BYTES:
-        raise Problem(texts.TOO_LARGE.format(f"{size:,}", f"{MAX_BYTES:,}"))
+        raise Problem(texts.text("form.too_large", size=f"{size:,}", most=f"{MAX_BYTES:,}"))
     try:
         found = [each for each in strict_yaml.load_all(text) if each is not None]
     except RecursionError as error:
-        raise Problem(texts.TOO_DEEP.format(MAX_DEPTH)) from error
+        raise Problem(texts.text("form.too_deep", most=MAX_DEPTH)) from error
     except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         # PyYAML lets errors of Python out for values such as 2024-99-99 and !!int "x".
-        raise Problem(texts.NO_YAML.format(" ".join(str(error).split()))) from error
+        raise Problem(texts.text("form.no_yaml", problem=" ".join(str(error).split()))) from error
     check(found)
     return found
 
@@ -40,7 +40,7 @@ def document(text: str) -> Any:
     """The only document; None for an empty text. Raises Problem."""
     found = documents(text)
     if len(found) > 1:
-        raise Problem(texts.SEVERAL.format(len(found)))
+        raise Problem(texts.text("form.several", count=len(found)))
     return found[0] if found else None
 
 
@@ -73,18 +73,18 @@ def check(value: Any) -> None:
         node, depth = waiting.pop()
         seen += 1
         if seen > MAX_VALUES:
-            raise Problem(texts.TOO_MANY.format(f"{MAX_VALUES:,}"))
+            raise Problem(texts.text("form.too_many", most=f"{MAX_VALUES:,}"))
         if depth > MAX_DEPTH:
-            raise Problem(texts.TOO_DEEP.format(MAX_DEPTH))
+            raise Problem(texts.text("form.too_deep", most=MAX_DEPTH))
         if isinstance(node, dict):
             for key in node:
                 if not isinstance(key, str):
-                    raise Problem(texts.NO_TEXT_KEY.format(_short(key)))
+                    raise Problem(texts.text("form.no_text_key", key=_short(key)))
             waiting += [(each, depth + 1) for each in node.values()]
         elif isinstance(node, list):
             waiting += [(each, depth + 1) for each in node]
         elif not _is_scalar(node):
-            raise Problem(texts.NO_JSON.format(_short(node)))
+            raise Problem(texts.text("form.no_json", value=_short(node)))
 
 
 def _is_scalar(value: Any) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 from finetune_api.job import API_VERSION, KIND
 from finetune_cli.problem import Problem
 
-from finetune_ui.form import names, plain, scalars, texts
+from finetune_ui import texts
+from finetune_ui.form import names, plain, scalars
 from finetune_ui.form.fields import Field, tree
 from finetune_ui.form.layout import STAGE, STAGE_SECTIONS
 from finetune_ui.form.names import Values
@@ -170,7 +171,7 @@ def _mistake_of_yaml(text: str) -> str:
         value = plain.document(text)
     except Problem as problem:
         return str(problem)
-    return "" if value is None or isinstance(value, dict) else texts.NO_MAPPING
+    return "" if value is None or isinstance(value, dict) else texts.text("form.no_mapping")
 
 
 def _mistakes(field: Field, path: str, values: Values, found: dict[str, str]) -> None:
@@ -181,9 +182,9 @@ def _mistakes(field: Field, path: str, values: Values, found: dict[str, str]) ->
         for at in names.rows(values, path):
             key, text = _entry(path, at, values)
             if not key and text:
-                found[path] = texts.NO_KEY.format(text)
+                found[path] = texts.text("form.no_key", value=text)
             elif key in seen:
-                found[path] = texts.KEY_TWICE.format(key)
+                found[path] = texts.text("form.key_twice", key=key)
             seen.add(key)
     places = [path] if field.kind == "section" else []
     if field.kind == "rows":

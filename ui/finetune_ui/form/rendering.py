@@ -6,8 +6,8 @@ from functools import cache
 from finetune_cli.importing.notes import Note
 from jinja2 import Environment, Template
 
-from finetune_ui import markup
-from finetune_ui.form import names, plain, texts, view
+from finetune_ui import markup, texts
+from finetune_ui.form import names, plain, view
 from finetune_ui.form.names import Values
 from finetune_ui.form.refusals import NO_ERRORS, Errors
 
@@ -48,7 +48,7 @@ def render_load(
 
 @cache
 def _environment() -> Environment:
-    return markup.environment(t=texts, n=names, address=view.address)
+    return markup.environment(t=texts.text, n=names, address=view.address)
 
 
 def _template(name: str) -> Template:

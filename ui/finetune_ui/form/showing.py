@@ -5,7 +5,8 @@ from typing import Any
 from finetune_api.job import API_VERSION, KIND
 from finetune_cli.problem import Problem
 
-from finetune_ui.form import names, plain, scalars, texts
+from finetune_ui import texts
+from finetune_ui.form import names, plain, scalars
 from finetune_ui.form.fields import Field, tree
 from finetune_ui.form.layout import ROW_LIMIT, STAGE_SECTIONS
 
@@ -30,7 +31,7 @@ def values(job: dict[str, Any]) -> dict[str, str]:
     Raises Problem if the job is no mapping, or too large or too deep to be one.
     """
     if not isinstance(job, dict):
-        raise Problem(texts.NO_MAPPING)
+        raise Problem(texts.text("form.no_mapping"))
     plain.check(job)
     known = {
         name: value for name, value in job.items() if (name, value) not in (("apiVersion", API_VERSION), ("kind", KIND))

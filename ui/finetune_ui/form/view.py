@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from finetune_ui.form import names, placeholders, texts
+from finetune_ui import texts
+from finetune_ui.form import names, placeholders
 from finetune_ui.form.fields import Field, nearest, tree
 from finetune_ui.form.layout import COMMON, GROUPS, STAGE, SUGGESTED
 from finetune_ui.form.names import Values
@@ -102,9 +103,9 @@ def page(values: Values, errors: Errors, suggested: Mapping[str, Sequence[str]])
     other = Node(
         kind="yaml",
         id=names.OTHER,
-        label=texts.GROUPS["other"],
+        label=texts.text("form.group.other"),
         api="",
-        help=texts.OTHER_HELP,
+        help=texts.text("form.other_help"),
         error=errors.fields.get(names.OTHER, ""),
         value=values.get(names.OTHER, ""),
     )
@@ -122,7 +123,9 @@ def _messages(errors: Errors, there: set[str]) -> tuple[Message, ...]:
     found = []
     for path, text in errors.fields.items():
         place = nearest(path)
-        label = texts.GROUPS["other"] if path == names.OTHER else f"{place[1].label} ({path})" if place else path
+        label = (
+            texts.text("form.group.other") if path == names.OTHER else f"{place[1].label} ({path})" if place else path
+        )
         found.append(Message(address(path) if path in there else "", label, text))
     return (*found, *(Message("", "", text) for text in errors.rest))
 
@@ -135,7 +138,7 @@ def _group(name: str, fields: Sequence[Field], facts: _Facts) -> Group:
     nodes = tuple(_node(field, field.path, facts) for field in fields)
     every = _all(nodes)
     is_open = any(_has_common(field) for field in fields) or any(node.error for node in every)
-    return Group(texts.GROUPS[name], nodes, is_open, sum(node.count for node in nodes))
+    return Group(texts.text(f"form.group.{name}"), nodes, is_open, sum(node.count for node in nodes))
 
 
 def _has_common(field: Field) -> bool:
@@ -147,7 +150,7 @@ def _node(field: Field, path: str, facts: _Facts) -> Node:
     value = facts.values.get(path, "")
     empty = None
     if field.may_be_empty:
-        words = texts.EMPTY[field.kind if field.kind in ("section", "map") else "text"]
+        words = texts.text(f"form.empty_{field.kind if field.kind in ('section', 'map') else 'text'}")
         empty = Option(names.is_set(path), "on", words, names.is_set(path) in facts.values)
     node = Node(
         kind=field.kind,
@@ -165,14 +168,16 @@ def _node(field: Field, path: str, facts: _Facts) -> Node:
         count=bool(value.strip()) + bool(empty and empty.chosen),
     )
     if path == "metadata.namespace" and facts.suggested.get("namespaces"):
-        return replace(node, kind="choice", options=_options(path, value, facts.suggested["namespaces"], texts.CHOOSE))
+        return replace(
+            node, kind="choice", options=_options(path, value, facts.suggested["namespaces"], texts.text("form.choose"))
+        )
     match field.kind:
         case "flag" | "choice":
             choices = (
                 ("true", "false") if field.kind == "flag" else [str(choice) for choice in field.choices if choice != ""]
             )
-            unset = texts.DEFAULT.format(node.placeholder) if node.placeholder else texts.UNSET
-            unset = texts.CHOOSE if field.required else unset
+            unset = texts.text("form.default", value=node.placeholder) if node.placeholder else texts.text("form.unset")
+            unset = texts.text("form.choose") if field.required else unset
             return replace(node, options=_options(path, value, choices, unset))
         case "choices":
             boxes = [(names.choice(path, word), word) for word in field.choices]
@@ -188,7 +193,7 @@ def _node(field: Field, path: str, facts: _Facts) -> Node:
 
 
 def _help(field: Field) -> str:
-    more = {"lines": texts.LINES_HELP, "yaml": texts.YAML_HELP}.get(field.kind, "")
+    more = {"lines": texts.text("form.lines_help"), "yaml": texts.text("form.yaml_help")}.get(field.kind, "")
     return " ".join(part for part in (field.help, more) if part)
 
 
@@ -229,7 +234,7 @@ def _rows(node: Node, field: Field, path: str, facts: _Facts) -> Node:
     rows = []
     for number in numbers:
         here = f"{path}[{number}]"
-        label = texts.ENTRY.format(field.label, number + 1)
+        label = texts.text("form.entry", label=field.label, number=number + 1)
         row = Node(kind="row", id=here, label=label, api="", error=facts.errors.get(here, ""))
         rows.append(_section(row, field, here, facts))
     return replace(node, shown=tuple(rows), count=node.count + sum(row.count for row in rows))
@@ -239,11 +244,11 @@ def _map(node: Node, path: str, facts: _Facts) -> Node:
     rows = []
     for number in names.rows(facts.values, path):
         here = f"{path}[{number}]"
-        texts_of = [(names.key(here), texts.KEY), (names.value(here), texts.VALUE)]
+        texts_of = [(names.key(here), texts.text("form.key")), (names.value(here), texts.text("form.value"))]
         parts = tuple(
             Node(kind="text", id=name, label=label, api="", value=facts.values.get(name, ""))
             for name, label in texts_of
         )
-        label = texts.ENTRY.format(node.label, number + 1)
+        label = texts.text("form.entry", label=node.label, number=number + 1)
         rows.append(Node(kind="entry", id=here, label=label, api="", shown=parts, count=1))
     return replace(node, shown=tuple(rows), count=node.count + len(rows))

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from finetune_ui import buttons, loading, render
 from finetune_ui.drawing import charts, graph
 from finetune_ui.guard import state_of
+from finetune_ui.pages import report
 from finetune_ui.session import User
 from finetune_ui.stream import EventStream, event
 
@@ -38,7 +39,7 @@ async def job_page(request: Request, user: User) -> Response:
         spec=to_yaml(plain(job)),
         has_log="get pods/log" in rights,
         may_report="create pods" in rights,
-        fetch=state.reports.find(user, job),
+        fetch=report.find(state, user, job),
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from finetune_cli import jobs, manifest
+from finetune_cli.cluster.client import Object
 from finetune_cli.cluster.errors import ApiError
 from finetune_cli.problem import Exit, Problem
 from starlette.datastructures import FormData
@@ -12,15 +13,14 @@ from starlette.responses import RedirectResponse, Response
 
 from finetune_ui import form, names, render
 from finetune_ui.guard import state_of
+from finetune_ui.pages import estimate
 from finetune_ui.session import User
 from finetune_ui.texts import text
-
-Job = dict[str, Any]
 
 
 async def train_page(request: Request, user: User) -> Response:
     """The form with a new job, or with that of `?clone=`."""
-    known, original = await _names(request, user), request.query_params.get("clone", "")
+    known, original = _names(request, await _jobs(request, user)), request.query_params.get("clone", "")
     if original and not names.is_name(original):
         raise HTTPException(404)
     if original:
@@ -30,8 +30,9 @@ async def train_page(request: Request, user: User) -> Response:
 
 
 async def train_change(request: Request, user: User, sent: FormData) -> Response:
-    """What the pressed button asks for. Only *Create* changes anything in the cluster."""
-    known, posted = await _names(request, user), [(name, str(value)) for name, value in sent.multi_items()]
+    """What the pressed button asks for. Only *Create* and *Estimate* create anything in the cluster."""
+    every = await _jobs(request, user)
+    known, posted = _names(request, every), [(name, str(value)) for name, value in sent.multi_items()]
     button = form.pressed(posted)
     if button in ("load", "import"):
         return _loaded(request, known, str(sent.get("text", "")), button)
@@ -39,18 +40,19 @@ async def train_change(request: Request, user: User, sent: FormData) -> Response
     if form.only_changes(posted) or wrong != form.NO_ERRORS:
         return _page(request, known, values, form.NO_ERRORS if form.only_changes(posted) else wrong)
     job = form.manifest(posted)
-    if button not in ("check", "create"):
+    if button not in ("check", "estimate", "create"):
         return _page(request, known, values, preview=form.save(job))
     namespace = request.path_params["namespace"]
     job = {**job, "metadata": {**job.get("metadata", {}), "namespace": namespace}}
     try:
-        await state_of(request).kube.call(user, namespace, manifest.create, job, button == "check")
+        made = await state_of(request).kube.call(user, namespace, manifest.create, job, button != "create")
     except ApiError as error:
         if error.code is not Exit.REFUSED:
             raise
         return _page(request, known, values, form.errors(error.details))
-    if button == "check":
-        return _page(request, known, values, message=text("train.accepted"))
+    if button != "create":
+        memory = await estimate.beside_check(request, user, made, every, button == "estimate")
+        return _page(request, known, values, message=text("train.accepted"), memory=memory)
     return RedirectResponse(f"/ns/{namespace}/jobs/{job['metadata']['name']}", 303)
 
 
@@ -64,11 +66,14 @@ def _loaded(request: Request, known: dict[str, list[str]], given: str, how: str)
     return _page(request, known, values, load={"text": given, "notes": imported.notes if imported else ()})
 
 
-async def _names(request: Request, user: User) -> dict[str, list[str]]:
+async def _jobs(request: Request, user: User) -> list[Object]:
+    return await state_of(request).kube.call(user, request.path_params["namespace"], jobs.all_of)
+
+
+def _names(request: Request, every: list[Object]) -> dict[str, list[str]]:
     """Names that the form suggests."""
-    namespace = request.path_params["namespace"]
-    found = await state_of(request).kube.call(user, namespace, jobs.all_of)
-    return {"namespaces": [namespace], "jobs": sorted(job["metadata"]["name"] for job in found)}
+    found = sorted(job["metadata"]["name"] for job in every)
+    return {"namespaces": [request.path_params["namespace"]], "jobs": found}
 
 
 def _page(
@@ -79,6 +84,7 @@ def _page(
     *,
     message: str = "",
     preview: str = "",
+    memory: str = "",
     load: dict[str, Any] | None = None,
 ) -> Response:
     csrf, namespace = state_of(request).sessions.form_token(request), request.path_params["namespace"]
@@ -90,4 +96,5 @@ def _page(
         load=form.render_load(csrf, action=action, **(load or {})),
         message=message,
         preview=preview,
+        memory=memory,
     )

@@ -22,6 +22,12 @@ def _flat(section: dict[str, Any], path: str) -> list[tuple[str, str]]:
     return found
 
 
-def text(key: str, **values: Any) -> str:
+def below(key: str) -> dict[str, str]:
+    """The texts of a section, by the last parts of their keys."""
+    head = f"{key}."
+    return {name.removeprefix(head): value for name, value in _all(LANGUAGE).items() if name.startswith(head)}
+
+
+def text(key: str, /, **values: Any) -> str:
     """The text, with its values. Raises KeyError for a text that does not exist."""
     return _all(LANGUAGE)[key].format(**values)
