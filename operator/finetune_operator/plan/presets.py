@@ -1,8 +1,8 @@
 """What the presets of the namespace give a job, and whether the job keeps to their bounds.
 
-They are read live when a job is accepted and when a suspended or failed job continues: the watch of ConfigMaps may be
-behind that of FineTuneJobs, and a job that follows its presets at once must not escape their bounds. What a job got stays in `status.resolved`
-until then, and a later change of the presets concerns no attempt before.
+They are read live when a job is accepted, and when a suspended or failed job continues: the watch of ConfigMaps may be
+behind that of FineTuneJobs, and a job that follows its presets at once must not escape their bounds. What a job got
+stays in `status.resolved` until then, and a later change of the presets concerns no attempt before.
 """
 
 from collections.abc import Iterator
