@@ -101,11 +101,18 @@ class TrainerClient:
         callbacks: Sequence[Callable[[Job], None]] = (),
     ) -> Job:
         """Wait until the job is in one of these states (default: Complete), and call back with each look at it. Raises
-        Problem if it ends in another state, or if the time is over."""
+        Problem if it ends in another state, or if the time is over. An API server that restarts is waited for."""
         wanted = status or {COMPLETE}
         end = time.monotonic() + timeout
+        job = None
         while True:
-            job = self.get_job(name)
+            try:
+                job = self.get_job(name)
+            except Problem as problem:
+                if job is None or problem.code is not Exit.UNREACHABLE or time.monotonic() >= end:
+                    raise
+                time.sleep(polling_interval)
+                continue
             for callback in callbacks:
                 callback(job)
             if job.is_in(wanted):

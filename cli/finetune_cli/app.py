@@ -48,7 +48,7 @@ def describe(name: Name, namespace: Namespace = None, context: Context = None, o
 
 @app.command()
 def why(name: Name, namespace: Namespace = None, context: Context = None, output: Output = None) -> None:
-    """Say where a job stands, since when, whose turn it is, and what to do."""
+    """Say where a job stands, and what to do. Also since when, and whose turn it is."""
     from finetune_cli import clock, jobs
     from finetune_cli import why as reasons
 
@@ -71,7 +71,7 @@ def watch(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Show live progress, of one job until it ends, or of all jobs until Ctrl-C."""
+    """Show live progress. One job is shown until it ends, all jobs until Ctrl-C."""
     from finetune_cli import watching
 
     client = client_of(context, namespace)
@@ -94,7 +94,7 @@ def logs(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Print the logs of all pods of a job, those of all attempts and ranks."""
+    """Print the logs of all pods of a job. These are those of all attempts and ranks."""
     from finetune_cli import jobs
     from finetune_cli.logs import pods, show
 
@@ -122,7 +122,7 @@ def suspend(names: Names, namespace: Namespace = None, context: Context = None) 
 
 @app.command()
 def resume(names: Names, settings: Setting = [], namespace: Namespace = None, context: Context = None) -> None:  # noqa: B006
-    """Continue suspended jobs; --set changes resources, prepare or secrets first."""
+    """Continue suspended jobs. --set changes resources, prepare or secrets first."""
     from finetune_cli import actions
 
     actions.each(client_of(context, namespace), names, lambda client, job: actions.resume(client, job, settings))
@@ -130,7 +130,7 @@ def resume(names: Names, settings: Setting = [], namespace: Namespace = None, co
 
 @app.command()
 def retry(names: Names, namespace: Namespace = None, context: Context = None) -> None:
-    """Open failed jobs again; they continue from their newest checkpoint."""
+    """Open failed jobs again. They continue from their newest checkpoint."""
     from finetune_cli import actions
 
     actions.each(client_of(context, namespace), names, actions.retry)
@@ -189,7 +189,7 @@ def doctor(namespace: Namespace = None, context: Context = None, output: Output 
 
 @app.command()
 def compare(names: Names, namespace: Namespace = None, context: Context = None, output: Output = None) -> None:
-    """Show jobs side by side: where their specs differ, and what came out."""
+    """Show jobs side by side. The rows are the fields in which they differ, and their results."""
     from finetune_cli import clock, jobs, views
     from finetune_cli import compare as side_by_side
 

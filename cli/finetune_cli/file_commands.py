@@ -85,7 +85,7 @@ def validate(
         str | None, typer.Option(help="Folder for prepared data. Default: a temporary folder.")
     ] = None,
 ) -> None:
-    """Check FineTuneJobs without a cluster: the spec, and with --rows every row of the data."""
+    """Check FineTuneJobs without a cluster. --rows also checks the model and every row of the data."""
     from finetune_cli import manifest
 
     found = manifest.jobs_of(file)
@@ -114,7 +114,7 @@ def estimate(
     context: Context = None,
     output: Output = None,
 ) -> None:
-    """Estimate the memory of each GPU, by tuning method and number of GPUs."""
+    """Estimate the memory of each GPU. The table has tuning methods and numbers of GPUs."""
     from finetune_cli import local, manifest, views
 
     job = manifest.jobs_of(file)[0]
@@ -151,7 +151,7 @@ def import_(
     nodes: Annotated[int | None, typer.Option(help="Nodes.")] = None,
     output: Output = None,
 ) -> None:
-    """Turn a configuration of another trainer into a FineTuneJob, and name what cannot be kept."""
+    """Turn another trainer's configuration into a FineTuneJob. Notes name what cannot be kept."""
     from finetune_cli.importing import command
 
     command.show(command.imported(what, dataset_info, name, gpus, nodes), output)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 KIND = "FineTuneJob"
 
+SOURCES = (
+    "a source is hf://org/name, pvc://claim/path or s3://bucket/path, and for data also configmap://name/file. Copy"
+    " files of this machine to one of these first (docs/your-data.md)"
+)
+
 
 def read(path: str) -> list[dict[str, Any]]:
     """The documents of a YAML or JSON file, or of the standard input (-)."""
@@ -99,6 +104,8 @@ def _explained(error: dict[str, Any]) -> str:
         return f"{path or 'spec'}: {error.get('ctx', {}).get('error', error['msg'])}"
     given = json.dumps(error["input"], ensure_ascii=False, default=str)
     given = given if len(given) <= 80 else given[:77] + "..."
+    if kind == "string_pattern_mismatch" and error["loc"][-1] == "source":
+        return f"{path}: {given} given; {SOURCES}"
     return f"{path}: {given} given; {error['msg'].replace('Input should be', 'must be').replace('should', 'must')}"
 
 

@@ -19,7 +19,7 @@ def ui(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Show the jobs in a browser, with the rights of your kubeconfig, until Ctrl-C."""
+    """Show the jobs in a browser until Ctrl-C. It acts with the rights of your kubeconfig."""
     from finetune_cli.cluster.kubeconfig import load
 
     _server().on_laptop(load(context, namespace), port, browser)

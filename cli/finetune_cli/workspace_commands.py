@@ -51,7 +51,7 @@ def report(
     context: Context = None,
     output: Output = None,
 ) -> None:
-    """Print what preparing found in the data: counts, findings, lengths, and the first row as the model sees it."""
+    """Print what preparing found in the data. The report also has the first row as the model sees it."""
     import json
 
     from finetune_cli import jobs, views
@@ -155,7 +155,7 @@ def plot(
     context: Context = None,
     output: Output = None,
 ) -> None:
-    """Draw a curve of jobs in the terminal or as an image; several jobs share the axes.
+    """Draw a curve in the terminal or as an image. Several jobs share the axes.
 
     The points are those of the status, at most 256. --full reads the whole log, in a pod.
     """

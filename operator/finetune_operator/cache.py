@@ -20,7 +20,7 @@ from finetune_operator.views.child_job import ChildJobView
 from finetune_operator.views.job import JobView
 from finetune_operator.views.metadata import Key, Raw, entries, section
 from finetune_operator.views.pod import PodView
-from finetune_operator.views.presets import PresetsView, presets_key
+from finetune_operator.views.presets import PresetsView
 from finetune_operator.views.unreadable import UnreadableObjects
 
 
@@ -223,10 +223,6 @@ class Cache:
     def job_keys(self) -> set[Key]:
         """The keys of all FineTuneJobs."""
         return set(self.jobs.views)
-
-    def presets_of(self, namespace: str) -> PresetsView | None:
-        """None: the namespace has none."""
-        return next(iter(self.presets.of(presets_key(namespace))), None)
 
     def awaiting_presets(self, namespace: str) -> set[Key]:
         """The keys of the jobs of a namespace that wait until its presets can be read."""

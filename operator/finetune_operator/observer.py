@@ -42,24 +42,17 @@ class Observer:
     event_reader: EventReader
 
     def snapshot(self, view: JobView) -> Snapshot:
-        """What the watches have shown of the FineTuneJob's children, of the jobs that it depends on and of the presets,
-        and the events that are known about the children."""
+        """What the watches have shown of the FineTuneJob's children and of the jobs that it depends on, and the events
+        that are known about the children."""
         children = tuple(child for child in self.cache.child_jobs.of(view.key) if child.owner_uid == view.uid)
         # A FineTuneJob that was deleted and recreated has the same name, but other child jobs.
         prefix = job_prefix(view.name, view.uid)
         pods = tuple(pod for pod in self.cache.pods.of(view.key) if pod.name.startswith(prefix))
         events = self.event_reader.about([*(child.uid for child in children), *(pod.uid for pod in pods)])
         others = {name: other for name in view.dependencies if (other := self.cache.job((view.namespace, name)))}
-        presets = self.cache.presets_of(view.namespace)
         departed = tuple(pod for pod in self.cache.departed.of(view) if pod.name.startswith(prefix))
         known = Dependencies(others)
-        return Snapshot(children, pods, events=events, dependencies=known, presets=presets, departed=departed)
-
-    async def with_presets(self, snapshot: Snapshot, namespace: str) -> Snapshot:
-        """With the presets as they are now: the watch of ConfigMaps may be behind that of FineTuneJobs, and a job that
-        follows its presets at once must not escape their bounds. Raises ApiError."""
-        raw = await self.cluster.get_presets(namespace)
-        return replace(snapshot, presets=presets_view(raw) if raw else None)
+        return Snapshot(children, pods, events=events, dependencies=known, departed=departed)
 
     async def read(self, need: Need, view: JobView, snapshot: Snapshot) -> tuple[JobView, Snapshot] | None:
         """The FineTuneJob and the snapshot with what a plan needs. None: the FineTuneJob is gone, or unreadable. Raises
@@ -95,6 +88,9 @@ class Observer:
         if Read.WORKLOAD in need.reads and kind and attempt:
             child = snapshot.child_job(kind, attempt.number)
             snapshot = replace(snapshot, queue=await self._queue(child) if child else None)
+        if Read.PRESETS in need.reads:
+            raw = await self.cluster.get_presets(view.namespace)
+            snapshot = replace(snapshot, presets=presets_view(raw) if raw else None)
         if Read.ACCEPTED_TERMS in need.reads:
             snapshot = replace(snapshot, accepted_terms=await self._accepted_terms(snapshot.child_jobs))
         return view, replace(snapshot, reads=snapshot.reads | need.reads)

@@ -64,8 +64,6 @@ async def decide(
     if view is None or view.deleting:
         return None
     snapshot = observer.snapshot(view)
-    if not view.status.get("resolved") and not view.status.get("completionTime"):
-        snapshot = await observer.with_presets(snapshot, view.namespace)
     if view.resource_version == live:
         snapshot = replace(snapshot, reads=frozenset({Read.JOB}))
     for _ in range(len(Read) + 1):

@@ -1,13 +1,15 @@
 """Run the commands of docs/tutorial.md as they stand, and record what they print.
 
 `python -m tests.docsite.recording` writes docs/tutorial-recording.md. Run `make demo` and `make demo-laptop` before,
-and set KUBECONFIG. Tests run the same commands on a tiny model.
+and set KUBECONFIG. What an earlier run left on this machine is removed, so that the training is recorded, and not only
+its result. Tests run the same commands on a tiny model.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +20,8 @@ from tests.docsite.pages import FENCE
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TUTORIAL, RECORDING = CHECKOUT / "docs" / "tutorial.md", CHECKOUT / "docs" / "tutorial-recording.md"
+LEFT = CHECKOUT / "build" / "tutorial"
+"""The workspace of the part for a laptop: a job that has ended there would not be trained again."""
 LAPTOP, CLUSTER, MISTAKE = "On a laptop", "On a cluster", "Make a mistake"
 RUN = ("finetune ", "kubectl ", "python ", "ls ")
 """How the commands begin that are recorded. The others set up, or are for another cluster."""
@@ -85,7 +89,17 @@ def page(sections: Mapping[str, list[Step]]) -> str:
     return "".join(parts)
 
 
+def recorded_commands(text: str) -> list[str]:
+    """The commands of a recording, in order."""
+    return [
+        re.split(r"(?<!\\)\n", block["text"].removeprefix("$ "), maxsplit=1)[0]
+        for block in FENCE.finditer(text)
+        if block["text"].startswith("$ ")
+    ]
+
+
 def main() -> int:
+    shutil.rmtree(LEFT, ignore_errors=True)
     recorded: dict[str, list[Step]] = {}
     for section in (LAPTOP, CLUSTER, MISTAKE):
         recorded[section] = []

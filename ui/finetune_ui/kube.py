@@ -54,7 +54,8 @@ class Kube:
 
     @contextmanager
     def _lent(self, user: User, namespace: str) -> Iterator[Client]:
-        client = self._taken(user.key) or user.client()
+        # A page shows at once what is refused: a thread that asks again would be missing for others.
+        client = self._taken(user.key) or user.client(patient=False)
         client.namespace = namespace
         try:
             yield client

@@ -16,6 +16,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from finetune_cli.cluster.client import Client
 from finetune_cli.cluster.credentials import Credentials
 from finetune_cli.cluster.kubeconfig import Settings as Server
+from finetune_cli.cluster.refusals import Refusals
 from finetune_cli.problem import Exit, Problem
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -40,9 +41,9 @@ class User:
     server: Server = field(repr=False)
     credentials: Credentials = field(repr=False)
 
-    def client(self, namespace: str = "") -> Client:
-        """A client for one thread."""
-        client = Client(self.server, self.credentials)
+    def client(self, namespace: str = "", patient: bool = True) -> Client:
+        """A client for one thread. A patient client does not believe at once that what was allowed is refused."""
+        client = Client(self.server, self.credentials, Refusals() if patient else None)
         client.namespace = namespace or client.namespace
         return client
 

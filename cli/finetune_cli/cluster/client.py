@@ -2,7 +2,8 @@
 `remote` uses for commands in pods.
 
 A call is tried again after 429, after 500 to 504 if it only reads, and after a connection that broke. A call that
-creates something is never sent twice.
+creates something is never sent twice. What was allowed before and is refused is asked for again for some seconds, if it
+only reads (`refusals`).
 """
 
 import http.client
@@ -12,15 +13,17 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
+from finetune_cli.cluster import refusals
 from finetune_cli.cluster.connection import CONNECT_SECONDS, connect, path_prefix
 from finetune_cli.cluster.credentials import Credentials
 from finetune_cli.cluster.errors import ApiError, denied, unreachable
 from finetune_cli.cluster.kubeconfig import Settings, load
+from finetune_cli.cluster.refusals import Refusals
 from finetune_cli.problem import Exit, Problem
 
 TRIES = 5
@@ -33,15 +36,19 @@ LONGEST_LINE = 4 << 20
 BUSY = (429, 500, 502, 503, 504)
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 
 class Client:
-    """Calls to one API server as one user, in one namespace."""
+    """Calls to one API server as one user, in one namespace. Without `refusals`, every refusal is believed at once."""
 
-    def __init__(self, settings: Settings, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self, settings: Settings, credentials: Credentials | None = None, refusals: Refusals | None = None
+    ) -> None:
         self.settings = settings
         self.namespace = settings.namespace
         self._credentials = credentials or Credentials(settings)
+        self._refusals = refusals
         self._tls: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
         self._streams: set[http.client.HTTPConnection] = set()
@@ -49,7 +56,7 @@ class Client:
 
     def another(self) -> "Client":
         """A client of the same user for another thread: a connection serves one thread."""
-        return Client(self.settings, self._credentials)
+        return Client(self.settings, self._credentials, self._refusals)
 
     def get(self, path: str, **query: Any) -> Object:
         """GET. Raises ApiError."""
@@ -89,26 +96,30 @@ class Client:
     def call(self, method: str, path: str, body: Any = None, kind: str = "application/json", **query: Any) -> Object:
         """Any call. Raises ApiError with the server's words, or Problem if no server answers."""
         data = None if body is None else json.dumps(body).encode()
-        for tries in range(1, TRIES + 1):
+        right = refusals.right(path, query) if method == "GET" else ""
+        return self.patiently(right, lambda: self._tried(method, path, data, kind, query))
+
+    def patiently(self, right: str, ask: Callable[[], T]) -> T:
+        """What `ask` returns. It is called again with new credentials after a 401; and if it only reads, which `right`
+        says, after a refusal that may be wrong. Raises what it raises."""
+        end, renewed = 0.0, False
+        while True:
             try:
-                response, text = self._once(method, path, data, kind, query)
-            except (OSError, http.client.HTTPException, zlib.error) as error:
-                self.close()
-                refused = isinstance(error, ConnectionRefusedError)
-                if tries == TRIES or isinstance(error, ssl.SSLError) or not (refused or method != "POST"):
-                    raise unreachable(self.settings, error) from error
-                _pause(tries)
-                continue
-            if response.status == 401 and tries == 1 and self._credentials.renew():
-                self.close(forget=True)
-                continue
-            again = response.status in BUSY and (method == "GET" or response.status == 429)
-            if not again or tries == TRIES:
-                break
-            _pause(tries, response.headers.get("Retry-After"))
-        if response.status >= 300:
-            raise denied(method, path, response.status, text, self.settings)
-        return json.loads(text) if text else {}
+                answer = ask()
+            except ApiError as error:
+                if error.status == 401 and not renewed and self._credentials.renew():
+                    renewed = True
+                    self.close(forget=True)
+                    continue
+                doubtful = error.status in refusals.STATUS and self._refusals and self._refusals.doubtful(right)
+                end = end or time.monotonic() + refusals.DOUBT_SECONDS
+                if not (right and doubtful) or time.monotonic() >= end:
+                    raise
+                time.sleep(refusals.PAUSE_SECONDS)
+            else:
+                if right and self._refusals:
+                    self._refusals.allowed(right)
+                return answer
 
     def watch(self, path: str, **query: Any) -> Iterator[Object]:
         """The events of a watch until the server ends it."""
@@ -119,19 +130,11 @@ class Client:
         """The lines of an answer as they come. A line without a break at its end is the last line, or a part of a
         line that is too long to hold. Raises ApiError if the server refuses, OSError or HTTPException if the connection
         breaks before the end of the answer."""
-        connection = connect(self.settings, self._trust(), timeout)
-        self._streams.add(connection)
+        connection, response = self.patiently(refusals.right(path, query), lambda: self._opened(path, timeout, query))
         try:
-            self._may_continue()
-            connection.request("GET", self._url(path, query), headers=self._headers(None))
-            response = connection.getresponse()
-            self._may_continue()
-            if response.status >= 300:
-                raise denied("GET", path, response.status, response.read(), self.settings)
             yield from _lines(response)
         finally:
-            self._streams.discard(connection)
-            connection.close()
+            self._end(connection)
 
     def interrupt(self) -> None:
         """End the streams that other threads read: their reads end or fail, and every later call raises Problem."""
@@ -158,6 +161,53 @@ class Client:
             self._connection = None
         if forget:
             self._tls = None
+
+    def _tried(self, method: str, path: str, data: bytes | None, kind: str, query: Object) -> Object:
+        for tries in range(1, TRIES + 1):
+            try:
+                response, text = self._once(method, path, data, kind, query)
+            except (OSError, http.client.HTTPException, zlib.error) as error:
+                self.close()
+                self._broke()
+                refused = isinstance(error, ConnectionRefusedError)
+                if tries == TRIES or isinstance(error, ssl.SSLError) or not (refused or method != "POST"):
+                    raise unreachable(self.settings, error) from error
+                _pause(tries)
+                continue
+            again = response.status in BUSY and (method == "GET" or response.status == 429)
+            if not again or tries == TRIES:
+                break
+            _pause(tries, response.headers.get("Retry-After"))
+        if response.status >= 300:
+            raise denied(method, path, response.status, text, self.settings)
+        return json.loads(text) if text else {}
+
+    def _opened(
+        self, path: str, timeout: float, query: Object
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = connect(self.settings, self._trust(), timeout)
+        self._streams.add(connection)
+        try:
+            self._may_continue()
+            connection.request("GET", self._url(path, query), headers=self._headers(None))
+            response = connection.getresponse()
+            self._may_continue()
+            if response.status >= 300:
+                raise denied("GET", path, response.status, response.read(), self.settings)
+        except BaseException as error:
+            self._end(connection, broke=not isinstance(error, ApiError))
+            raise
+        return connection, response
+
+    def _end(self, connection: http.client.HTTPConnection, broke: bool = True) -> None:
+        self._streams.discard(connection)
+        connection.close()
+        if broke:
+            self._broke()
+
+    def _broke(self) -> None:
+        if self._refusals:
+            self._refusals.broke()
 
     def _once(
         self, method: str, path: str, data: bytes | None, kind: str, query: Object
@@ -202,7 +252,7 @@ class Client:
 
 def client(context: str | None, namespace: str | None, kubeconfig: str | None = None) -> Client:
     """The client of a context of the kubeconfig."""
-    return Client(load(context, namespace, kubeconfig))
+    return Client(load(context, namespace, kubeconfig), refusals=Refusals())
 
 
 def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:

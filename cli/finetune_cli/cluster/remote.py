@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from finetune_cli.cluster.client import Client
 from finetune_cli.cluster.errors import denied
+from finetune_cli.cluster.refusals import right
 
 PROTOCOL = "v5.channel.k8s.io"
 """Kubernetes 1.30 and newer. Earlier versions of the protocol cannot end the standard input."""
@@ -47,10 +48,15 @@ class RemoteCommand:
         self._stderr = b""
         path = f"{pod}/exec"
         flags = {"stdin": "true" if stdin else None, "stdout": "true", "stderr": "true"}
-        sock, target, headers = client.dial(path, container=container, command=list(command), **flags)
-        self._stream: Any = websocket.WebSocket(skip_utf8_validation=True)
+        query = {"container": container, "command": list(command), **flags}
+        self._stream: Any = client.patiently(right(path, {}), lambda: self._opened(client, path, query))
+        self._stream.settimeout(PING_SECONDS)
+
+    def _opened(self, client: Client, path: str, query: dict[str, Any]) -> Any:
+        sock, target, headers = client.dial(path, **query)
+        stream = self._errors.WebSocket(skip_utf8_validation=True)
         try:
-            self._stream.connect(
+            stream.connect(
                 f"ws://{urlsplit(client.settings.server).netloc}{target}",
                 socket=sock,
                 header=headers,
@@ -58,11 +64,11 @@ class RemoteCommand:
                 suppress_origin=True,
                 redirect_limit=0,
             )
-        except websocket.WebSocketBadStatusException as error:
+        except self._errors.WebSocketBadStatusException as error:
             raise denied("GET", path, error.status_code, error.resp_body or b"", client.settings) from error
-        except (websocket.WebSocketException, OSError) as error:
-            raise Broken(f"no connection to {pod}: {error}") from error
-        self._stream.settimeout(PING_SECONDS)
+        except (self._errors.WebSocketException, OSError) as error:
+            raise Broken(f"no connection to {path.removesuffix('/exec')}: {error}") from error
+        return stream
 
     def __enter__(self) -> "RemoteCommand":
         return self

@@ -1,7 +1,8 @@
 """What the presets of the namespace give a job, and whether the job keeps to their bounds.
 
-They are read when a job is accepted and when a suspended job is resumed. What a job got stays in `status.resolved`
-until then, and a later change of the presets concerns no attempt before.
+They are read live when a job is accepted, and when a suspended or failed job continues: the watch of ConfigMaps may be
+behind that of FineTuneJobs, and a job that follows its presets at once must not escape their bounds. What a job got
+stays in `status.resolved` until then, and a later change of the presets concerns no attempt before.
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from pydantic import ValidationError
 
 from finetune_operator.plan.acceptance import Blocked, Invalid
 from finetune_operator.plan.conditions import sentence
+from finetune_operator.plan.decision import Need, missing
 from finetune_operator.settings import Settings
 from finetune_operator.views.job import JobView
 from finetune_operator.views.metadata import Raw
-from finetune_operator.views.snapshot import Snapshot
+from finetune_operator.views.snapshot import Read, Snapshot
 
 SHOWN = 5
 """Excesses in a message."""
@@ -25,10 +27,12 @@ INSTALLATION = "chart value presets.default"
 
 def apply_presets(
     view: JobView, spec: FineTuneJobSpec, snapshot: Snapshot, settings: Settings, *, editable: bool = False
-) -> AppliedPresets | None:
+) -> AppliedPresets | Need | None:
     """What the presets of today give a job; None: nothing. `editable`: only the sections are compared that may have
     changed since the job was accepted. Raises Blocked while the presets cannot be read, and Invalid if the job exceeds
     their bounds."""
+    if need := missing(snapshot, Read.PRESETS):
+        return need
     found = snapshot.presets
     source = INSTALLATION if found is None else f"ConfigMap {CONFIG_MAP} of namespace {view.namespace}"
     if found is not None and found.problem:

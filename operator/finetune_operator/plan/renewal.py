@@ -68,7 +68,10 @@ def renew(
     """The terms for the next attempt, and the status that fixes them. Raises Misfit and Blocked."""
     if terms.hold or status.resolved is None:
         return terms, status
-    terms, earlier = _with_todays_presets(suspension, terms, status.resolved, settings)
+    granted = _with_todays_presets(suspension, terms, status.resolved, settings)
+    if isinstance(granted, Need):
+        return granted
+    terms, earlier = granted
     resources = terms.job.spec.resources
     reads_labels = settings.read_node_labels and resources.gpus_per_node and not resources.gpu_memory
     if reads_labels and (need := missing_gpu_memory(suspension.snapshot, resources)):
@@ -115,7 +118,7 @@ def pin_again(
 
 def _with_todays_presets(
     suspension: Suspension, terms: Terms, earlier: Resolved, settings: Settings
-) -> tuple[Terms, Resolved]:
+) -> tuple[Terms, Resolved] | Need:
     """The terms with what the presets of today fill in. What the user may have changed is compared with their bounds;
     the rest of the job stays granted. Raises Misfit and Blocked."""
     live, view = suspension.view.spec, suspension.view
@@ -124,6 +127,8 @@ def _with_todays_presets(
         applied = apply_presets(view, own, suspension.snapshot, settings, editable=True)
     except Invalid as error:
         raise Misfit(str(error)) from error
+    if isinstance(applied, Need):
+        return applied
     spec, _ = spec_of_attempts(filled_in(live, (applied.filled if applied else None) or {}), terms.resolved)
     terms = replace(terms, job=terms.job.model_copy(update={"spec": spec}))
     return terms, earlier.model_copy(update={"presets": applied})

@@ -126,12 +126,16 @@ def _new(
     job, unknown = parse_spec(view, settings)
     if status.reason != Reason.WAITING_FOR_JOB:
         # What can never work is reported before what may still come.
-        _granted(view, job, status, snapshot, settings)
+        early = _granted(view, job, status, snapshot, settings)
+        if isinstance(early, Need):
+            return early
     references = resolve_references(job, status, snapshot)
     if isinstance(references, Need):
         return references
     resolved = accept(job, references, settings, snapshot.gpu_memory_bytes)
     granted = _granted(view, job, status, snapshot, settings)
+    if isinstance(granted, Need):
+        return granted
     if granted is not None and granted.filled:
         job, _ = parse_spec(replace(view, spec=filled_in(view.spec, granted.filled)), settings)
     if need := need_gpu_memory(job, status, snapshot, settings):
@@ -152,7 +156,7 @@ def _new(
 
 def _granted(
     view: JobView, job: FineTuneJob, status: FineTuneJobStatus, snapshot: Snapshot, settings: Settings
-) -> AppliedPresets | None:
+) -> AppliedPresets | Need | None:
     """What the job got from presets, or gets today. Raises Invalid and Blocked."""
     fixed = status.resolved
     return apply_presets(view, job.spec, snapshot, settings) if fixed is None else fixed.presets

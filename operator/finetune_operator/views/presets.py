@@ -20,16 +20,11 @@ class PresetsView:
 
     @property
     def key(self) -> Key:
-        return presets_key(self.namespace)
+        return self.namespace, CONFIG_MAP
 
     @property
     def name(self) -> str:
         return CONFIG_MAP
-
-
-def presets_key(namespace: str) -> Key:
-    """Under which the cache keeps the presets of a namespace."""
-    return namespace, CONFIG_MAP
 
 
 def presets_view(raw: Raw) -> PresetsView:

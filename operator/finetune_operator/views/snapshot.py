@@ -28,6 +28,7 @@ class Read(StrEnum):
     """Not from the API server: the watches have shown it."""
     NOTIFICATION = "the Job that tells the end of the job"
     WORKLOAD = "what Kueue says about the child job of an attempt"
+    PRESETS = "the presets of the namespace"
     ACCEPTED_TERMS = "what the newest child job says about the job's acceptance"
 
 

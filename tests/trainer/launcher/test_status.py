@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 
 from finetune_api.contract import AttemptFacts
-from finetune_api.status import Checkpoint, Progress
+from finetune_api.status import Checkpoint, Progress, Result
 from finetune_trainer.reporting.api import CURVES_UNKNOWN, Answer
-from finetune_trainer.reporting.status import Reporter, read_status
+from finetune_trainer.reporting.status import Reporter, apply_result, read_status
 
 from tests.trainer.support.fake_api import FakeApi, Json, accept
 
+RESULT = Result(kind="train", attempt=1, exit_code=0, reason="Completed", message="Trained.")
 LONG_AGO = "2020-01-01T00:00:00Z"
 
 
@@ -61,3 +62,22 @@ def test_the_duration_of_a_save_stays_in_status(tmp_path: Path) -> None:
         reporter.close()
     reported = read_status(tmp_path, "u1")["checkpoint"]
     assert (reported["attempt"], reported["seconds"]) == (2, 40)
+
+
+def test_an_api_server_that_has_just_started_gets_the_result(tmp_path: Path) -> None:
+    """It refuses everybody until it has read the roles."""
+    api = FakeApi(tmp_path / "serviceaccount")
+    refusals = [401, 403]
+
+    def starting(body: Json) -> tuple[int, Json]:
+        if refusals:
+            return refusals.pop(0), {"kind": "Status", "message": "user cannot patch resource finetunejobs/status"}
+        return accept(body)
+
+    api.answer = starting
+    facts = AttemptFacts(namespace="team", name="tune", uid="u1", attempt=1, job_name="j")
+    try:
+        apply_result(api.server, facts, tmp_path, RESULT)
+    finally:
+        api.close()
+    assert api.status["result"] == RESULT.to_dict()

@@ -40,6 +40,8 @@ class Store:
         """Called with the name of each job that somebody creates."""
         self.asked: list[str] = []
         """Paths of all requests, with their queries."""
+        self.refusals = 0
+        """Requests that are still refused, as by an API server that has not read the roles yet."""
         self.sent = 0
         """Bytes of all answers but streams."""
         self._history: list[tuple[str, str, str]] = []
@@ -113,6 +115,10 @@ def served(store: Store, port: int = 0) -> Iterator[str]:
 
         def do_GET(self) -> None:
             path, query = self._asked()
+            if store.refusals > 0:
+                store.refusals -= 1
+                self._refuse(403, "Forbidden", "user cannot do this", "")
+                return
             collection, _, name = path.rpartition("/")
             if path in store.objects:
                 if "watch" in query:

@@ -31,6 +31,14 @@ def test_the_page_has_every_verb() -> None:
     assert first_cells("Verbs") == VERBS
 
 
+def test_the_list_of_commands_is_not_cut() -> None:
+    """On a terminal of 80 columns: click ends what is too long with three dots."""
+    command = typer.main.get_command(app)
+    width = 80 - 2 - 6 - max(map(len, VERBS))
+    for name, each in command.commands.items():  # type: ignore[attr-defined]
+        assert not each.get_short_help_str(width).endswith("..."), name
+
+
 def test_the_page_has_every_exit_code() -> None:
     assert first_cells("Exit codes") == {str(code.value) for code in Exit}
 

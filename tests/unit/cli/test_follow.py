@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_cli import paths
-from finetune_cli.cluster import client
+from finetune_cli import jobs, paths
+from finetune_cli.cluster import client, refusals
 from finetune_cli.cluster.client import Client
 from finetune_cli.logs import reader, show
+from finetune_cli.problem import Exit, Problem
 
 from tests.unit.cli.job_server import JOBS, NAMESPACE, PODS, Cut, Store, kubeconfig, served
 
@@ -143,7 +144,8 @@ class Trainer:
 
 
 def test_everything_comes_once_from_the_creation_to_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Through an API server that is away, and a second attempt."""
+    """Through an API server that is away and then refuses for a while what it allowed, and a second attempt."""
+    monkeypatch.setattr(refusals, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(reader, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr("finetune_cli.jobs.WAIT_SECONDS", 0.05)
     monkeypatch.setattr(client, "TRIES", 1)
@@ -174,6 +176,7 @@ def test_everything_comes_once_from_the_creation_to_the_end(monkeypatch: pytest.
         trainers[0].write(0, 100)
         when(lambda: len(came) > 50)
     trainers[0].write(100, 1300)  # while the API server is away
+    store.refusals = 20
     port = int(url.rpartition(":")[2])
     with served(store, port):
         when(lambda: len(came) >= 1300)
@@ -181,6 +184,7 @@ def test_everything_comes_once_from_the_creation_to_the_end(monkeypatch: pytest.
         put_pod(store, "a", 1, terminated={"exitCode": 139})
         store.logs[put_pod(store, "a", 2, running={"startedAt": BEGUN})] = trainers[1]
         trainers[1].write(2000, 2100)
+    store.refusals = 20
     with served(store, port):
         trainers[1].write(2100, 2200)
         trainers[1].over = True
@@ -193,3 +197,33 @@ def test_everything_comes_once_from_the_creation_to_the_end(monkeypatch: pytest.
         texts = [text.split()[2] for text in came if text.startswith(f"train-{attempt}/0 ")]
         assert texts == [f"{number:09}" for number in expected]
     assert len(came) == 1500
+    assert store.refusals == 0
+
+
+def test_what_was_never_allowed_is_refused_at_once(tmp_path: Path) -> None:
+    store = Store()
+    put_job(store, "a", "Running")
+    with served(store) as url:
+        (tmp_path / "kubeconfig").write_text(kubeconfig(url))
+        store.refusals = 1
+        with pytest.raises(Problem, match="You may not get finetunejobs") as caught:
+            next(jobs.follow(client.client(None, None, str(tmp_path / "kubeconfig")), "a"))
+    assert caught.value.code is Exit.DENIED
+    assert len(store.asked) == 1
+
+
+def test_a_right_that_was_taken_away_is_told_in_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(refusals, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(refusals, "DOUBT_SECONDS", 0.2)
+    store = Store()
+    put_job(store, "a", "Running")
+    with served(store) as url:
+        (tmp_path / "kubeconfig").write_text(kubeconfig(url))
+        made = client.client(None, None, str(tmp_path / "kubeconfig"))
+        jobs.get(made, "a")
+        store.refusals = 1 << 30
+        with pytest.raises(Problem, match="You may not get finetunejobs"):
+            jobs.get(made, "a")
+        store.refusals = 0
+        jobs.get(made, "a")
+    assert len(store.asked) > 3

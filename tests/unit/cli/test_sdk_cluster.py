@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune import TrainerClient
+import pytest
+from finetune import Job, TrainerClient
 from finetune_api.curves import encode
 from finetune_cli import paths
 
 from tests import sdk_scenario
+from tests.kube import until
 from tests.sdk_scenario import NAME, STEPS
 from tests.unit.cli.job_server import JOBS, NAMESPACE, PODS, Store, kubeconfig, served
 
@@ -93,6 +95,35 @@ class Operator:
             if over:
                 return
             time.sleep(STEP_SECONDS)
+
+
+def test_a_wait_outlasts_a_restart_of_the_api_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which is away, and then refuses for a moment what it allowed."""
+    monkeypatch.setattr("finetune_cli.cluster.client.TRIES", 1)
+    monkeypatch.setattr("finetune_cli.cluster.refusals.PAUSE_SECONDS", 0.01)
+    store, came = Store(), list[Job]()
+    job = {
+        "metadata": {"name": NAME, "namespace": NAMESPACE, "uid": "u", "generation": 1},
+        "spec": {"stage": "sft", "model": {"source": "hf://a/b"}},
+        "status": {"phase": "Running", "observedGeneration": 1},
+    }
+    store.put(JOBS, job)
+    config = tmp_path / "kubeconfig"
+    with served(store) as url:
+        config.write_text(kubeconfig(url))
+        client = TrainerClient(kubeconfig=str(config))
+        waiting = threading.Thread(
+            target=lambda: came.append(client.wait_for_job_status(NAME, timeout=60, polling_interval=0.01)), daemon=True
+        )
+        waiting.start()
+        until("it is watched", lambda: len(store.asked) > 1)
+    waiting.join(0.1)  # while the API server is away
+    store.refusals = 5
+    store.put(JOBS, {**copy.deepcopy(job), "status": {"phase": "Succeeded", "observedGeneration": 1}})
+    with served(store, int(url.rpartition(":")[2])):
+        waiting.join(30)
+    assert [each.status for each in came] == ["Succeeded"]
+    assert store.refusals == 0
 
 
 def test_a_notebook_trains_in_a_cluster(tmp_path: Path) -> None:

@@ -176,3 +176,12 @@ def test_mistakes_name_the_field_to_use() -> None:
     wrong["spec"]["training"] = {"num_train_epochs": 3}
     found = manifest.mistakes(wrong)
     assert "spec.training.num_train_epochs: unknown field; use spec.training.epochs" in found
+
+
+@pytest.mark.parametrize("source", ["Qwen/Qwen3-4B", "./rows.jsonl", "https://host/rows.jsonl"])
+def test_a_wrong_source_is_answered_with_those_that_exist(source: str) -> None:
+    wrong = starter.filled("sft", "a")
+    wrong["spec"]["model"] = {"source": source}
+    (found,) = manifest.mistakes(wrong)
+    assert found.startswith(f'spec.model.source: "{source}" given; a source is hf://org/name, pvc://claim/path')
+    assert "^" not in found

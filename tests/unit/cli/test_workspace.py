@@ -13,7 +13,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.stored_job import store
 from finetune_cli import __main__ as command
 from finetune_cli import starter
-from finetune_cli.cluster import remote
+from finetune_cli.cluster import refusals, remote
 from finetune_cli.cluster.client import Client
 from finetune_cli.problem import Exit, Problem
 from finetune_cli.workspace import ask, fetch, pod, report, session, waiting
@@ -35,6 +35,7 @@ OPERATORS = {names.LABEL_MANAGED, names.LABEL_JOB, names.LABEL_KIND, names.LABEL
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(waiting, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(refusals, "PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -137,6 +138,7 @@ def test_fetch_copies_the_artifact_through_broken_connections(
     cluster: Cluster, client: Client, job: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster.cuts = [1 << 20, 5, 3000, 4000]  # the first lists
+    cluster.refusals = [0, 3]
     target = tmp_path / "out"
     fetch.fetch(client, job, str(target), None, 5)
     assert {str(file.relative_to(target)): file.read_bytes() for file in target.rglob("*") if file.is_file()} == FILES

@@ -20,6 +20,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 from finetune_cli.cluster.client import Client
 from finetune_cli.cluster.kubeconfig import Settings
+from finetune_cli.cluster.refusals import Refusals
 from finetune_trainer import reader
 
 Object = dict[str, Any]
@@ -50,6 +51,9 @@ class Cluster:
         self.ends_with: tuple[int, str] | None = None
         """Exit code and standard error of every command, instead of what it does."""
         self.on_exec: Callable[[], None] = lambda: None
+        self.refusals: list[int] = []
+        """How many requests are refused after each cut, as by an API server that has just started."""
+        self._refuses = 0
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -103,6 +107,9 @@ class Cluster:
     async def _exec(self, request: web.Request) -> web.StreamResponse:
         if refused := self._denied("get pods/exec"):
             return refused
+        if self._refuses:
+            self._refuses -= 1
+            return _status(403, "user cannot do anything yet")
         if request.match_info["name"] not in self.pods:
             return _status(404, "no pod")
         self.on_exec()
@@ -116,6 +123,7 @@ class Cluster:
                 await socket.send_bytes(bytes([channel]) + data[:cut])
                 assert request.transport is not None
                 request.transport.abort()
+                self._refuses = self.refusals.pop(0) if self.refusals else 0
                 return socket
             cut = None if cut is None else cut - len(data)
             await socket.send_bytes(bytes([channel]) + data)
@@ -165,7 +173,7 @@ def served(cluster: Cluster) -> Iterator[Client]:
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        yield Client(Settings(f"http://127.0.0.1:{port}", "team", "test"))
+        yield Client(Settings(f"http://127.0.0.1:{port}", "team", "test"), refusals=Refusals())
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(5)
         loop.call_soon_threadsafe(loop.stop)

@@ -59,11 +59,22 @@ def test_an_unknown_field_is_found() -> None:
 def test_arguments_are_those_of_vllm_and_of_the_runtime() -> None:
     called = [word for _, words in commands() if words[:2] == ["vllm", "serve"] for word in words]
     deployment = next(each for each in manifests() if each["kind"] == "Deployment")
-    called += deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"][:2] == ["vllm", "serve"]
+    called += container["command"] + container["args"]
     given = {word.partition("=")[0] for word in called if word.startswith("--")}
     assert {"--enable-lora", "--lora-modules"} <= given <= set(KNOWN["vllm"]["arguments"])
+    assert not given & set(KNOWN["vllm"]["deprecated"])
     runtime = next(each for each in KSERVE if each["kind"] == "InferenceService")["spec"]["predictor"]["model"]["args"]
     assert {word.partition("=")[0] for word in runtime} <= set(KNOWN["kserve"]["arguments"])
+
+
+def test_the_list_is_whole_and_an_argument_that_does_not_exist_is_missing() -> None:
+    known = set(KNOWN["vllm"]["arguments"])
+    assert {"--model", "--port", "--tensor-parallel-size", "--chat-template", "--enable-log-requests"} <= known
+    assert "--max-lora-ranks" not in known
+    assert "0.33.0" in KNOWN["vllm"]["source"]
+    assert "vLLM 0.33.0" in PAGE.read_text(encoding="utf-8")
 
 
 def test_the_ranks_are_those_of_vllm() -> None:

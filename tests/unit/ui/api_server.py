@@ -85,6 +85,8 @@ class ApiServer:
         self.closed = threading.Event()
         """A watch was closed by its client."""
         self.opened = threading.Event()
+        self.refusals = 0
+        """Requests that are still refused, as by an API server that has not read the roles yet."""
         self.version = 100
         self.url = ""
         self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
@@ -134,6 +136,9 @@ class ApiServer:
         self.asked.append((token, request.method, request.path_qs))
         if token not in RIGHTS and token != READ_ONLY:
             return _status(401, "Unauthorized")
+        if self.refusals:
+            self.refusals -= 1
+            return _status(403, "user cannot do anything yet")
         namespace = request.match_info.get("namespace")
         allowed = RIGHTS.get(token, {"team-a"})
         if namespace is not None and namespace not in allowed:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from finetune_api.curves import pack
+from finetune_cli.cluster import refusals
 from finetune_ui.app import Page
 
 from tests.kube import until
@@ -215,6 +216,28 @@ def test_a_log_is_sent_line_by_line_and_its_end_is_told(api: ApiServer, stream: 
     assert found.count("train-1/0 | second") == found.count("train-1/1 | second") == 1
 
 
+def end_watches(api: ApiServer) -> None:
+    """Each watch that is open has to begin again, with a list."""
+    for queue in api.watches:
+        api.loop.call_soon_threadsafe(queue.put_nowait, {"type": "ERROR", "object": job("x")})
+
+
+def test_a_page_stays_live_when_the_api_server_starts_again(
+    api: ApiServer, stream: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses everybody for a moment."""
+    monkeypatch.setattr(refusals, "PAUSE_SECONDS", 0.01)
+    api.put(job("one"))
+    page = stream("/ns/team-a/live")
+    page.next()
+    assert api.opened.wait(10)
+    api.refusals = 5
+    end_watches(api)
+    until("it is so", lambda: not api.refusals)
+    api.put(job("one", progress=progressing(40)))
+    assert "40/100" in page.next()[1]
+
+
 def test_no_watch_outlives_rights_that_were_taken_away(
     api: ApiServer, page: Page, stream: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,8 +249,8 @@ def test_no_watch_outlives_rights_that_were_taken_away(
     opened.next()
     assert api.opened.wait(10)
     monkeypatch.setitem(api_server.RIGHTS, "token-of-both", {"team-b"})
-    for queue in api.watches:
-        api.loop.call_soon_threadsafe(queue.put_nowait, {"type": "ERROR", "object": job("x")})
+    monkeypatch.setattr(refusals, "DOUBT_SECONDS", 0.1)
+    end_watches(api)
     assert opened.next() == ("", "")
     assert stream("/ns/team-a/live", "token-of-both").status == 403
     until("it is so", lambda: not page.state.ui.hub.watches)

@@ -41,7 +41,9 @@ class Answer(Enum):
     REPLACED = "the job was deleted and made again"
     NOT_CURRENT = "a newer attempt runs"
     REFUSED = "refused"
-    """By access rights, validation and the like. Whether anybody wants the result stays unknown."""
+    """By validation and the like. Whether anybody wants the result stays unknown."""
+    FORBIDDEN = "not allowed"
+    """By access rights, or for now: an API server that has just started refuses what it allows some seconds later."""
     UNREACHABLE = "no answer"
 
 
@@ -49,6 +51,8 @@ WRITTEN = (Answer.ACCEPTED, Answer.KEEP, Answer.DELETING)
 """Answers after which the status is written."""
 RESULT_UNWANTED = (Answer.DELETING, Answer.DELETED, Answer.REPLACED, Answer.NOT_CURRENT)
 """Answers after which a run that received SIGTERM ends at once, without a save."""
+FOR_NOW = (Answer.UNREACHABLE, Answer.FORBIDDEN)
+"""Answers that may be others some seconds later."""
 SUPERSEDED = (Answer.REPLACED, Answer.NOT_CURRENT)
 """Answers after which a run ends at any time: another run does this job."""
 
@@ -131,6 +135,8 @@ def interpret(code: int, answer: dict[str, Any], attempt: AttemptFacts) -> tuple
     # The apply is forced, so only the uid can conflict.
     if code == 409 and "uid" in message.lower():
         return Answer.REPLACED, details
+    if code in (401, 403):
+        return Answer.FORBIDDEN, details
     return (Answer.UNREACHABLE if code >= 500 or code == 429 else Answer.REFUSED), details
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from finetune_api.contract import AttemptFacts
 from finetune_api.status import Checkpoint, Progress, Restart, Result
 
-from finetune_trainer.reporting.api import SUPERSEDED, TIMEOUT, WRITTEN, Answer, ApiServer, call_with_timeout
+from finetune_trainer.reporting.api import FOR_NOW, SUPERSEDED, TIMEOUT, WRITTEN, Answer, ApiServer, call_with_timeout
 from finetune_trainer.runtime import heartbeat, hostmemory
 from finetune_trainer.runtime.uses import Account
 from finetune_trainer.workspace.files import write_json
@@ -250,6 +250,6 @@ def _apply_with_retries(api: ApiServer, attempt: AttemptFacts, status: dict[str,
     deadline = time.monotonic() + RESULT_BUDGET
     while True:
         answer, details = api.apply(attempt, status, min(TIMEOUT, max(0.1, deadline - time.monotonic())))
-        if answer is not Answer.UNREACHABLE or time.monotonic() + RESULT_PAUSE >= deadline:
+        if answer not in FOR_NOW or time.monotonic() + RESULT_PAUSE >= deadline:
             return answer, details
         time.sleep(RESULT_PAUSE)

@@ -51,10 +51,10 @@ def is_running(**spec: Any) -> JobView:
 @pytest.mark.parametrize(
     ("spec", "reads"),
     [
-        ({}, []),
-        (TWO_NODES, [Read.WORKSPACE]),
-        ({"workspace": {"claim": {"size": "1Gi"}}}, [Read.WORKSPACE]),
-        (FROM_SFT, [Read.DEPENDENCIES]),
+        ({}, [Read.PRESETS]),
+        (TWO_NODES, [Read.PRESETS, Read.WORKSPACE]),
+        ({"workspace": {"claim": {"size": "1Gi"}}}, [Read.PRESETS, Read.WORKSPACE]),
+        (FROM_SFT, [Read.PRESETS, Read.DEPENDENCIES]),
         ({"training": {"epochs": 1, "globalBatchSize": 6}, "resources": {"gpusPerNode": 4}}, []),
     ],
     ids=["one node", "two nodes", "a claim of the operator", "another job's artifact", "an invalid spec"],
@@ -72,7 +72,7 @@ def test_a_new_job(spec: dict[str, Any], reads: list[Read]) -> None:
         ([other("sft")], [], [Read.DEPENDENCIES]),
         ([other("sft")], [other("sft", status={"phase": "Running", "reason": "Running"})], [Read.DEPENDENCIES]),
         ([other("sft")], [replace(other("sft"), deleting=True)], [Read.DEPENDENCIES]),
-        ([other("sft")], [succeeded("sft")], [Read.DEPENDENCIES]),
+        ([other("sft")], [succeeded("sft")], [Read.DEPENDENCIES, Read.PRESETS]),
         ([UNREADABLE], [UNREADABLE], []),
         ([other("sft")], [UNREADABLE], [Read.DEPENDENCIES]),
     ],
@@ -91,7 +91,7 @@ def test_of_two_jobs_that_are_waited_for_each_is_looked_at() -> None:
     assert needs(waits, among(succeeded("sft"), other("rm", "rm")))[0] == []
     for later in (among(other("sft"), other("rm", "rm")), among(other("rm", "rm"))):
         assert needs(waits, later)[0] == [Read.DEPENDENCIES]
-    assert needs(waits, among(succeeded("sft"), succeeded("rm", "rm")))[0] == [Read.DEPENDENCIES]
+    assert needs(waits, among(succeeded("sft"), succeeded("rm", "rm")))[0] == [Read.DEPENDENCIES, Read.PRESETS]
 
 
 def test_references_are_not_read_again_once_they_are_fixed() -> None:
@@ -109,10 +109,10 @@ def test_before_a_child_job_is_created(spec: dict[str, Any], reads: list[Read]) 
 @pytest.mark.parametrize(
     ("resources", "allowed", "reads"),
     [
-        ({}, True, [Read.GPU_MEMORY]),
-        ({}, False, []),
-        ({"gpuMemory": "80Gi"}, True, []),
-        ({"gpusPerNode": 0}, True, []),
+        ({}, True, [Read.PRESETS, Read.GPU_MEMORY]),
+        ({}, False, [Read.PRESETS]),
+        ({"gpuMemory": "80Gi"}, True, [Read.PRESETS]),
+        ({"gpusPerNode": 0}, True, [Read.PRESETS]),
     ],
 )
 def test_the_nodes_gpu_memory_is_read_once_at_acceptance_of_a_job_that_is_prepared(
@@ -122,7 +122,7 @@ def test_the_nodes_gpu_memory_is_read_once_at_acceptance_of_a_job_that_is_prepar
     order, accepted = needs(job(resources=resources), settings=settings)
     assert order == reads
     assert needs(with_status(job(resources=resources), accepted), settings=settings)[0] == CREATE
-    assert needs(prepared(resources=resources), settings=settings)[0] == []
+    assert needs(prepared(resources=resources), settings=settings)[0] == [Read.PRESETS]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_job_that_has_ended_is_read_only_before_something_of_it_is_deleted(out
 
 def test_a_wiped_status_is_recovered_before_other_jobs_are_read() -> None:
     wiped, left = job(**FROM_SFT), Snapshot((child_job(kind="prepare"),))
-    assert needs(wiped, left)[0] == [Read.ACCEPTED_TERMS, Read.DEPENDENCIES]
+    assert needs(wiped, left)[0] == [Read.ACCEPTED_TERMS, Read.PRESETS, Read.DEPENDENCIES]
     references = step(wiped, among(succeeded("sft"))).status.references or []
     terms = AcceptedTerms(references, Resolved(image="i", contract=3, digest="sha256:1"))
     assert needs(wiped, replace(left, accepted_terms=terms))[0] == [Read.ACCEPTED_TERMS]

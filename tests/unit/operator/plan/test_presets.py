@@ -231,6 +231,7 @@ def test_a_job_is_resumed_once_broken_presets_are_repaired() -> None:
 def test_resuming_takes_the_presets_of_today() -> None:
     before = at_rest(with_status(view := accepted(), step(view, Snapshot((child_job(),), (running(),)))))
     view = set_suspend(before, suspend=False)
+    assert Read.PRESETS in needs(view)[0], "live: who tightens a bound and resumes at once is not too early"
     resumed = with_status(view, step(view, having({"nodeSelector": {"pool": "new"}})))
     assert resumed.status["resolved"]["presets"]["filled"] == {"resources": {"nodeSelector": {"pool": "new"}}}
     pod = template(step(resumed))["spec"]
@@ -271,7 +272,7 @@ def test_the_time_to_live_of_the_presets_counts() -> None:
 
 def test_the_memory_of_gpus_is_read_of_the_nodes_that_the_presets_name() -> None:
     reading = SETTINGS.model_copy(update={"read_node_labels": True})
-    need = plan(job(), SET, NOW, reading)
+    need = plan(job(), replace(SET, reads=frozenset({Read.PRESETS})), NOW, reading)
     assert isinstance(need, Need)
     assert need.reads == {Read.GPU_MEMORY}
     assert need.node_selector == {"pool": "gpu"}

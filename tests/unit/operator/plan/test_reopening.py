@@ -236,7 +236,7 @@ def test_a_job_that_would_fail_again_is_not_written() -> None:
     view = with_status(job(**FROM_SFT), planned)
     order, planned = needs(view, among(succeeded("sft"), claims={}), after=900)
     assert planned.status.to_dict() == view.status
-    assert order == [Read.JOB, Read.DEPENDENCIES]
+    assert order == [Read.JOB, Read.PRESETS, Read.DEPENDENCIES]
     assert step(view, among(succeeded("sft")), after=900).status.phase == "Preparing"
 
 
