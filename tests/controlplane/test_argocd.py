@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.controlplane.argocd import NAMESPACE, PATIENCE, SYNC, ArgoCD, argocd
+from tests.argocd import NAMESPACE, PATIENCE, SYNC, WAVE, ArgoCD, argocd, config_map
 from tests.controlplane.operator_process import OperatorProcess
 from tests.controlplane.scene import FTJ, Scene, claim
 from tests.controlplane.test_chaining import PREFERENCE, from_job, succeed
@@ -24,7 +24,6 @@ from tests.unit.argocd.states import ACTION_TESTDATA, TESTDATA
 from tests.unit.argocd.test_customization import ACTION_TESTS, HEALTH_TESTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-WAVE = {"metadata": {"annotations": {"argocd.argoproj.io/sync-wave": "1"}}}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +50,6 @@ def job(scene: Scene, name: str, **changes: Any) -> Object:
             merged = {key: part for key, part in merged.items() if part is not None}
         made["spec"][field] = merged
     return made
-
-
-def config_map(name: str, **more: Any) -> Object:
-    meta = {"name": name, **more.get("metadata", {})}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"a": "b"}}
 
 
 def test_the_keys_of_the_chart_join_those_of_argo_cd(argo: ArgoCD, kube: Kube) -> None:

@@ -12,12 +12,11 @@ TrainerError
 ├── NoSpace (73)            the workspace is full
 ├── WorkspaceUnusable (74)  the workspace cannot be written, or has results of another job
 ├── Preempted (75)          stopped by SIGTERM, after a save if there was time
-├── Hung (76)               a rank made no progress for too long
 ├── AccessDenied (77)
 └── Superseded (78)         a newer attempt runs, or nobody wants the result
 
 Messages are for the user: what happened, why, and what to do. Any other exception is an internal error (70), and its
-stack trace goes to the log.
+stack trace goes to the log. A hang (76) is none, because ranks that hang raise nothing: the launcher reports it.
 """
 
 from typing import ClassVar
@@ -92,10 +91,6 @@ class WorkspaceOccupied(WorkspaceUnusable):
 
 class Preempted(TrainerError):
     exit_code = ExitCode.DISRUPTED
-
-
-class Hung(TrainerError):
-    exit_code = ExitCode.HUNG
 
 
 class AccessDenied(TrainerError):

@@ -9,9 +9,10 @@ from unittest import mock
 
 import pytest
 from finetune_trainer.launcher.hang_detection import HangLimits
+from finetune_trainer.runtime import silence
 
 from tests.trainer.support import tiny
-from tests.trainer.support.attempt import Rows, Series, in_step, recorded
+from tests.trainer.support.attempt import Install, Rows, Series, in_step, recorded
 from tests.trainer.support.forge import Forge
 from tests.trainer.support.nodes import Nodes
 
@@ -107,3 +108,57 @@ def test_ranks_that_hang_are_started_again(forge: Forge, root: Path) -> None:
     assert restart is not None
     assert (restart.number, restart.reason, restart.exit_code) == (1, "Hung", 76)
     assert "The stacks of rank 1:" in (pod.etc(0) / "log").read_text()
+
+
+def frozen_once(rank: int) -> None:
+    """The process of rank 1 is stopped in step 4, the first time that it gets there. Its connections stay open."""
+    recorded(rank)
+    if rank == 1:
+        in_step(4, lambda: None if struck_before() else os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def stuck_in_step_4(rank: int) -> None:
+    """Rank 1 does not return from step 4, the first time that it gets there. Its other threads work."""
+    recorded(rank)
+    if rank == 1:
+        in_step(4, lambda: None if struck_before() else time.sleep(1000))
+
+
+SOON, NEVER = HangLimits(first=8, least=8), HangLimits(first=1000, least=1000)
+
+
+@pytest.mark.parametrize(
+    ("hangs", "limits", "told"),
+    [
+        pytest.param(frozen_once, [SOON, SOON], [0, 1], id="both nodes notice"),
+        pytest.param(frozen_once, [NEVER, SOON], [1], id="its own node notices", marks=pytest.mark.sweep),
+        pytest.param(stuck_in_step_4, [SOON, NEVER], [0], id="the other node notices", marks=pytest.mark.sweep),
+    ],
+)
+def test_a_rank_of_one_node_that_hangs_costs_neither_the_pods_nor_a_bit_of_the_result(
+    forge: Forge, root: Path, hangs: Install, limits: list[HangLimits], told: list[int]
+) -> None:
+    """The launcher of node 0 sees only that rank 0 waits. So it names the hung rank only if node 1 tells of it, too."""
+    job = tiny.job(checkpoints=SAVED, tuning={"method": "lora", "lora": {"dropout": 0.1}})
+    pods = Nodes(forge, root, job, restarts=3)
+    started = []
+    for node in (0, 1):
+        pods.more = {"hang_limits": limits[node]}
+        started.append(pods.start(node, hangs))
+    assert [child.wait() for child in started] == [0, 0]
+    alone = Series(forge, root, root / "alone", job)
+    assert alone.run(world=2) == 0
+
+    assert pods.weights == alone.weights
+    assert pods.logged("loss") == alone.logged("loss")
+    assert pods.logged("current_steps") == [1, 2, 3, 4, 5, 6]
+    restart = pods.result(0).restart
+    assert restart is not None
+    assert restart == pods.result(1).restart, "both launchers agree"
+    assert (restart.number, restart.failures, restart.reason, restart.exit_code) == (1, 1, "Hung", 76)
+    ranks, nodes = (silence.named(what, told) for what in ("rank", "node"))
+    where = f" ({nodes})" if 1 in told else ""
+    assert restart.message.startswith(f"The run hangs: {ranks}{where} in phase train after step 3, for ")
+    uses = pods.result(0).uses
+    assert uses is not None
+    assert uses.redone_steps == 1, "step 3: the newest checkpoint is of step 2"

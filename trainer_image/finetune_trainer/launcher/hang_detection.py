@@ -14,6 +14,7 @@ from statistics import median
 
 from finetune_trainer.runtime import heartbeat
 from finetune_trainer.runtime.heartbeat import Beat, Phase
+from finetune_trainer.runtime.silence import Silence
 
 SHARED: tuple[Phase, ...] = ("load", "save")
 """Phases in which ranks share the files and wait for the rank with the largest file: the progress of one counts for
@@ -82,15 +83,15 @@ class RankPace:
 class HangDetector:
     """Checks the ranks of one node, which are started at the monotonic time ``now``."""
 
-    def __init__(self, folder: Path, ranks: Iterable[int], limits: HangLimits, now: float) -> None:
-        self._folder, self._limits = folder, limits
+    def __init__(self, folder: Path, ranks: Iterable[int], limits: HangLimits, now: float, node: int = 0) -> None:
+        self._folder, self._limits, self._node = folder, limits, node
         self._paces = {rank: RankPace(now) for rank in ranks}
         self._next_check = now + limits.interval
 
-    def check(self, running: Iterable[int], now: float) -> str | None:
-        """A message for people that names the hung ranks and the state of all; None when no rank hangs."""
+    def check(self, running: Iterable[int], now: float) -> list[Silence]:
+        """What all ranks did last, when one of them hangs."""
         if now < self._next_check:
-            return None
+            return []
         self._next_check = now + self._limits.interval
         paces = {rank: self._paces[rank] for rank in running}
         for rank, pace in paces.items():
@@ -103,13 +104,18 @@ class HangDetector:
             if now - _last_progress(pace, paces.values()) > pace.limit(self._limits)
         }
         if not hung:
-            return None
-        states = [
-            f"rank {rank} in phase {pace.beat.phase} after step {pace.beat.step}, for {now - pace.beat.time:.0f} s"
-            + (f" (limit {pace.limit(self._limits):.0f} s)" if rank in hung else "")
+            return []
+        return [
+            Silence(
+                rank=rank,
+                node=self._node,
+                phase=pace.beat.phase,
+                step=pace.beat.step,
+                seconds=now - pace.beat.time,
+                limit=pace.limit(self._limits) if rank in hung else None,
+            )
             for rank, pace in paces.items()
         ]
-        return f"The run hangs: {'; '.join(states)}. See the stacks of all threads in the pod's log"
 
 
 def _last_progress(pace: RankPace, paces: Iterable[RankPace]) -> float:

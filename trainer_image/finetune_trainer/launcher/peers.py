@@ -17,6 +17,7 @@ from finetune_api.exit_codes import ExitCode
 
 from finetune_trainer.runtime import exit_report, hardware, heartbeat
 from finetune_trainer.runtime.exit_report import ExitReport
+from finetune_trainer.runtime.silence import named
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -153,13 +154,7 @@ class Peers:
 
 def describe_ranks(ranks: list[int], ranks_on_node: int) -> str:
     """For people: "Ranks 2 and 3 (node 1)"."""
-    nodes = sorted({rank // ranks_on_node for rank in ranks})
-    return f"Rank{'s' * (len(ranks) > 1)} {_listed(ranks)} (node{'s' * (len(nodes) > 1)} {_listed(nodes)})"
-
-
-def _listed(numbers: list[int]) -> str:
-    words = [str(number) for number in numbers]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f"{named('Rank', ranks)} ({named('node', sorted({rank // ranks_on_node for rank in ranks}))})"
 
 
 def _secondhand(report: ExitReport) -> ExitReport:

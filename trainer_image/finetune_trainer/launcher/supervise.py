@@ -17,7 +17,7 @@ from threading import Event
 from finetune_api.exit_codes import REASONS, ExitCode
 from finetune_api.status import Reason
 
-from finetune_trainer.errors import Hung, Preempted, Superseded
+from finetune_trainer.errors import Preempted, Superseded
 from finetune_trainer.launcher.handover import Handover, exit_file, write_deadline
 from finetune_trainer.launcher.hang_detection import HangDetector, HangLimits
 from finetune_trainer.launcher.processes import RankProcesses
@@ -96,7 +96,7 @@ class Supervisor:
     ) -> None:
         self._handover, self._folder, self._ranks = handover, folder, ranks
         self._stop, self._lost_fence, self._memory = stop, lost_fence, memory
-        self._hangs = HangDetector(folder, handover.ranks, limits, time.monotonic())
+        self._hangs = HangDetector(folder, handover.ranks, limits, time.monotonic(), handover.node)
         self._stops_handled = 0
         self._rank_failed = False
         self._terminate_at = float("inf")
@@ -166,11 +166,11 @@ class Supervisor:
             self._terminate_at, self._deadline = now + NOTICE, now + NOTICE + TERMINATION
 
     def _check_hang(self, now: float) -> ExitReport | None:
-        message = self._hangs.check(self._ranks.running, now)
-        if message is None:
+        silences = self._hangs.check(self._ranks.running, now)
+        if not silences:
             return None
         self._dump_stacks()
-        return exit_report.from_error(Hung(message), rank=0, workspace=self._handover.workspace)
+        return exit_report.hung(silences)
 
     def _dump_stacks(self) -> None:
         """Log the stacks of all ranks, one after the other: they show which rank the others wait for."""

@@ -15,8 +15,9 @@ from finetune_api.micro_batch import MicroBatch
 from finetune_api.status import Artifact, OutOfMemory, Prepared, Reason
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.runtime import gpumemory, hardware, heartbeat
+from finetune_trainer.runtime import gpumemory, hardware, heartbeat, silence
 from finetune_trainer.runtime.hostmemory import HostMemory, describe
+from finetune_trainer.runtime.silence import Silence
 from finetune_trainer.workspace.files import write_json
 from finetune_trainer.workspace.storage import NO_SPACE, NOT_WRITABLE
 
@@ -50,6 +51,8 @@ class ExitReport:
     """This rank ended because another rank did. The other rank's report has the cause."""
     faulty_node: int | None = None
     """Index of the node whose hardware reported an error."""
+    silences: tuple[Silence, ...] = ()
+    """What the ranks of a run that hangs did last."""
     needs_new_pods: bool = False
     """A restart of the ranks in the same pods would end the same way, or is not possible."""
 
@@ -108,6 +111,11 @@ def internal_error(message: str) -> ExitReport:
     return _report(ExitCode.INTERNAL_ERROR, message)
 
 
+def hung(silences: Sequence[Silence]) -> ExitReport:
+    """The report of a run whose ranks hang, on one node or on several."""
+    return replace(_report(ExitCode.HUNG, silence.describe(silences)), silences=tuple(silences))
+
+
 def from_signal(signal_number: int, rank: int, memory: HostMemory, oom_killed: bool | None) -> ExitReport:
     """A rank that crashed, or that something outside of the trainer killed. ``memory`` is the container's;
     ``oom_killed`` is what `hostmemory.was_oom_killed` found for the time in which the rank ran."""
@@ -126,7 +134,7 @@ def from_signal(signal_number: int, rank: int, memory: HostMemory, oom_killed: b
 
 def combine(reports: Sequence[ExitReport]) -> ExitReport:
     """The report of several ranks: the strongest code, with the message of the first rank that has it, or of the rank
-    whose hardware failed. Other codes are appended to the message.
+    whose hardware failed. Other codes are appended to the message. A hang names the ranks of all nodes.
 
     Ranks that the launcher ended do not count beside a rank that ended by itself, nor secondhand reports beside
     first-hand ones. An internal error or an abort (NCCL's way to fail) does not count beside a killed rank (137): the
@@ -145,6 +153,8 @@ def combine(reports: Sequence[ExitReport]) -> ExitReport:
     strongest_first = [report for report in failed if report.code == code]
     faulty = (report for report in strongest_first if report.reason == Reason.HARDWARE_ERROR)
     decisive = next(faulty, strongest_first[0])  # the others failed because of it
+    if silences := [silence for report in strongest_first for silence in report.silences]:
+        decisive = hung(silences)
     further = sorted({f"{report.code} ({report.reason})" for report in own if report.code not in (code, 0)})
     suffix = f". Other ranks ended with {', '.join(further)}" if further else ""
     return replace(decisive, message=(decisive.message.rstrip(". ") if suffix else decisive.message) + suffix)
@@ -183,7 +193,8 @@ def to_json(report: ExitReport) -> dict[str, Any]:
 def from_json(content: dict[str, Any]) -> ExitReport:
     """The inverse of `to_json`."""
     sections = {name: kind.model_validate(content[name]) for name, kind in SECTIONS.items() if content[name]}
-    return ExitReport(**{**content, **sections})
+    silences = tuple(Silence(**told) for told in content["silences"])
+    return ExitReport(**{**content, **sections, "silences": silences})
 
 
 def as_utf8(text: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from finetune_trainer.launcher.hang_detection import HangDetector, HangLimits, RankPace
-from finetune_trainer.runtime import heartbeat
+from finetune_trainer.runtime import exit_report, heartbeat
 from finetune_trainer.runtime.heartbeat import Beat
 
 MINUTE = 60.0
@@ -71,13 +71,12 @@ def test_the_message_names_the_hung_rank_and_the_state_of_all(tmp_path: Path) ->
     (tmp_path / "beat-2").write_text("train 7 1000.000000 0.0\n")
     (tmp_path / "beat-3").write_text("evaluate 6 2500.000000 0.0\n")
     detector = HangDetector(tmp_path, [2, 3], LIMITS, now=900.0)
-    assert detector.check([2, 3], 1001) is None
-    assert detector.check([2, 3], 2799) is None
-    message = detector.check([2, 3], 2801)
-    assert message is not None
+    assert detector.check([2, 3], 1001) == []
+    assert detector.check([2, 3], 2799) == []
+    message = exit_report.hung(detector.check([2, 3], 2801)).message
     assert "rank 2 in phase train after step 7, for 1801 s (limit 1800 s)" in message
     assert "rank 3 in phase evaluate after step 6, for 301 s. See" in message
-    assert detector.check([3], 2900) is None, "rank 2 has ended"
+    assert detector.check([3], 2900) == [], "rank 2 has ended"
 
 
 @pytest.mark.parametrize(("phase", "waits_for_peer"), [("save", True), ("load", True), ("train", False)])
@@ -87,14 +86,15 @@ def test_a_rank_that_waits_for_files_of_another_rank_is_not_hung(
     (tmp_path / "beat-0").write_text(f"{phase} 4 5000.000000 0.0\n")
     (tmp_path / "beat-1").write_text(f"{phase} 4 1000.000000 0.0\n")
     detector = HangDetector(tmp_path, [0, 1], LIMITS, now=900.0)
-    assert (detector.check([0, 1], 5001) is None) is waits_for_peer
-    assert f"rank 0 in phase {phase} after step 4, for 1801 s (limit" in (detector.check([0, 1], 6801) or "")
+    assert (detector.check([0, 1], 5001) == []) is waits_for_peer
+    hung = {silence.rank: silence.limit for silence in detector.check([0, 1], 6801)}
+    assert hung == {0: 1800, 1: 1800}
 
 
 def test_a_rank_without_a_heartbeat_is_loading(tmp_path: Path) -> None:
     detector = HangDetector(tmp_path, [0], LIMITS, now=0.0)
-    assert detector.check([0], 1799) is None
-    assert "rank 0 in phase load after step 0" in (detector.check([0], 1801) or "")
+    assert detector.check([0], 1799) == []
+    assert [(silence.phase, silence.step) for silence in detector.check([0], 1801)] == [("load", 0)]
 
 
 def test_a_heartbeat_is_read_back(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from finetune_api.status import Artifact, OutOfMemory
 from finetune_trainer import errors
 from finetune_trainer.runtime import exit_report, heartbeat, results
 from finetune_trainer.runtime.exit_report import ExitReport
+from finetune_trainer.runtime.silence import Silence
 
 ARTIFACT = Artifact(uri="pvc://w/jobs/a/artifact", kind="adapter", digest="sha256:0", size_bytes=1)
 
@@ -89,6 +90,25 @@ def test_a_secondhand_report_does_not_hide_the_cause() -> None:
     secondhand = ExitReport(70, "InternalError", "connection lost", secondhand=True)
     assert exit_report.combine([secondhand, own]).message == "killed"
     assert exit_report.combine([secondhand, secondhand]).secondhand
+
+
+def test_a_hang_is_told_of_the_ranks_of_all_nodes_the_fewest_first() -> None:
+    """Each launcher knows its own ranks only, and those of node 0 may just wait."""
+    first = exit_report.hung([Silence(0, 0, "train", 7, 601, 600), Silence(1, 0, "train", 7, 600)])
+    second = exit_report.hung([Silence(2, 1, "evaluate", 6, 599, 500), Silence(3, 1, "train", 7, 602, 600)])
+    sent = exit_report.from_json(json.loads(json.dumps(exit_report.to_json(second))))
+    lost = ExitReport(70, "InternalError", "connection lost", secondhand=True)
+    combined = exit_report.combine([first, lost, sent])
+    assert (combined.code, combined.reason) == (76, "Hung")
+    assert combined.message == (
+        "The run hangs: rank 2 (node 1) in phase evaluate after step 6, for 599 s (limit 500 s); ranks 0, 1 and 3"
+        " (nodes 0 and 1) in phase train after step 7, for 602 s (limit 600 s). See the stacks of all threads in the"
+        " logs of the pods"
+    )
+    assert exit_report.combine([first, lost]).message == (
+        "The run hangs: ranks 0 and 1 in phase train after step 7, for 601 s (limit 600 s). See the stacks of all"
+        " threads in the pod's log"
+    )
 
 
 def test_out_of_memory_details_reach_status() -> None:

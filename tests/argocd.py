@@ -1,7 +1,8 @@
 """The real Argo CD as processes: application controller, repository server, API server and Redis, on loopback.
 
 They need only an API server and a Git repository in a folder. Periodic comparisons are off: Argo CD compares when an
-object changes, or when a test says that there is a commit, as a webhook would. Every wait is for something to see.
+object changes, or when a test says that there is a commit, as a webhook would. Every wait is for something to see. The
+tiers controlplane and e2e use this: an API server without pods, and a whole cluster.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.kube import Kube, Object, until
 
 NAMESPACE = "argocd"
 GROUP = "finetune-operator.io"
+WAVE: Object = {"metadata": {"annotations": {"argocd.argoproj.io/sync-wave": "1"}}}
 MANIFESTS = Path(__file__).with_name("argocd.yaml")
 SYNC: Object = {"automated": {"prune": True, "selfHeal": True}, "retry": {"limit": 0}}
 """A sync that fails is not tried again: the second try would end as the first, after a pause."""
@@ -84,12 +86,13 @@ class ArgoCD:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
 
-    def application(self, name: str, **spec: Any) -> None:
-        """Create an application of the folder and the namespace of that name; it syncs by itself."""
+    def application(self, name: str, namespace: str = "", **spec: Any) -> None:
+        """Create an application of the folder of that name, for a namespace, or that of the same name; it syncs by
+        itself."""
         plain = {
             "project": "default",
             "source": {"repoURL": self.repository.folder.as_uri(), "path": name, "targetRevision": "main"},
-            "destination": {"server": "https://kubernetes.default.svc", "namespace": name},
+            "destination": {"server": "https://kubernetes.default.svc", "namespace": namespace or name},
             "syncPolicy": SYNC,
         }
         meta = {"name": name, "namespace": NAMESPACE, **spec.pop("metadata", {})}
@@ -127,7 +130,9 @@ class ArgoCD:
         self.refresh(name)
         return made
 
-    def becomes(self, name: str, health: str, sync: str = "Synced", *, commit: str = "") -> Object:
+    def becomes(
+        self, name: str, health: str, sync: str = "Synced", *, commit: str = "", timeout: float = PATIENCE
+    ) -> Object:
         """Wait for an application's health and sync status (at a commit). Returns its status."""
         seen: Object = {}
 
@@ -139,7 +144,7 @@ class ArgoCD:
             return seen if state == (health, sync) and at else None
 
         try:
-            return until(f"application {name} is {health} and {sync}", there, timeout=PATIENCE)
+            return until(f"application {name} is {health} and {sync}", there, timeout)
         except AssertionError as error:
             brief = {key: seen.get(key) for key in ("health", "sync", "conditions", "operationState")}
             raise AssertionError(f"{error}; it is {json.dumps(brief)[:3000]}") from None
@@ -203,10 +208,10 @@ class ArgoCD:
         answer: Object = json.loads(_read(url, method, body))
         return answer
 
-    @staticmethod
-    def _of(app: str, job: str) -> Object:
+    def _of(self, app: str, job: str) -> Object:
         kind = {"group": GROUP, "version": "v1alpha1", "kind": "FineTuneJob"}
-        return {"name": app, "appNamespace": NAMESPACE, "namespace": app, "resourceName": job, **kind}
+        namespace = self.kube.get("Application", app, NAMESPACE)["spec"]["destination"]["namespace"]
+        return {"name": app, "appNamespace": NAMESPACE, "namespace": namespace, "resourceName": job, **kind}
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -270,7 +275,8 @@ class ArgoCD:
 
 @contextlib.contextmanager
 def argocd(kube: Kube, helm: Path, home: Path) -> Iterator[ArgoCD]:
-    """Argo CD with the customization of the chart, installed as docs/gitops.md says."""
+    """Argo CD with the customization of the chart, installed as docs/gitops.md says. At the end only its namespace is
+    left."""
     packages.ensure(packages.ARGOCD)
     binaries.ensure(("argocd",))
     manifests = list(yaml.safe_load_all(MANIFESTS.read_text()))
@@ -290,6 +296,17 @@ def argocd(kube: Kube, helm: Path, home: Path) -> Iterator[ArgoCD]:
         yield made
     finally:
         made.stop()
+        names = [kind["metadata"]["name"] for kind in kinds]
+        for name in names:
+            kube.delete("CustomResourceDefinition", name)
+        left = "CustomResourceDefinition"
+        until("Argo CD's kinds are gone", lambda: not any(kube.find(left, name) for name in names))
+
+
+def config_map(name: str, **more: Any) -> Object:
+    """Something for Git that is no FineTuneJob."""
+    meta = {"name": name, **more.get("metadata", {})}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"a": "b"}}
 
 
 def _ports(port: int, metrics: int) -> list[str]:
