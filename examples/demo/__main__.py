@@ -1,7 +1,8 @@
-"""The command line of the demo. Exit codes: 0 succeeded, 1 failed or could not run, 130 Ctrl-C."""
+"""The command line of the demo. Exit codes: 0 succeeded, 1 failed or could not run, 130 Ctrl-C, 143 SIGTERM."""
 
 import argparse
 import os
+import signal
 import sys
 import time
 
@@ -16,6 +17,7 @@ def main() -> int:
     """Run a playbook and print how long it took."""
     began = time.monotonic()
     arguments = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if arguments.playbook == "laptop":
             laptop.run()

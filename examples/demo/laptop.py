@@ -54,6 +54,11 @@ def train(common: list[str], name: str, log: Path, lines: Path) -> None:
         # The terminal sends the signal to the trainer too. It saves and ends.
         trainer.wait()
         raise
+    except SystemExit:
+        # Nobody else tells the trainer. It saves and ends.
+        trainer.terminate()
+        trainer.wait()
+        raise
     if trainer.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
         raise DemoError(f"the trainer ended with exit code {trainer.returncode}; the end of its log:\n{tail}")

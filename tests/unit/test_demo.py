@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from examples.demo import cluster, ending, plot, view, volume
 from examples.demo.kubectl import DemoError
 from tests.cluster import teardown
 from tests.cluster.state import State
+from tests.kube import until
 
 COPY_FILE = volume.CHECKOUT / "examples" / "copy" / "pod.yaml"
 JOBS = sorted(set(volume.JOB_FILE.parent.rglob("*.yaml")) - {cluster.CLAIMS_FILE, COPY_FILE})
@@ -128,3 +131,31 @@ def test_taking_a_cluster_down_keeps_what_the_demo_has_named(tmp_path: Path, mon
 def test_the_last_progress_of_preparing_is_not_shown_as_training() -> None:
     last = {"activity": "Tokenizing", "percent": 0, "summary": "Tokenizing 237 rows"}
     assert view.describe("demo", {"phase": "Running", "progress": last})[1] == "  loading the model and the data"
+
+
+TRAINER = """
+import pathlib, signal, sys, time
+def end(*_):
+    pathlib.Path(sys.argv[1]).write_text("saved")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, end)
+print("trains", flush=True)
+time.sleep(600)
+"""
+DEMO = """
+import pathlib, sys
+from examples.demo import __main__, laptop
+folder = pathlib.Path(sys.argv.pop())
+laptop.trainer_command = lambda *_: [sys.executable, str(folder / "trainer.py"), str(folder / "saved")]
+laptop.run = lambda: laptop.train([], "demo", folder / "log", folder / "lines")
+sys.exit(__main__.main())
+"""
+
+
+def test_a_demo_that_is_ended_ends_its_trainer(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    demo = subprocess.Popen([sys.executable, "-c", DEMO, "laptop", str(tmp_path)], stdout=subprocess.DEVNULL)
+    until("the trainer trains", lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text(), 60)
+    demo.terminate()
+    assert demo.wait(60) == 143
+    assert (tmp_path / "saved").read_text() == "saved"
