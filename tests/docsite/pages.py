@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 PAGES = (Path("README.md"), *sorted(Path("docs").rglob("*.md")))
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)(?P=fence)$", re.MULTILINE | re.DOTALL
+)
 SPAN = re.compile(r"`([^`\n]+)`")
 
 

@@ -32,7 +32,7 @@ LONGEST = 15 * 60
 """Seconds for a command: some train."""
 HEAD = """# The tutorial, recorded
 
-What the commands of the [tutorial](tutorial.md) print, on a machine with two cores and no GPU.
+What the commands of the [tutorial](tutorial.md) print, on a machine with two cores, other work and no GPU.
 `python -m tests.docsite.recording` makes this page from a real run; times are those of that machine.
 """
 
@@ -85,8 +85,14 @@ def page(sections: Mapping[str, list[Step]]) -> str:
         parts.append(f"\n## {section}\n")
         for step in steps:
             output = step.output.rstrip().replace(f"{CHECKOUT}/", "")
-            parts.append(f"\n```text\n$ {step.command}\n{output}\n```\n")
+            fence = _fence(output)
+            parts.append(f"\n{fence}text\n$ {step.command}\n{output}\n{fence}\n")
     return "".join(parts)
+
+
+def _fence(output: str) -> str:
+    """One that is longer than those in the output: a report has some."""
+    return "`" * max([3, *(len(found) + 1 for found in re.findall(r"^`{3,}", output, re.MULTILINE))])
 
 
 def recorded_commands(text: str) -> list[str]:

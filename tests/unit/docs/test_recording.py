@@ -9,7 +9,12 @@ from tests.docsite.recording import CLUSTER, LAPTOP, MISTAKE, Step
 def test_a_recording_has_every_command_of_the_tutorial() -> None:
     every = {section: list(recording.commands(section)) for section in (LAPTOP, CLUSTER, MISTAKE)}
     assert all(every.values())
-    made = recording.page({name: [Step(each, "text\n$ more", 0) for each in found] for name, found in every.items()})
+    made = recording.page(
+        {
+            name: [Step(each, "text\n$ more\n``````text\nx\n``````", 0) for each in found]
+            for name, found in every.items()
+        }
+    )
     flat = [each for found in every.values() for each in found]
     assert recording.recorded_commands(made) == flat
     if recording.RECORDING.exists():
