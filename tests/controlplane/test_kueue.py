@@ -181,12 +181,16 @@ def test_a_job_that_waits_tells_its_place_in_the_queue(seen: Scene, queues: Kueu
         pod = admitted(seen, "first")
         submit(seen, "third", queuePriorityClass="patient")
         says(seen, "WaitingForQuota", "waits in queue team (place 1)", name="third")
+        assert "place" not in seen.status("first")["message"], "it does not wait"
         submit(seen, "second")
         says(seen, "WaitingForQuota", "(place 1)", name="second")
-        says(seen, "WaitingForQuota", "(place 2)", name="third")
+        moved_back = says(seen, "WaitingForQuota", "(place 2)", name="third")
+        assert "place 1" not in moved_back["message"]
         done(seen, pod, "first")
         admitted(seen, "second")
-        says(seen, "WaitingForQuota", "(place 1)", name="third")
+        moved_up = says(seen, "WaitingForQuota", "(place 1)", name="third")
+        assert "place 2" not in moved_up["message"]
+        assert "place" not in seen.status("second")["message"], "it does not wait any more"
 
 
 @pytest.mark.usefixtures("operator")

@@ -106,6 +106,25 @@ class Watched:
             viewer.set()
 
 
+class Viewer:
+    """A page that is open."""
+
+    def __init__(self, watched: Watched, changed: asyncio.Event) -> None:
+        self._watched, self._changed = watched, changed
+
+    @property
+    def jobs(self) -> dict[str, Object]:
+        """uid -> job, as they are now."""
+        return self._watched.jobs
+
+    async def change(self) -> bool:
+        """Wait until something has changed since the last call; the first call waits for the jobs. False: the watch has
+        failed, so nothing will change any more."""
+        await self._changed.wait()
+        self._changed.clear()
+        return self._watched.failure is None
+
+
 class Hub:
     """All watches."""
 
@@ -113,8 +132,8 @@ class Hub:
         self.watches: dict[tuple[str, str], Watched] = {}
 
     @asynccontextmanager
-    async def viewer(self, user: User, namespace: str) -> AsyncIterator[tuple[Watched, asyncio.Event]]:
-        """The watch, and an event that is set after each change. The caller has checked that the user may list."""
+    async def viewer(self, user: User, namespace: str) -> AsyncIterator[Viewer]:
+        """A viewer of the jobs of a namespace. The caller has checked that the user may list."""
         key = user.key, namespace
         watched = self.watches.get(key)
         if watched is None or watched.failure:
@@ -125,7 +144,7 @@ class Hub:
             changed.set()
         watched.viewers.add(changed)
         try:
-            yield watched, changed
+            yield Viewer(watched, changed)
         finally:
             watched.viewers.discard(changed)
             if not watched.viewers:

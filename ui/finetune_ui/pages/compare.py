@@ -47,13 +47,9 @@ async def compare_live(request: Request, user: User) -> Response:
 
 async def _changes(request: Request, user: User, namespace: str, names: list[str]) -> AsyncIterator[str]:
     metric, shown, metrics, gone = request.query_params.get("metric", ""), dict[str, Object](), None, set[str]()
-    async with state_of(request).hub.viewer(user, namespace) as (watched, changed):
-        while True:
-            await changed.wait()
-            changed.clear()
-            if watched.failure:
-                return
-            there = {job["metadata"]["name"]: job for job in watched.jobs.values()}
+    async with state_of(request).hub.viewer(user, namespace) as viewer:
+        while await viewer.change():
+            there = {job["metadata"]["name"]: job for job in viewer.jobs.values()}
             # A job that is deleted stays as it was: the others can still be compared with it.
             found = {name: there.get(name) or shown.get(name) for name in names}
             known = {name: job for name, job in found.items() if job is not None}

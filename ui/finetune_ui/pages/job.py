@@ -56,13 +56,9 @@ async def _changes(
     request: Request, user: User, namespace: str, name: str, rights: frozenset[str], csrf: str
 ) -> AsyncIterator[str]:
     shown: Object | None = None
-    async with state_of(request).hub.viewer(user, namespace) as (watched, changed):
-        while True:
-            await changed.wait()
-            changed.clear()
-            if watched.failure:
-                return
-            job = next((each for each in watched.jobs.values() if each["metadata"]["name"] == name), None)
+    async with state_of(request).hub.viewer(user, namespace) as viewer:
+        while await viewer.change():
+            job = next((each for each in viewer.jobs.values() if each["metadata"]["name"] == name), None)
             if job is None:
                 if shown is not None:
                     yield event("rows", render.fragment("job_gone.html"))

@@ -46,13 +46,9 @@ async def jobs_live(request: Request, user: User) -> Response:
 async def _changes(request: Request, user: User, namespace: str) -> AsyncIterator[str]:
     query, seen = Query.of(request.query_params), request.query_params.get("seen", "")
     shown: dict[str, Object] | None = None
-    async with state_of(request).hub.viewer(user, namespace) as (watched, changed):
-        while True:
-            await changed.wait()
-            changed.clear()
-            if watched.failure:
-                return
-            chosen = listing.select(watched.jobs.values(), query)
+    async with state_of(request).hub.viewer(user, namespace) as viewer:
+        while await viewer.change():
+            chosen = listing.select(viewer.jobs.values(), query)
             found = {job["metadata"]["uid"]: job for job in chosen.found}
             if shown is None:
                 text = "" if chosen.digest == seen else _all(chosen, query, namespace)
