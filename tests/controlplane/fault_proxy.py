@@ -40,7 +40,8 @@ PASSED_ON = ("Authorization", "Content-Type", "Accept", "User-Agent")
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the n-th changing call, from 1. `value`: the refusal's status, or the delay's seconds."""
+    """What happens to the n-th changing call, from 1. `value`: the refusal's status, or the delay's seconds. A 422
+    waits for a call that is no POST: the refusal of a child fails the job, as it should."""
 
     kind: Kind
     at: int
@@ -183,7 +184,7 @@ class FaultProxy:
         if method == "GET":
             self.listings += request.path.endswith("v1alpha1/finetunejobs") and not _selects(request)
             return await self._read(request, body, listing=not name)
-        fault = None if resource == "events" else self._due(namespace)
+        fault = None if resource == "events" else self._due(method, namespace)
         if fault is not None:
             self.happened[namespace] = Call(method, resource, namespace, name, 0)
             if fault.kind in ("crash before", "drop before"):
@@ -215,10 +216,12 @@ class FaultProxy:
         self.rights.add((verb, resource))
         self.requests.setdefault(namespace, Counter())[f"{verb} {resource}"] += 1
 
-    def _due(self, namespace: str) -> Fault | None:
+    def _due(self, method: str, namespace: str) -> Fault | None:
         self._counts[namespace] += 1
         fault = self.faults.get(namespace)
-        return fault if fault is not None and fault.at == self._counts[namespace] else None
+        if fault is None or namespace in self.happened or (fault.value == 422 and method == "POST"):
+            return None
+        return fault if fault.at <= self._counts[namespace] else None
 
     def _cut_off(self, request: web.Request, fault: Fault) -> web.StreamResponse:
         if fault.kind.startswith("crash"):
