@@ -7,6 +7,10 @@ line that a pod runs, TRL's a short script on the raw rows, as people write it, 
 take turns, so that a machine on which others work slows all of them; ratios are medians of the rounds. LoRA of rank 8
 on every linear layer, fp32, micro-batches of 4, no recomputation.
 
+Of sft it also says which share of the machine's peak ours reaches: 4 FLOPs a token for each weight of the backbone's
+matrices (forward pass, and the gradients of what went in; frozen weights have none), against the fastest product of two
+square fp32 matrices on the same cores before each round. The head, the adapters and attention itself are not counted.
+
 Start-up is the time from the process's start to the end of its first step; ours prepares in a pod of its own before,
 which holds no GPU and is reported separately. Speed is that of the steps after the first: rows, or pairs, a second.
 Memory is the most that the process and all that it started had of their own.
@@ -14,6 +18,7 @@ Memory is the most that the process and all that it started had of their own.
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -29,6 +34,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from finetune_trainer.data import order
+from safetensors import safe_open
 
 from examples import preferences
 from examples.demo import volume
@@ -50,6 +56,8 @@ class Line(NamedTuple):
     at: float
     """Seconds since the process was started."""
     epoch: float
+    tokens: int = 0
+    """So far; only ours logs them."""
 
 
 class Measured(NamedTuple):
@@ -60,6 +68,8 @@ class Measured(NamedTuple):
     """A second."""
     peak: float
     """MiB."""
+    share: float = 0.0
+    """Of the machine's peak that the backbone's products reach."""
 
 
 def save_rows(folder: Path, scale: int) -> dict[str, int]:
@@ -204,14 +214,43 @@ def lines_of_file(command: list[str], log: Path, place: Path) -> Iterator[Line]:
             seen += 1
             entry = json.loads(line)
             if "loss" in entry:
-                yield Line(time.monotonic() - began, entry["epoch"])
+                yield Line(time.monotonic() - began, entry["epoch"], entry.get("total_tokens", 0))
         time.sleep(0.02)
     if process.returncode:
         tail = (place / "output").read_text(errors="replace")[-3000:]
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{tail}")
 
 
-def measure(lines: Iterator[Line]) -> Measured:
+PRODUCT = """
+import time, torch
+torch.set_num_threads(2)
+fastest = 0.0
+for size in (1024, 2048):
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    for _ in range(20):
+        began = time.perf_counter()
+        left @ right
+        fastest = max(fastest, 2 * size**3 / (time.perf_counter() - began))
+print(fastest)
+"""
+
+
+def machine_peak() -> float:
+    """FLOP/s of the fastest product of two fp32 matrices."""
+    return float(subprocess.run([sys.executable, "-c", PRODUCT], check=True, capture_output=True).stdout)
+
+
+def multiplied(model: Path) -> int:
+    """Weights in the matrices of a model's layers."""
+    count = 0
+    for file in model.glob("*.safetensors"):
+        with safe_open(file, framework="np") as weights:
+            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+        count += sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
+    return count
+
+
+def measure(lines: Iterator[Line], weights: int = 0, peak_flops: float = 1.0) -> Measured:
     """Until the process has ended."""
     peak, done = [0.0], threading.Event()
 
@@ -232,7 +271,9 @@ def measure(lines: Iterator[Line]) -> Measured:
         done.set()
         watching.join()
     first, last = got[0], got[-1]
-    return Measured(first.at, (last.epoch - first.epoch) * ROWS / (last.at - first.at), peak[0])
+    seconds = last.at - first.at
+    share = 4 * weights * (last.tokens - first.tokens) / seconds / peak_flops
+    return Measured(first.at, (last.epoch - first.epoch) * ROWS / seconds, peak[0], share)
 
 
 def save_model(folder: Path, model: Path | None, tiny_one: bool) -> None:
@@ -269,6 +310,8 @@ def table(kind: str, found: dict[str, list[Measured]]) -> list[str]:
             starts = [mine.start / found["trl"][number].start for number, mine in enumerate(all_rounds)]
             ratio = f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
             ratio += f"; start {statistics.median(starts):.2f}"
+            if KINDS[kind] == "sft":
+                ratio += f"; {statistics.median(mine.share for mine in all_rounds):.0%} of the fp32 peak"
         rows.append(f"| {kind} | {name} | {start:.1f} s | {rate:.2f} | {peak:,.0f} MiB | {ratio} |")
     return rows
 
@@ -290,12 +333,14 @@ def main() -> None:
             (root / folder).mkdir()
         save_model(root / "models" / "model", args.model, args.tiny)
         save_rows(root / "data", 2 if args.tiny else 8)
+        weights = multiplied(root / "models" / "model")
         print("| kind | trainer | first step done | rows/s | peak memory | ours / the faster peer |", flush=True)
         print("|---|---|---:|---:|---:|---:|", flush=True)
         for kind in args.kinds:
             trainers = ["ours", "trl", *(["llama-factory"] if args.peer else [])]
             found = kept.setdefault(kind, {trainer: [] for trainer in trainers})
             for _ in range(args.rounds):
+                peak = machine_peak()
                 for trainer, results in found.items():
                     with tempfile.TemporaryDirectory(dir=root) as place:
                         where = Path(place)
@@ -303,7 +348,7 @@ def main() -> None:
                             lines = llama_factory(args.peer, root, kind, args.steps, where)
                         else:
                             lines = (ours if trainer == "ours" else trl)(root, kind, args.steps, where)
-                        results.append(measure(lines))
+                        results.append(measure(lines, weights, peak))
                 if args.results:
                     args.results.write_text(json.dumps(kept))
             print("\n".join(table(kind, found)), flush=True)

@@ -115,6 +115,21 @@ def test_the_allocator_of_gpu_memory_grows_its_segments_unless_the_user_sets_it(
     assert json.loads(pod.result.message) == seen
 
 
+@pytest.mark.parametrize(("given", "seen"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_ranks_share_the_cpus_and_their_threads_wait_asleep_unless_the_user_wants_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: str
+) -> None:
+    names = ["OMP_WAIT_POLICY", "OMP_NUM_THREADS"]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    pod = Pod(tmp_path, [["show", names]] * 2)
+    assert pod.run() == 65
+    half = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert json.loads(pod.result.message) == {"OMP_WAIT_POLICY": seen, "OMP_NUM_THREADS": half}
+
+
 def test_only_an_internal_error_leaves_a_stack_trace(tmp_path: Path) -> None:
     user = Pod(tmp_path, [["fail", "NotFound", "no model"]] * 2)
     user.run()

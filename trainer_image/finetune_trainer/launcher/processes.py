@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune_trainer.launcher.handover import Handover
 from finetune_trainer.launcher.last_words import STDOUT, WAIT, LastWords
+from finetune_trainer.runtime import cpus
 
 KILL_WAIT = 10.0
 """Seconds to wait for a killed process. One that sits in the kernel (a hung GPU or file server) ends with the pod."""
@@ -35,7 +36,8 @@ class RankProcesses:
         self._last_words: dict[int, LastWords] = {}
         self._outputs: list[LastWords] = []
         inherited = {name: value for name, value in os.environ.items() if name not in RENDEZVOUS}
-        shared = {**_allocator(), **inherited, "PYTHONUNBUFFERED": "1", **_rendezvous(handover), **environment}
+        shared = {**_allocator(), **_threads(handover), **inherited, "PYTHONUNBUFFERED": "1"}
+        shared |= {**_rendezvous(handover), **environment}
         for rank in handover.ranks:
             process = self._processes[rank] = subprocess.Popen(
                 [*command, str(folder), str(rank)],
@@ -110,18 +112,26 @@ def _allocator() -> dict[str, str]:
     return {} if any(name in os.environ for name in ALLOCATOR) else {ALLOCATOR[0]: "expandable_segments:True"}
 
 
+def _threads(handover: Handover) -> dict[str, str]:
+    """How a rank shares the CPUs, unless the user says otherwise. Threads that have done their part sleep until the
+    others have, too: by default they spin, and where a core is taken by another program or by a limit, they spin for
+    as long as the thread that they wait for is kept from it (decision 54)."""
+    threads = {"OMP_WAIT_POLICY": "PASSIVE"}
+    # Without a number each rank would start as many threads as the node has cores.
+    if handover.distributed or cpus.usable() < cpus.allowed():
+        threads["OMP_NUM_THREADS"] = str(max(1, cpus.usable() // len(handover.ranks)))
+    return threads
+
+
 def _rendezvous(handover: Handover) -> dict[str, str]:
     """The variables by which torch's ranks meet. A single rank gets none."""
     if not handover.distributed:
         return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "MASTER_ADDR": handover.host,
         "MASTER_PORT": str(handover.port),
         "WORLD_SIZE": str(handover.world_size),
         "LOCAL_WORLD_SIZE": str(handover.ranks_on_node),
-        # Without it each rank would start as many threads as there are cores.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // handover.ranks_on_node))),
     }
 
 

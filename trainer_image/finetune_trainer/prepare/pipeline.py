@@ -41,6 +41,7 @@ from finetune_trainer.prepare.memory_check import MemoryNeeds, check_memory, foo
 from finetune_trainer.prepare.progress import MIB, PrepareProgress
 from finetune_trainer.prepare.worker_pool import Tokenization, row_limit
 from finetune_trainer.run import ignore
+from finetune_trainer.runtime import cpus
 from finetune_trainer.workspace import fencing, prepared
 from finetune_trainer.workspace.folders import Folders
 from finetune_trainer.workspace.prepared import PreparedJob
@@ -227,7 +228,7 @@ def _tokenized_data(
 
 def _processes(job: ResolvedJob, paths: list[Path]) -> int:
     """Number of processes that tokenize."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpus.usable()
     size = sum(file.stat().st_size for path in paths for file in (path.rglob("*") if path.is_dir() else [path]))
     return 1 if size < SMALL else min(job.runtime.prepare_processes or cores, cores * 2)
 
