@@ -119,18 +119,33 @@ class Peer:
 
     def __init__(self, config: Path, home: Path) -> None:
         self.config, self.home = config, home
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def pids(self) -> list[int]:
-        return [process.pid for process in self._processes]
+        """Of both. Ends the program if one of them has ended."""
+        for module, process in self._processes.items():
+            if process.poll() is not None:
+                raise SystemExit(f"{module} ended with {process.returncode}:\n{self._log(module).read_text()[-3000:]}")
+        return [process.pid for process in self._processes.values()]
+
+    def _log(self, module: str) -> Path:
+        return self.home / f"{module}.log"
 
     def start(self) -> None:
         common: dict[str, Any] = {"leaderElection": {"leaderElect": True, "resourceNamespace": NAMESPACE}}
         trainer = {
             "apiVersion": "config.trainer.kubeflow.org/v1alpha1",
             "kind": "Configuration",
-            "leaderElection": {**common["leaderElection"], "resourceName": "trainer.kubeflow.org"},
+            # It has no defaults for these, nor for the webhook's host.
+            "leaderElection": {
+                **common["leaderElection"],
+                "resourceName": "trainer.kubeflow.org",
+                "resourceLock": "leases",
+                "leaseDuration": "15s",
+                "renewDeadline": "10s",
+                "retryPeriod": "2s",
+            },
             "metrics": {"bindAddress": "0"},
             "controller": {"groupKindConcurrency": {"TrainJob.trainer.kubeflow.org": 5}},
             "certManagement": {"enable": False},
@@ -153,19 +168,19 @@ class Peer:
             new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
             out = ["-keyout", str(certificates / "tls.key"), "-out", str(certificates / "tls.crt")]
             subprocess.run([*new, *out, "-days", "2", "-subj", "/CN=localhost"], check=True, capture_output=True)
-        settings = {**settings, "webhook": {"port": _free_port()}}
+        settings = {**settings, "webhook": {"port": _free_port(), "host": "127.0.0.1"}}
         settings["health"] = {"healthProbeBindAddress": f"127.0.0.1:{_free_port()}"}
         file = home / "config.yaml"
         file.write_text(yaml.safe_dump(settings))
         env = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home), "KUBECONFIG": str(self.config)}
-        with (self.home / f"{module}.log").open("ab") as log:
+        with self._log(module).open("ab") as log:
             command = [str(build(module)), f"--config={file}", "--zap-log-level=error", *arguments]
-            self._processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
+            self._processes[module] = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
 
     def stop(self) -> None:
-        for process in self._processes:
+        for process in self._processes.values():
             process.send_signal(signal.SIGTERM)
-        for process in self._processes:
+        for process in self._processes.values():
             process.wait(timeout=600)
         self._processes.clear()
 

@@ -149,10 +149,10 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._answer.close()
+        self._answer.shutdown()  # to close it would wait for the thread, which waits for a line
 
     def _read(self) -> None:
-        with contextlib.suppress(Exception):  # the end of the watch, whatever it is called
+        with contextlib.suppress(Exception), self._answer:  # the end of the watch, whatever it is called
             for line in self._answer:
                 event = json.loads(line)
                 if event["type"] == "ADDED":
@@ -207,7 +207,12 @@ class Bench:
         with Watch(Kube(self.plane.kubeconfig), namespace) as watch, ThreadPoolExecutor(CLIENTS) as pool:
             began = time.monotonic()
             list(pool.map(create, range(count)))
-            until(f"{count} Jobs of {side.name}", lambda: len(watch.seen) >= count, timeout=PATIENCE, every=0.2)
+            until(
+                f"{count} Jobs of {side.name}",
+                lambda: side.pids() and len(watch.seen) >= count,
+                timeout=PATIENCE,
+                every=0.2,
+            )
         until("their pods", lambda: self._pods(namespace) >= count, timeout=PATIENCE, every=1)
         time.sleep(SETTLED_SECONDS)
         servers = {name: after - before[name] for name, after in self._servers().items()}

@@ -1,7 +1,7 @@
 """How fast and how lean training is, beside plain TRL, and where it is installed LLaMA-Factory, in the same run.
 
 ``python -m tests.bench.speed [--rounds N] [--steps N] [--kinds sft packed dpo rm kto] [--model DIR] [--peer PYTHON]
-[--results FILE]``
+[--without PEER] [--results FILE]``
 prints the table of docs/benchmarks.md. Each measurement is a process of its own on the same rows: ours is the command
 line that a pod runs, TRL's a short script on the raw rows, as people write it, LLaMA-Factory's its command line. They
 take turns, so that a machine on which others work slows all of them; ratios are medians of the rounds. LoRA of rank 8
@@ -305,9 +305,10 @@ def table(kind: str, found: dict[str, list[Measured]]) -> list[str]:
         ratio = ""
         if name == "ours":
             each = [
-                mine.rows / max(found[other][number].rows for other in others) for number, mine in enumerate(all_rounds)
+                mine.rows / max(found[other][number].rows for other in others if number < len(found[other]))
+                for number, mine in enumerate(all_rounds)
             ]
-            starts = [mine.start / found["trl"][number].start for number, mine in enumerate(all_rounds)]
+            starts = [mine.start / other.start for mine, other in zip(all_rounds, found["trl"], strict=False)]
             ratio = f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
             ratio += f"; start {statistics.median(starts):.2f}"
             if KINDS[kind] == "sft":
@@ -324,6 +325,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="default: SmolLM2-135M-Instruct")
     parser.add_argument("--tiny", action="store_true", help="a model of two layers and short rows: tries this program")
     parser.add_argument("--peer", metavar="PYTHON", help="of an environment with LLaMA-Factory")
+    parser.add_argument("--without", choices=["trl", "llama-factory"], help="a peer that was slower before")
     parser.add_argument("--results", type=Path, metavar="FILE", help="keep every round there, and add to those it has")
     args = parser.parse_args()
     kept = read_results(args.results)
@@ -342,6 +344,8 @@ def main() -> None:
             for _ in range(args.rounds):
                 peak = machine_peak()
                 for trainer, results in found.items():
+                    if trainer == args.without:
+                        continue
                     with tempfile.TemporaryDirectory(dir=root) as place:
                         where = Path(place)
                         if trainer == "llama-factory":

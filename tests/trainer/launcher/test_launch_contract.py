@@ -115,11 +115,18 @@ def test_the_allocator_of_gpu_memory_grows_its_segments_unless_the_user_sets_it(
     assert json.loads(pod.result.message) == seen
 
 
-@pytest.mark.parametrize(("given", "seen"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_ranks_share_the_cpus_and_their_threads_wait_asleep_unless_the_user_wants_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: str
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_ranks_share_the_cpus_and_their_threads_soon_sleep_unless_the_user_wants_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: dict[str, str]
 ) -> None:
-    names = ["OMP_WAIT_POLICY", "OMP_NUM_THREADS"]
+    names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"]
     for name in names:
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
@@ -127,7 +134,7 @@ def test_ranks_share_the_cpus_and_their_threads_wait_asleep_unless_the_user_want
     pod = Pod(tmp_path, [["show", names]] * 2)
     assert pod.run() == 65
     half = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    assert json.loads(pod.result.message) == {"OMP_WAIT_POLICY": seen, "OMP_NUM_THREADS": half}
+    assert json.loads(pod.result.message) == {**seen, "OMP_NUM_THREADS": half}
 
 
 def test_only_an_internal_error_leaves_a_stack_trace(tmp_path: Path) -> None:

@@ -20,6 +20,12 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC
 """The names under which torch reads the settings of its allocator of GPU memory, the present name first."""
 
 
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+"""The variables of GNU OpenMP and of all OpenMPs for how threads wait. The first wins over the second."""
+SPINS = "1000"
+"""Some tens of microseconds."""
+
+
 class RankProcesses:
     """Processes by rank, and their exit codes. They are started at once."""
 
@@ -113,10 +119,10 @@ def _allocator() -> dict[str, str]:
 
 
 def _threads(handover: Handover) -> dict[str, str]:
-    """How a rank shares the CPUs, unless the user says otherwise. Threads that have done their part sleep until the
-    others have, too: by default they spin, and where a core is taken by another program or by a limit, they spin for
-    as long as the thread that they wait for is kept from it (decision 54)."""
-    threads = {"OMP_WAIT_POLICY": "PASSIVE"}
+    """How a rank shares the CPUs, unless the user says otherwise. Threads that have done their part soon sleep until
+    the others have, too: by default they spin for milliseconds, and where cores are few, they keep one from the thread
+    that they wait for (decision 54)."""
+    threads = {} if any(name in os.environ for name in WAITING) else {WAITING[0]: SPINS}
     # Without a number each rank would start as many threads as the node has cores.
     if handover.distributed or cpus.usable() < cpus.allowed():
         threads["OMP_NUM_THREADS"] = str(max(1, cpus.usable() // len(handover.ranks)))
