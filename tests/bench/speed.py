@@ -69,7 +69,7 @@ class Measured(NamedTuple):
     peak: float
     """MiB."""
     share: float = 0.0
-    """Of the machine's peak that the backbone's products reach."""
+    """The backbone's products, as a share of the machine's peak."""
 
 
 def save_rows(folder: Path, scale: int) -> dict[str, int]:

@@ -24,7 +24,7 @@ def allowed() -> int:
 
 
 def _limit(root: Path) -> float | None:
-    """In CPUs. None: there is none, or it is unknown, as on a laptop."""
+    """In CPUs. None: no limit is set or known, as on a laptop."""
     v1 = root / "cpu"
     try:
         if (root / "cpu.max").exists():
