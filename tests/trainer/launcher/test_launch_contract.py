@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_trainer.runtime import cpus
 
 from tests.trainer.support import fake_api
 from tests.trainer.support.fake_api import FakeApi
@@ -133,7 +134,7 @@ def test_ranks_share_the_cpus_and_their_threads_soon_sleep_unless_the_user_wants
         monkeypatch.setenv(name, value)
     pod = Pod(tmp_path, [["show", names]] * 2)
     assert pod.run() == 65
-    half = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    half = str(max(1, cpus.usable() // 2))
     assert json.loads(pod.result.message) == {**seen, "OMP_NUM_THREADS": half}
 
 
