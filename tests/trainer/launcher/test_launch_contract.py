@@ -25,6 +25,20 @@ def api(tmp_path: Path) -> Iterator[FakeApi]:
     server.close()
 
 
+def environment_of_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], given: dict[str, str]
+) -> dict[str, str]:
+    """Those of the variables that two ranks get from a launcher that is given some of them."""
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    pod = Pod(tmp_path, [["show", names]] * 2)
+    assert pod.run() == 65
+    shown: dict[str, str] = json.loads(pod.result.message)
+    return shown
+
+
 DONE: list[Any] = ["done", {"train_loss": "0.5"}]
 swept = partial(pytest.param, marks=pytest.mark.sweep)
 """Ends that the launcher reports as it reports the others here."""
@@ -107,13 +121,8 @@ def test_the_allocator_of_gpu_memory_grows_its_segments_unless_the_user_sets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: dict[str, str]
 ) -> None:
     names = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"]
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    pod = Pod(tmp_path, [["show", names]] * 2)
-    assert pod.run() == 65
-    assert json.loads(pod.result.message) == seen
+    shown = environment_of_ranks(tmp_path, monkeypatch, names, given)
+    assert shown == seen
 
 
 @pytest.mark.parametrize(
@@ -128,14 +137,9 @@ def test_ranks_share_the_cpus_and_their_threads_soon_sleep_unless_the_user_wants
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: dict[str, str]
 ) -> None:
     names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"]
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    pod = Pod(tmp_path, [["show", names]] * 2)
-    assert pod.run() == 65
+    shown = environment_of_ranks(tmp_path, monkeypatch, names, given)
     half = str(max(1, cpus.usable() // 2))
-    assert json.loads(pod.result.message) == {**seen, "OMP_NUM_THREADS": half}
+    assert shown == {**seen, "OMP_NUM_THREADS": half}
 
 
 def test_only_an_internal_error_leaves_a_stack_trace(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import math
 import os
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from finetune_trainer.runtime.hostmemory import CGROUP
+
 NO_LIMIT = ("max", "-1")
 """In v2 and in v1."""
 
